@@ -1,0 +1,67 @@
+"""Bytes and durations, as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from rightbatch._errors import UsageError
+
+_BYTES = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of `"2GiB"`, `"500 MB"` or a plain number of bytes.
+
+    Raises:
+        UsageError: if it is no size, or not above zero.
+
+    >>> parse_bytes("1.5GiB")
+    1610612736
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    unit = _BYTES.get(match[2].lower() or "b") if match else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) <= 0:
+        raise UsageError(
+            f"{text!r} is not a memory size; write a number with one of "
+            "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB, for example 2GiB"
+        )
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """Three significant digits in binary units.
+
+    >>> format_bytes(2**31), format_bytes(900 * 2**20)
+    ('2.00 GiB', '900 MiB')
+    """
+    value, unit = float(size), "B"
+    for following in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1000:
+            break
+        value, unit = value / 1024, following
+    digits = 0 if unit == "B" or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`8.3 s`, `2 min 05 s` or `1 h 02 min`.
+
+    >>> format_seconds(125)
+    '2 min 05 s'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
