@@ -46,10 +46,10 @@ def format_bytes(size: float) -> str:
     """
     value, unit = float(size), "B"
     for following in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1000:
+        if abs(value) < 999.5:  # 999.6 would be written as 1000
             break
         value, unit = value / 1024, following
-    digits = 0 if unit == "B" or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    digits = 0 if unit == "B" or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f} {unit}"
 
 
@@ -59,7 +59,7 @@ def format_seconds(seconds: float) -> str:
     >>> format_seconds(125)
     '2 min 05 s'
     """
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

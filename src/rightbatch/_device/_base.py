@@ -33,6 +33,10 @@ class Device(Protocol):
     def name(self) -> str:
         """The name torch knows it by."""
 
+    @property
+    def unrepeatable(self) -> float:
+        """By what share of the limit the charge of the same steps differs from run to run."""
+
     def prepare(self) -> None:
         """Start what any process using the device has (context, thread pools); sets the base."""
 

@@ -23,10 +23,13 @@ class CPU:
     """Memory of the process and of its children (loader workers)."""
 
     name = "cpu"
+    # What glibc's malloc holds depends on how its threads met; measured by benchmarks/fit.py.
+    unrepeatable = 0.015
 
     def __init__(self) -> None:
         self._base_resident = 0
         self._base_private = 0
+        self._virtual_before = 0
         self._children = _ChildrenPeak()
 
     def prepare(self) -> None:
@@ -37,9 +40,10 @@ class CPU:
         # charged to the workload, half a GiB of them on a machine with 64 cores.
         x = torch.ones(256, 1024, requires_grad=True)
         (x @ x.T).sum().backward()
+        del x
+        self._children.start()  # its stack is no workload's either
         self._base_resident = _resident()
         self._base_private = _private()
-        self._children.start()
 
     def capacity(self) -> int:
         """What the machine and every enclosing cgroup leave, less room for a second process."""
@@ -68,12 +72,13 @@ class CPU:
     def reset_peak(self) -> None:
         if sys.platform.startswith("linux"):
             (_PROC / "clear_refs").write_text("5")  # 5: reset VmHWM, see proc(5)
+            self._virtual_before = _status("VmPeak")[0]
         self._children.peak = 0
 
     def read(self) -> Reading:
         children = self._children.peak
         resident = _peak_resident() - self._base_resident + children
-        private = _peak_private() - self._base_private + children
+        private = _peak_private(self._virtual_before) - self._base_private + children
         resident, private = max(resident, 0), max(private, 0)
         # RLIMIT_DATA does not see shared pages (loader workers' batches), the machine does.
         return Reading(resident, max(resident, private), detail={"children_bytes": children})
@@ -154,17 +159,24 @@ def _peak_resident() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _peak_private() -> int:
+def _peak_private(virtual_before: int) -> int:
     """The kernel keeps no peak of VmData, but an exact one of all virtual memory (VmPeak).
 
     What else is mapped (libraries, reserved address space) does not change during the steps, so the
     difference is the peak of the private part. Sampling VmData misses buffers that live for less
     than a millisecond, and those count: the limit refuses them.
+
+    VmPeak cannot be reset. While it is still `virtual_before`, an earlier peak hides this one, and
+    the resident peak with what is held untouched now stands for it.
     """
     if not sys.platform.startswith("linux"):
         return _peak_resident()
-    peak, size, private = _status("VmPeak", "VmSize", "VmData")
-    return peak - size + private
+    keys = ("VmPeak", "VmSize", "VmData", "VmHWM", "VmRSS")
+    virtual_peak, virtual, private, resident_peak, resident = _status(*keys)
+    peak = virtual_peak - virtual + private
+    if virtual_peak > virtual_before:
+        return peak
+    return min(peak, resident_peak - resident + private)
 
 
 def cgroup_headroom(mount: Path, membership: Path) -> int:

@@ -12,6 +12,8 @@ from rightbatch._device._base import Reading
 class CUDA:
     """One CUDA device. The context itself is part of the base, not of the workload."""
 
+    unrepeatable = 0.0
+
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.name = f"cuda:{index}"

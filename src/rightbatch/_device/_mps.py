@@ -10,6 +10,7 @@ class MPS:
     the allocator does not give heaps back while it is not asked to."""
 
     name = "mps"
+    unrepeatable = 0.0
 
     def __init__(self) -> None:
         self._base = 0

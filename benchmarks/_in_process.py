@@ -1,0 +1,166 @@
+"""One job under the ceiling, in a process of its own: `python -m benchmarks._in_process`.
+
+The peers run inside the product's own mechanism: the same base, the same limit enforced by the
+operating system, the same session whose step they call. The job is read from standard input, the
+answer is the last line on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import time
+import traceback
+from typing import Any
+
+from rightbatch._device import is_out_of_memory, open_device
+from rightbatch._probe.__main__ import _first_step
+from rightbatch._session import open_session
+
+STEPS = 3
+STEPS_PER_TRIAL = 3  # Lightning's default
+
+
+def main() -> None:
+    job: dict[str, Any] = pickle.load(sys.stdin.buffer)
+    import torch
+
+    _first_step(torch)
+    torch.manual_seed(job["seed"])
+    factory = job["factory"]
+    factory = factory.load()
+    if job["kind"].startswith("lightning"):
+        import lightning  # noqa: F401  what a script would have imported is in the base
+    if job["kind"] == "accelerate":
+        import accelerate  # noqa: F401
+    device = open_device("cpu")
+    device.prepare()
+    device.enforce(job["limit"])
+    started = time.perf_counter()
+    answer: dict[str, Any] = {}
+    try:
+        answer |= _KINDS[job["kind"]](factory, job)
+        answer["outcome"] = "ok"
+    except BaseException as error:
+        answer["outcome"] = "out_of_memory" if is_out_of_memory(error) else "failed"
+        answer["error"] = f"{type(error).__name__}: {error}"[:500]
+        answer["traceback"] = traceback.format_exc()[-3000:]
+    answer["seconds"] = time.perf_counter() - started
+    print("\n" + json.dumps(answer), flush=True)
+
+
+def steps(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Steps on the worst examples and one evaluation: what a size must survive."""
+    session = open_session(factory, "cpu", seed=job["seed"], inference=False)
+    for _ in range(STEPS):
+        session.step(job["batch_size"])
+    session.evaluate(job["batch_size"])
+    return {}
+
+
+def epoch(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """A whole epoch in an order of its own, as a user's training runs it, then an evaluation."""
+    if hasattr(factory, "session"):  # Ultralytics trains itself
+        from pathlib import Path
+
+        trained = factory.train(
+            batch=job["batch_size"],
+            epochs=1,
+            out=Path(job["scratch"]) / "train",
+            device="cpu",
+            seed=job["seed"],
+            plots=False,
+            save=True,
+        )
+        return {"out_of_memory_events": trained.out_of_memory_events}
+    import torch
+    from torch.utils.data import DataLoader
+
+    workload = factory()
+    model, optimizer = workload.model, workload.optimizer
+    loader = DataLoader(workload.data, job["batch_size"], shuffle=True, collate_fn=workload.collate)
+    model.train()
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = workload.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        workload.loss(model, batch)
+    return {"steps": len(loader)}
+
+
+def lightning(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Lightning's `Tuner.scale_batch_size`; its module's step is the session's step."""
+    import warnings
+
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.tuner import Tuner
+    from torch.utils.data import DataLoader
+
+    warnings.simplefilter("ignore")
+    session = open_session(factory, "cpu", seed=job["seed"], inference=False)
+    trials: list[int] = []
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.batch_size = 2  # Lightning's init_val
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: Any, index: int) -> None:
+            trials.append(self.batch_size)
+            session.step(self.batch_size)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(range(session.examples or 10**6), batch_size=self.batch_size)
+
+    module = Module()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=job["scratch"],
+    )
+    found = Tuner(trainer).scale_batch_size(
+        module, mode=job["mode"], steps_per_trial=STEPS_PER_TRIAL, max_trials=25
+    )
+    return {"batch_size": found, "trials": trials}
+
+
+def accelerate(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Accelerate's `find_executable_batch_size`, from the data set's size downward."""
+    from accelerate.utils import find_executable_batch_size
+
+    session = open_session(factory, "cpu", seed=job["seed"], inference=False)
+    trials: list[int] = []
+
+    @find_executable_batch_size(starting_batch_size=session.examples)
+    def run(batch_size: int) -> int:
+        for _ in range(STEPS_PER_TRIAL):
+            trials.append(batch_size)
+            session.step(batch_size)
+        return batch_size
+
+    return {"batch_size": run(), "trials": trials}
+
+
+_KINDS = {
+    "steps": steps,
+    "epoch": epoch,
+    "lightning": lightning,
+    "accelerate": accelerate,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m rightbatch`."""
+
+from rightbatch._cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""The command line: a thin face over the verbs. Imports neither torch nor any framework."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+from rich.console import Console
+
+from rightbatch import __version__
+from rightbatch._errors import RightbatchError, WorkloadError
+
+INTERRUPTED = 130
+
+app = App(
+    name="rightbatch",
+    help="The right batch size for PyTorch: found, explained and kept.",
+    version=__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` answers it
+)
+
+# The same in every verb.
+Memory = Annotated[str | None, Parameter(help="cap the device for a trial, for example 2GiB")]
+Margin = Annotated[float, Parameter(help="share of the limit to leave free")]
+MaxBatch = Annotated[int | None, Parameter(help="try nothing larger")]
+DeviceName = Annotated[str | None, Parameter(help="cpu, cuda, cuda:N or mps; default: the best")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="one JSON document on stdout")]
+Seed = Annotated[int, Parameter(help="seed of everything random")]
+Data = Annotated[Path | None, Parameter(help="the data set's file, for a model given by name")]
+ImageSize = Annotated[int | None, Parameter(name="--imgsz", help="image size in pixels, likewise")]
+
+
+@app.command
+def fit(
+    workload: Annotated[str, Parameter(help="file.py:function, or a model such as yolo26n.yaml")],
+    /,
+    *,
+    data: Data = None,
+    imgsz: ImageSize = None,
+    memory: Memory = None,
+    margin: Margin = 0.05,
+    max_batch: MaxBatch = None,
+    inference: Annotated[bool, Parameter(negative="", help="forward only, no gradients")] = False,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Find the largest batch size that survives here.
+
+    Example: rightbatch fit train.py:workload --memory 2GiB
+    """
+    from rightbatch._fit import fit
+
+    result = fit(
+        workload,
+        memory=memory,
+        margin=margin,
+        max_batch=max_batch,
+        inference=inference,
+        device=device,
+        seed=seed,
+        **_given(data=data and str(data), imgsz=imgsz),
+    )
+    _print(result, json)
+
+
+@app.command
+def train(
+    workload: Annotated[str, Parameter(help="a model such as yolo26n.yaml, with --data")],
+    /,
+    *,
+    epochs: Annotated[int, Parameter(help="passes over the data")],
+    batch: Annotated[str, Parameter(help="auto, or a batch size")] = "auto",
+    data: Data = None,
+    imgsz: ImageSize = None,
+    out: Annotated[Path, Parameter(help="folder for the results")] = Path("runs/rightbatch"),
+    memory: Memory = None,
+    margin: Margin = 0.05,
+    max_batch: MaxBatch = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train through the framework's own trainer, at a size that was measured.
+
+    Example: rightbatch train yolo26n.yaml --data parts/data.yaml --imgsz 160 --epochs 5
+    """
+    from rightbatch._train import train
+
+    with _stdout_for_the_document(json) as stdout:
+        result = train(
+            workload,
+            batch=batch,
+            epochs=epochs,
+            out=out,
+            memory=memory,
+            margin=margin,
+            max_batch=max_batch,
+            device=device,
+            seed=seed,
+            **_given(data=data and str(data), imgsz=imgsz),
+        )
+        _print(result, json, stdout)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command; ends the process with the exit code of DESIGN's contract."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
+    except CycloptsError:
+        sys.exit(2)  # it has printed what is wrong
+    except RightbatchError as error:
+        if isinstance(error, WorkloadError) and error.traceback:
+            stderr.print(error.traceback, markup=False)
+        stderr.print(f"rightbatch: {error}", markup=False)
+        if "--json" in tokens and error.exit_code != 2:
+            print(_document(error.to_dict()))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        stderr.print("rightbatch: interrupted; nothing was left behind")
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _stdout_for_the_document(as_json: bool) -> Iterator[TextIO]:
+    """With --json, what a framework prints goes to stderr, and only the document to stdout."""
+    stdout = sys.stdout
+    if not as_json:
+        yield stdout
+        return
+    with redirect_stdout(sys.stderr):
+        yield stdout
+
+
+def _print(result: Any, as_json: bool, stdout: TextIO | None = None) -> None:
+    print(_document(result.to_dict()) if as_json else result, file=stdout)
+
+
+def _document(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, indent=2)

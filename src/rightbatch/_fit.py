@@ -1,0 +1,297 @@
+"""`fit`: the largest batch that survives on this device, as measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+
+from rightbatch import _search
+from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
+from rightbatch._factory import resolve
+from rightbatch._nothing_fits import what_is_needed
+from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready
+from rightbatch._progress import Live
+from rightbatch._units import format_bytes, parse_bytes
+
+_UNBOUNDED = 2**20
+"""Where data has no length and the user gave no `max_batch`."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The largest batch that survived, and what was measured on the way.
+
+    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both over what
+    the process holds before the workload; `limit_enforced` says whether going over it failed for
+    real. `evaluation_batch_size` ran without gradients beside it. `examples` is one epoch.
+    """
+
+    batch_size: int
+    smallest_batch_size: int
+    peak_bytes: int
+    limit_bytes: int
+    limit_enforced: bool
+    evaluation_batch_size: int | None
+    examples: int | None
+    device: str
+    margin: float
+    seconds: float
+    reason: str
+    probes: tuple[Probe, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
+            f"of {format_bytes(self.limit_bytes)} on {self.device}\n{self.reason}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch fit --json`."""
+        return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
+            "probes": [probe.to_dict() for probe in self.probes]
+        }
+
+
+def fit(
+    workload: object,
+    *,
+    memory: int | str | None = None,
+    margin: float = 0.05,
+    max_batch: int | None = None,
+    inference: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> FitResult:
+    """Find the largest batch size that survives full training steps and one evaluation.
+
+    `workload` is a factory, `"file.py:function"`, or a spec that an integration knows, whose
+    `options` follow (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) caps the device, `margin` is
+    the share of the limit to leave free, `max_batch` ends the search early. With `inference` the
+    batch only runs forward, without gradients. Every size runs in processes of its own; nothing in
+    this one changes.
+
+    Raises:
+        NothingFitsError: if not even the smallest batch fits.
+        WorkloadError: if the workload fails for a reason of its own.
+        UsageError: if what was asked cannot be meant.
+    """
+    if not 0 <= margin < 1:
+        raise UsageError(f"margin is a share of the limit from 0 to below 1, not {margin}")
+    if max_batch is not None and max_batch < 1:
+        raise UsageError(f"max_batch is at least 1, not {max_batch}")
+    limit = None if memory is None else parse_bytes(memory)
+    header = Header(
+        factory=_pickled(resolve(workload, **options)),
+        sys_path=[path or os.getcwd() for path in sys.path],
+        folder=os.getcwd(),
+        device=device,
+        margin=margin,
+        seed=seed,
+        inference=inference,
+    )
+    with Live("fit", enabled=progress) as live:
+        search = _Search(header, limit, margin, max_batch, live.show)
+        try:
+            return search.run()
+        finally:
+            search.stop()
+
+
+class _Search:
+    """Carries out what `_search.decide` says, with at most one process at work and one spare."""
+
+    def __init__(
+        self,
+        header: Header,
+        limit: int | None,
+        margin: float,
+        max_batch: int | None,
+        show: Callable[[str], None],
+    ) -> None:
+        self._header = header
+        self._asked_limit = limit
+        self._margin = margin
+        self._max_batch = max_batch
+        self._show = show
+        self._started_at = time.perf_counter()
+        self._processes: list[ProbeProcess] = []
+        self._probes: list[Probe] = []
+        self._ready: Ready | None = None
+
+    def run(self) -> FitResult:
+        self._show("starting the first probe")
+        process = self._start(exact=True)
+        while True:
+            if self._ready is None:
+                run = _search.Run(1, _search.SMALL_STEPS, exact=True)
+                self._probe(process, run)
+                continue
+            decision = _search.decide(self._probes, self._question())
+            if isinstance(decision, _search.Found):
+                return self._verdict(decision)
+            if decision.fresh:
+                process.stop()
+                process = self._spare(process) or self._start(exact=False)
+            elif decision.exact and self._will_need_more(decision.batch_size):
+                if len(self._processes) == 1:
+                    self._start(exact=False)  # its imports cost no time beside the small probes
+            self._probe(process, decision)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.stop()
+
+    def _start(self, *, exact: bool) -> ProbeProcess:
+        process = ProbeProcess(self._header, len(self._processes) + 1, exact=exact)
+        self._processes.append(process)
+        return process
+
+    def _spare(self, current: ProbeProcess) -> ProbeProcess | None:
+        last = self._processes[-1]
+        return last if last is not current else None
+
+    def _will_need_more(self, size: int) -> bool:
+        """Whether a second process is certain: the largest size is far from small."""
+        question = self._question()
+        line = _search.fit_line(self._probes)
+        if line is None or question.largest <= size:
+            return False
+        return line.at(question.largest) > question.ceiling_bytes
+
+    def _probe(self, process: ProbeProcess, run: _search.Run) -> None:
+        survivors = [p.batch_size for p in self._probes if p.is_ok]
+        so_far = f" ({max(survivors)} survived)" if survivors else ""
+        self._show(f"running batch size {run.batch_size}{so_far}")
+        limit = self._ready.limit_bytes if self._ready else self._asked_limit
+        try:
+            probe = process.run(run.batch_size, run.steps, limit)
+        except BuildError as error:
+            self._ready = self._ready or error.ready
+            raise self._not_built(error) from None
+        self._ready = self._ready or process.ready
+        self._probes.append(probe)
+
+    def _question(self) -> _search.Question:
+        assert self._ready is not None
+        examples = self._ready.examples or _UNBOUNDED
+        return _search.Question(
+            ceiling_bytes=self._ready.ceiling_bytes,
+            largest=min(examples, self._max_batch or examples),
+            slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
+        )
+
+    def _verdict(self, found: _search.Found) -> FitResult:
+        ready = self._ready
+        assert ready is not None
+        if found.failed is not None:
+            raise self._failed(found.failed.batch_size, found.failed.failure)
+        if found.batch_size is None or found.smallest is None:
+            raise self._nothing_fits()
+        probe = next(p for p in reversed(self._probes) if p.batch_size == found.batch_size)
+        return FitResult(
+            batch_size=found.batch_size,
+            smallest_batch_size=found.smallest,
+            peak_bytes=probe.peak_bytes or 0,
+            limit_bytes=ready.limit_bytes,
+            limit_enforced=ready.enforced,
+            evaluation_batch_size=probe.evaluation_batch_size,
+            examples=ready.examples,
+            device=ready.device,
+            margin=self._margin,
+            seconds=time.perf_counter() - self._started_at,
+            reason=self._reason(probe),
+            probes=tuple(self._probes),
+        )
+
+    def _reason(self, probe: Probe) -> str:
+        assert self._ready is not None
+        question = self._question()
+        charged = probe.charged_bytes or 0
+        text = f"it ran; {format_bytes(charged)} were charged against {self._limit_in_words()}"
+        above = [p.batch_size for p in self._probes if not p.is_ok and p.outcome != "failed"]
+        if probe.batch_size == question.largest:
+            bound = "max_batch" if question.largest == self._max_batch else "the data set's size"
+            return f"{text}; it is {bound}, so nothing larger was tried"
+        if above:
+            return f"{text}; {min(above)} ran out of memory"
+        room = question.ceiling_bytes - charged
+        return f"{text}; the {format_bytes(room)} left would hold less than 3% more"
+
+    def _limit_in_words(self) -> str:
+        ready = self._ready
+        assert ready is not None
+        limit = format_bytes(ready.limit_bytes)
+        if ready.ceiling_bytes < ready.limit_bytes:
+            limit = f"{format_bytes(ready.ceiling_bytes)}, which is the limit of {limit} less "
+            limit += f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%}"
+        if self._asked_limit is not None and ready.limit_bytes < self._asked_limit:
+            limit += f" (all that {ready.device} has; {format_bytes(self._asked_limit)} were asked)"
+        return limit
+
+    def _measured(self) -> dict[str, Any]:
+        """The fields of a result that exist without an answer."""
+        ready = self._ready
+        return {
+            "smallest_batch_size": None,
+            "peak_bytes": None,
+            "limit_bytes": ready.limit_bytes if ready else self._asked_limit,
+            "limit_enforced": ready.enforced if ready else False,
+            "evaluation_batch_size": None,
+            "examples": ready.examples if ready else None,
+            "device": ready.device if ready else self._header.device,
+            "seconds": time.perf_counter() - self._started_at,
+            "probes": [probe.to_dict() for probe in self._probes],
+        }
+
+    def _not_built(self, error: BuildError) -> Exception:
+        if error.outcome == "failed":
+            return self._failed(None, error.failure)
+        return self._nothing_fits(error.failure)
+
+    def _failed(self, batch_size: int | None, failure: Failure | None) -> Exception:
+        failure = failure or Failure("Error", "no message")
+        if failure.type in ("UsageError", "MissingExtraError"):
+            return UsageError(failure.message)
+        where = "while it is built" if batch_size is None else f"at batch size {batch_size}"
+        return WorkloadError(
+            f"the workload fails {where}, and not for want of memory: "
+            f"{failure.type}: {failure.message}",
+            error_type=failure.type,
+            error_message=failure.message,
+            traceback=failure.traceback,
+            measured=self._measured(),
+        )
+
+    def _nothing_fits(self, failure: Failure | None = None) -> Exception:
+        if failure is None:
+            failure = next((p.failure for p in reversed(self._probes) if p.failure), None)
+        measured = self._measured()
+        self.stop()
+        self._show("nothing fits; finding out what one example needs")
+        need = what_is_needed(self._header, self._ready)
+        return NothingFitsError(
+            f"nothing fits: {need.in_words()}, and {self._limit_in_words()} may be used. "
+            + need.remedies_in_words(),
+            error_type=failure.type if failure else "OutOfMemory",
+            error_message=failure.message if failure else "the ceiling was exceeded",
+            measured=measured
+            | {"needed_bytes": need.bytes, "needed_how": need.how, "remedies": need.remedies},
+        )
+
+
+def _pickled(factory: object) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(factory))
+    except Exception as error:
+        raise UsageError(
+            f"the factory cannot be sent to a probe's process ({type(error).__name__}: {error}); "
+            "let it open files, connections and devices itself, instead of closing over them"
+        ) from error

@@ -1,0 +1,1 @@
+"""What memory a step needs, without running it for real."""

@@ -1,0 +1,9 @@
+"""A probe: one measured run of a few steps at one size, in a process of its own."""
+
+from __future__ import annotations
+
+from rightbatch._probe._process import BuildError, ProbeProcess, Ready
+from rightbatch._probe._record import Failure, Outcome, Probe
+from rightbatch._probe._wire import Header
+
+__all__ = ["BuildError", "Failure", "Header", "Outcome", "Probe", "ProbeProcess", "Ready"]

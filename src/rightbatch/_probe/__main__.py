@@ -1,0 +1,198 @@
+"""The probe's process: `python -m rightbatch._probe`, driven over its standard input.
+
+It imports and unpickles what it was sent, then waits, so that it can be started while another probe
+still holds the device. With the first command it takes the device's limit, builds the session and
+runs one size after the other, until it is told to stop or its parent is gone.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+from rightbatch._probe._wire import Header, receive, receive_bytes, send
+
+
+def main() -> None:
+    commands, reports = _take_over_streams()
+    header: Header = pickle.loads(receive_bytes(commands))
+    inbox = _listen(commands)
+    try:
+        factory = _load(header)
+    except BaseException as error:
+        send(reports, event="build", **_failure(error))
+        return
+    send(reports, event="awake")
+
+    first = inbox.get()
+    if first.get("need"):
+        send(reports, event="need", need=_need(factory))
+        return
+    try:
+        session, device = _build(header, factory, first, reports)
+    except BaseException as error:
+        send(reports, event="build", **_failure(error))
+        return
+    command: dict[str, Any] = first
+    while command.get("batch_size"):
+        report = _run(session, device, command, header.inference)
+        send(reports, event="probe", **report)
+        command = inbox.get()
+    session.close()
+
+
+def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Private pipes to the parent; what the workload prints goes to stderr, its input is empty."""
+    commands = os.fdopen(os.dup(0), "rb")
+    reports = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    # Ctrl-C reaches the whole group; the parent decides, and ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return commands, reports
+
+
+def _listen(commands: BinaryIO) -> queue.Queue[dict[str, Any]]:
+    """Commands, read by a thread, so that the process ends at once when its parent is gone."""
+    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        while (message := receive(commands)) is not None:
+            inbox.put(message)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True, name="commands").start()
+    return inbox
+
+
+def _load(header: Header) -> Any:
+    os.chdir(header.folder)
+    sys.path[:] = header.sys_path + [p for p in sys.path if p not in header.sys_path]
+    sys.argv = ["rightbatch-probe"]
+    # A process that torchrun started would otherwise make every probe try to join its group.
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    import torch
+
+    import rightbatch._session  # noqa: F401  what a session needs, before the base is taken
+
+    _first_step(torch)
+    _seed(header.seed, torch)
+    factory = pickle.loads(header.factory)
+    load = getattr(factory, "load", None)
+    return load() if load is not None else factory
+
+
+def _first_step(torch: Any) -> None:
+    """What torch itself imports with a process' first optimizer (100 MiB) is no workload's need."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()
+    torch.optim.AdamW([parameter]).step()
+
+
+def _seed(seed: int, torch: Any) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
+def _build(
+    header: Header, factory: Any, first: dict[str, Any], reports: BinaryIO
+) -> tuple[Any, Any]:
+    from rightbatch._device import open_device
+    from rightbatch._session import open_session
+
+    device = open_device(header.device)
+    device.prepare()
+    capacity = device.capacity()
+    limit = capacity if first["limit"] is None else min(first["limit"], capacity)
+    # The margin is kept by enforcing it: a size that fits below the limit leaves what is above.
+    ceiling = int(limit * (1 - max(header.margin, device.unrepeatable)))
+    about = {"device": device.name, "capacity_bytes": capacity, "limit_bytes": limit}
+    about |= {"ceiling_bytes": ceiling, "enforced": device.enforce(ceiling)}
+    send(reports, event="device", **about)
+    device.reset_peak()
+    session = open_session(factory, device.name, seed=header.seed, inference=header.inference)
+    send(reports, event="ready", examples=session.examples)
+    return session, device
+
+
+def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) -> dict[str, Any]:
+    batch_size = command["batch_size"]
+    gc.collect()
+    started = time.perf_counter()
+    report: dict[str, Any] = {"batch_size": batch_size}
+    try:
+        device.reset_peak()
+        step_seconds = 0.0
+        for _ in range(command["steps"]):
+            step_started = time.perf_counter()
+            if inference:
+                report["evaluation_batch_size"] = session.evaluate(batch_size)
+            else:
+                session.step(batch_size)
+            device.read()  # synchronises, so that the time is that of the step
+            step_seconds = time.perf_counter() - step_started
+        if not inference:
+            report["evaluation_batch_size"] = session.evaluate(batch_size)
+        reading = device.read()
+        report |= {
+            "outcome": "ok",
+            "step_seconds": step_seconds,
+            "peak_bytes": reading.peak_bytes,
+            "charged_bytes": reading.charged_bytes,
+            "live_bytes": reading.live_bytes,
+            "detail": dict(reading.detail),
+        }
+    except BaseException as error:
+        report |= _failure(error)
+    report["seconds"] = time.perf_counter() - started
+    return report
+
+
+def _need(factory: Any) -> dict[str, Any] | None:
+    from rightbatch._memory.need import need_of
+
+    if hasattr(factory, "session"):
+        return None  # a framework's own step cannot be followed from here
+    try:
+        need = need_of(factory)
+    except BaseException:
+        return None
+    if need is None:
+        return None
+    return {"bytes": need.bytes, "how": need.how, "remedies": need.remedies}
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    from rightbatch._device import is_out_of_memory
+
+    out_of_memory = is_out_of_memory(error)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except MemoryError:
+        text = ""
+    return {
+        "outcome": "out_of_memory" if out_of_memory else "failed",
+        "failure": {
+            "type": type(error).__name__,
+            "message": str(error)[:2000],
+            "traceback": text[-20000:],
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

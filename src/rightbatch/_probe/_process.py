@@ -1,0 +1,156 @@
+"""The parent's side of a probe: starts the process, sends sizes, understands how it ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from rightbatch._device._out_of_memory import death_by_memory
+from rightbatch._probe._record import Failure, Outcome, Probe
+from rightbatch._probe._wire import Header, receive, send, send_bytes
+
+EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""glibc's malloc keeps freed memory for later, which blurs small measurements by hundreds of MiB.
+With these every tensor is mapped and unmapped by itself, and the resident peak is what the steps
+need, on a straight line in the batch size. Other systems ignore the variables."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the process said of its device and of the workload before the first size."""
+
+    device: str
+    capacity_bytes: int
+    limit_bytes: int
+    ceiling_bytes: int
+    enforced: bool
+    examples: int | None = None
+
+
+class BuildError(Exception):
+    """The session could not be built. `outcome` is as in `Probe`; `ready` as far as known."""
+
+    def __init__(self, outcome: Outcome, failure: Failure, ready: Ready | None) -> None:
+        super().__init__(failure.message)
+        self.outcome = outcome
+        self.failure = failure
+        self.ready = ready
+
+
+class ProbeProcess:
+    """One process that runs sizes one after the other; a context manager that ends it.
+
+    It imports at once and waits; the device is touched with the first `run`. The ceiling is the
+    smaller of `limit` and what the device has, less the margin, and is enforced where that can be.
+    """
+
+    def __init__(self, header: Header, number: int, *, exact: bool = False) -> None:
+        self.number = number
+        self.ready: Ready | None = None
+        self._about: dict[str, Any] = {}
+        self._awake = False
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        # It may be killed at any moment, so its temporary files are ours to delete.
+        self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True)
+        temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
+        package_root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | temporary | {"PYTHONPATH": path}
+        if exact:
+            environment |= EXACT_MALLOC
+        self._process = subprocess.Popen(
+            # -P: the folder where the user stands must not shadow modules of the probe.
+            [sys.executable, "-P", "-m", "rightbatch._probe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+            # Its own group: Ctrl-C is the parent's to answer, and its workers end with it.
+            process_group=0 if os.name == "posix" else None,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._commands = cast(BinaryIO, self._process.stdin)
+        self._reports = cast(BinaryIO, self._process.stdout)
+        with suppress(BrokenPipeError):  # it died at once; the first run says why
+            send_bytes(self._commands, pickle.dumps(header))
+
+    def run(self, batch_size: int, steps: int, limit: int | None = None) -> Probe:
+        """Run `steps` training steps and one evaluation; `limit` is heard with the first run.
+
+        Raises:
+            BuildError: if the session could not even be built.
+        """
+        started = time.perf_counter()
+        with suppress(BrokenPipeError):
+            send(self._commands, batch_size=batch_size, steps=steps, limit=limit)
+        while (report := receive(self._reports)) is not None:
+            event = report.pop("event")
+            if event == "probe":
+                failure = report.pop("failure", None)
+                return Probe(
+                    process=self.number,
+                    failure=Failure(**failure) if failure else None,
+                    **report,
+                )
+            if event == "build":
+                raise BuildError(report["outcome"], Failure(**report["failure"]), self.ready)
+            if event in ("device", "ready"):
+                self._about |= report
+                self.ready = Ready(**self._about)
+            if event == "ready":
+                started = time.perf_counter()
+        return self._ended(batch_size, time.perf_counter() - started)
+
+    def need(self) -> dict[str, Any] | None:
+        """`rightbatch._memory.need.need_of` one example, as a mapping; instead of any `run`."""
+        with suppress(BrokenPipeError):
+            send(self._commands, need=True)
+        while (report := receive(self._reports)) is not None:
+            if report["event"] == "need":
+                return cast("dict[str, Any] | None", report["need"])
+        return None
+
+    def stop(self) -> None:
+        """End the process; its workers end with it."""
+        if os.name == "posix":
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        elif self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._commands, self._reports, self._stderr):
+            with suppress(OSError):  # a command that was never read
+                stream.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> ProbeProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _ended(self, batch_size: int, seconds: float) -> Probe:
+        """The process is gone without a report: killed for memory, or crashed."""
+        code = self._process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace")[-20000:]
+        failure = Failure("ProcessDied", f"the probe's process ended with status {code}", said)
+        outcome: Outcome = "killed" if death_by_memory(code, said) else "failed"
+        if "examples" not in self._about:
+            raise BuildError(outcome, failure, self.ready)
+        return Probe(
+            batch_size,
+            outcome,
+            seconds,
+            self.number,
+            failure=failure,
+        )

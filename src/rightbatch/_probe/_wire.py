@@ -1,0 +1,48 @@
+"""What the two processes say to each other: one pickled header, then lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a probe's process is told once, before it imports anything of the user's.
+
+    `factory` is a cloudpickled factory; it is unpickled only when `sys_path` is in place.
+    """
+
+    factory: bytes
+    sys_path: list[str]
+    folder: str
+    device: str | None
+    margin: float
+    seed: int
+    inference: bool
+
+
+def send_bytes(stream: BinaryIO, data: bytes) -> None:
+    stream.write(len(data).to_bytes(8, "big"))
+    stream.write(data)
+    stream.flush()
+
+
+def receive_bytes(stream: BinaryIO) -> bytes:
+    """Raises EOFError if the other side has gone."""
+    size = stream.read(8)
+    if len(size) < 8:
+        raise EOFError
+    return stream.read(int.from_bytes(size, "big"))
+
+
+def send(stream: BinaryIO, **message: Any) -> None:
+    stream.write(json.dumps(message).encode() + b"\n")
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next message, None if the other side has gone."""
+    line = stream.readline()
+    return json.loads(line) if line.endswith(b"\n") else None

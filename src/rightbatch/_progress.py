@@ -1,0 +1,44 @@
+"""What a person sees while something runs: one live line on stderr, nothing where nobody looks."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Live:
+    """A line with a spinner and the time; `show` says what happens now.
+
+    Writes to stderr and disappears at the end; without a terminal it writes nothing.
+    """
+
+    def __init__(self, title: str, *, enabled: bool = True, total: int | None = None) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            *([BarColumn()] if total is not None else []),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not (enabled and console.is_interactive),
+        )
+        self._title = title
+        self._task = self._progress.add_task(title, total=total)
+
+    def show(self, text: str, done: int | None = None) -> None:
+        self._progress.update(self._task, description=f"{self._title}: {text}", completed=done)
+
+    def __enter__(self) -> Live:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()

@@ -1,0 +1,111 @@
+"""Which examples to measure with: the ones that need the most memory, not the first ones.
+
+A batch of average texts or images says little about the worst batch of an epoch, and one bad batch
+is enough to lose a run. Where `Workload.size` tells, the largest examples of all are taken; else a
+sample of the data by the bytes of its collated examples.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from rightbatch._batch import batch_bytes
+from rightbatch._errors import UsageError
+
+SAMPLE = 256
+"""Examples looked at where no `size` is given."""
+SAMPLE_SECONDS = 10.0
+"""And no longer than this, since decoding an example may take long."""
+
+
+class WorstExamples:
+    """Batches of the largest examples of a data set, and of ordinary ones.
+
+    Raises:
+        UsageError: if the data set is empty.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        collate: Callable[[list[Any]], Any],
+        size: Callable[[int], int] | None,
+        seed: int,
+    ) -> None:
+        self.total = _length(data)
+        if self.total == 0:
+            raise UsageError("the data set is empty: there is nothing to run")
+        self.data = data
+        if isinstance(data, IterableDataset):
+            # There are no indices to choose by: a sample from its beginning stands for it.
+            self.data, size = list(islice(iter(data), SAMPLE)), None
+            indices = list(range(len(self.data)))
+            if not indices:
+                raise UsageError("the data set is empty: there is nothing to run")
+        elif self.total is None:
+            raise UsageError(
+                f"{type(data).__name__} has no len(); a map-style Dataset has one, and data "
+                "without an end is an IterableDataset"
+            )
+        else:
+            indices = list(range(self.total))
+        self._ordered, sizes = _by_size(self.data, indices, collate, size, seed)
+        self.differ = min(sizes) != max(sizes)
+
+    def worst(self, batch_size: int) -> list[int]:
+        """Indices of the batch that needs the most memory.
+
+        In a sample of n out of N examples the largest n·B/N stand for the largest B of all.
+        """
+        seen, total = len(self._ordered), self.total or batch_size * len(self._ordered)
+        top = max(1, min(seen, -(-seen * batch_size // total)))
+        return list(islice(cycle(self._ordered[:top]), batch_size))
+
+    def typical(self, batch_size: int) -> list[int]:
+        """Indices of examples from everywhere in the order of sizes."""
+        seen = len(self._ordered)
+        return [self._ordered[i * seen // batch_size % seen] for i in range(batch_size)]
+
+    def sequence(self, batch_size: int) -> Iterator[list[int]]:
+        """What an epoch holds for the allocator: the worst, something else, the worst again."""
+        if not self.differ:
+            return cycle([self.worst(batch_size)])
+        return cycle([self.worst(batch_size), self.typical(batch_size)])
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def _by_size(
+    data: Any,
+    indices: list[int],
+    collate: Callable[[list[Any]], Any],
+    size: Callable[[int], int] | None,
+    seed: int,
+) -> tuple[list[int], list[float]]:
+    """Indices with the largest example first, and their sizes."""
+    measure: Callable[[int], float]
+    if size is not None:
+        measure = size
+    else:
+        measure = lambda index: batch_bytes(collate([data[index]]))  # noqa: E731
+        if len(indices) > SAMPLE:
+            indices = random.Random(seed).sample(indices, SAMPLE)
+    sizes: dict[int, float] = {}
+    started = time.monotonic()
+    for index in indices:
+        sizes[index] = float(measure(index))
+        if measure is not size and time.monotonic() - started > SAMPLE_SECONDS:
+            break
+    ordered = sorted(sizes, key=lambda index: -sizes[index])
+    return ordered, list(sizes.values())

@@ -1,0 +1,37 @@
+"""Devices by their names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rightbatch import UsageError
+from rightbatch._device import open_device
+
+
+def test_cpu_is_always_here() -> None:
+    assert open_device("cpu").name == "cpu"
+
+
+def test_the_default_is_the_best_that_torch_sees() -> None:
+    best = "cpu"
+    if torch.backends.mps.is_available():
+        best = "mps"
+    if torch.cuda.is_available():
+        best = "cuda:0"
+    assert open_device().name == best
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "cuda:-1", "gpu", "CPU"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=r"known are cpu, cuda, cuda:N and mps"):
+        open_device(name)
+
+
+def test_a_device_that_is_not_here_is_refused_with_what_is() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(UsageError, match=rf"cuda:{count} is not here.*sees {count} CUDA"):
+        open_device(f"cuda:{count}")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UsageError, match="mps is not here"):
+            open_device("mps")

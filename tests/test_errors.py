@@ -1,0 +1,83 @@
+"""One tree of errors, with the exit codes and JSON documents of the command line's contract."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import rightbatch as rb
+from rightbatch._errors import RightbatchError
+
+MEASURED = {"limit_bytes": 100, "needed_bytes": 140, "probes": [], "batch_size": 7}
+NOTHING_FITS = rb.NothingFitsError(
+    "nothing fits: 140 B are needed",
+    error_type="RuntimeError",
+    error_message="out of memory",
+    measured=MEASURED,
+)
+FAILED = rb.WorkloadError(
+    "the workload fails at batch size 2",
+    error_type="RuntimeError",
+    error_message="shapes cannot be multiplied",
+    traceback="Traceback (most recent call last): ...",
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "also"),
+    [
+        (rb.UsageError("no"), 2, ValueError),
+        (rb.MissingExtraError("ultralytics", "yolo"), 2, ImportError),
+        (rb.MissingExtraError("ultralytics", "yolo"), 2, rb.UsageError),
+        (NOTHING_FITS, 1, RightbatchError),
+        (FAILED, 3, RightbatchError),
+    ],
+)
+def test_every_error_is_in_the_tree_with_its_exit_code(
+    error: RightbatchError, code: int, also: type
+) -> None:
+    assert isinstance(error, rb.RightbatchError)
+    assert isinstance(error, also)
+    assert error.exit_code == code
+
+
+def test_verdicts_are_no_wrong_use() -> None:
+    assert not isinstance(NOTHING_FITS, ValueError)
+    assert not isinstance(FAILED, ValueError)
+
+
+def test_every_public_error_has_a_code_of_the_contract() -> None:
+    public = [getattr(rb, name) for name in rb.__all__ if name.endswith("Error")]
+    assert len(public) == 5
+    assert {error.exit_code for error in public} == {1, 2, 3}
+    assert all(issubclass(error, rb.RightbatchError) for error in public)
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    text = str(rb.MissingExtraError("ultralytics", "yolo"))
+    assert "ultralytics is not installed" in text
+    assert "pip install 'rightbatch[yolo]'" in text
+
+
+def test_the_document_of_wrong_use_has_the_reason_and_the_error() -> None:
+    assert rb.UsageError("what").to_dict() == {
+        "batch_size": None,
+        "reason": "what",
+        "error": {"type": "UsageError", "message": "what"},
+    }
+
+
+def test_the_document_of_a_verdict_keeps_what_was_measured_but_names_no_size() -> None:
+    document = json.loads(json.dumps(NOTHING_FITS.to_dict()))
+    assert document == MEASURED | {
+        "batch_size": None,
+        "reason": "nothing fits: 140 B are needed",
+        "error": {"type": "RuntimeError", "message": "out of memory"},
+    }
+
+
+def test_a_workload_error_carries_the_workloads_traceback_and_prints_its_reason() -> None:
+    assert FAILED.traceback.startswith("Traceback")
+    assert str(FAILED) == FAILED.reason == FAILED.to_dict()["reason"]
+    assert FAILED.to_dict()["error"]["message"] == "shapes cannot be multiplied"

@@ -1,0 +1,182 @@
+"""The search against simulated memories, whose true largest batch brute force knows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rightbatch._probe import Probe
+from rightbatch._search import MAX_PROCESSES, TOLERANCE, Found, Question, Run, decide, fit_line
+
+MIB = 2**20
+CEILING = 2048 * MIB
+
+
+@dataclass
+class Machine:
+    """Runs what the search asks for: `needed(size)` bytes, and `held(size)` beyond them."""
+
+    needed: Callable[[int], float]
+    held: Callable[[int], float] = lambda size: 0.0
+    ceiling: int = CEILING
+    fails_at: tuple[int, ...] = ()
+
+    def largest(self, up_to: int) -> int:
+        sizes = (s for s in range(up_to, 0, -1) if self.charge(s, exact=False) <= self.ceiling)
+        return next(sizes, 0)
+
+    def charge(self, size: int, *, exact: bool) -> float:
+        return self.needed(size) + (0.0 if exact else self.held(size))
+
+    def run(self, run: Run, process: int) -> Probe:
+        if run.batch_size in self.fails_at:
+            return Probe(run.batch_size, "failed", 0.1, process)
+        charged = self.charge(run.batch_size, exact=run.exact)
+        if charged > self.ceiling:
+            return Probe(run.batch_size, "out_of_memory", 0.1, process)
+        needed = int(self.needed(run.batch_size))
+        return Probe(
+            run.batch_size,
+            "ok",
+            0.1,
+            process,
+            peak_bytes=needed,
+            charged_bytes=int(charged),
+        )
+
+
+def search(machine: Machine, *, largest: int, slack: bool) -> tuple[Found, list[Probe]]:
+    question = Question(machine.ceiling, largest, slack)
+    probes: list[Probe] = []
+    process = 1
+    for _ in range(60):
+        decision = decide(probes, question)
+        if isinstance(decision, Found):
+            return decision, probes
+        if decision.fresh and probes:
+            process += 1
+        elif probes:
+            assert probes[-1].outcome in ("ok", "failed"), "a dead process cannot go on"
+        probes.append(machine.run(decision, process))
+    raise AssertionError(f"no end: {probes}")
+
+
+lines = st.tuples(st.floats(1, 1200), st.floats(0.01, 400)).map(
+    lambda pair: lambda size: (pair[0] + pair[1] * size) * MIB
+)
+
+
+@given(lines, st.integers(1, 5000), st.booleans())
+def test_a_line_is_searched_to_within_the_tolerance(
+    needed: Callable[[int], float], largest: int, slack: bool
+) -> None:
+    machine = Machine(needed)
+    true = machine.largest(largest)
+
+    found, probes = search(machine, largest=largest, slack=slack)
+
+    if true == 0:
+        assert found.batch_size is None
+        return
+    assert found.batch_size is not None
+    assert true - max(1, TOLERANCE * true) <= found.batch_size <= true
+    assert max(p.process for p in probes) <= 3
+
+
+@given(lines, st.integers(1, 5000), st.floats(0, 0.4), st.floats(0, 1.5), st.integers(0, 2**32))
+def test_what_malloc_holds_is_found_out_by_running(
+    needed: Callable[[int], float], largest: int, share: float, power: float, seed: int
+) -> None:
+    noise = random.Random(seed)
+    jitter = {size: noise.uniform(0.98, 1.02) for size in range(1, largest + 1)}
+
+    def held(size: int) -> float:
+        return share * (CEILING - needed(0)) * min(size / 400, 1.0) ** power * jitter[size]
+
+    machine = Machine(needed, held)
+    true = machine.largest(largest)
+
+    found, probes = search(machine, largest=largest, slack=True)
+
+    assert max(p.process for p in probes) <= MAX_PROCESSES
+    if found.batch_size is not None and true:
+        assert found.batch_size <= largest
+        assert found.batch_size >= 0.9 * true - 1
+
+
+@given(
+    st.lists(st.floats(0.5, 60), min_size=40, max_size=40),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_the_answer_was_always_run_and_survived_whatever_the_memory_does(
+    steps: list[float], largest: int, slack: bool
+) -> None:
+    total = [sum(steps[: size + 1]) * MIB * 3 for size in range(41)]
+    found, probes = search(Machine(lambda size: total[size]), largest=largest, slack=slack)
+    if found.batch_size is not None:
+        assert any(p.is_ok and p.batch_size == found.batch_size for p in probes)
+        assert not any(
+            p.outcome == "out_of_memory" and p.batch_size <= found.batch_size for p in probes
+        )
+    assert all(1 <= p.batch_size <= largest for p in probes)
+    assert max(p.process for p in probes) <= MAX_PROCESSES
+
+
+def test_small_sizes_share_the_first_process_and_stay_small() -> None:
+    machine = Machine(lambda size: (200 + 4 * size) * MIB)
+    _, probes = search(machine, largest=10_000, slack=True)
+    small = [p for p in probes if p.process == 1]
+    assert [p.batch_size for p in small] == [1, 2, 4, 8, 16, 32]
+    assert all(p.is_ok for p in small)
+    others = {p.process for p in probes} - {1}
+    assert len(others) <= 2
+
+
+def test_a_small_data_set_needs_one_process() -> None:
+    found, probes = search(Machine(lambda size: size * MIB), largest=100, slack=True)
+    assert found.batch_size == 100
+    assert {p.process for p in probes} == {1}
+
+
+def test_a_failure_at_one_example_alone_makes_two_the_smallest() -> None:
+    machine = Machine(lambda size: (100 + size) * MIB, fails_at=(1,))
+    found, _ = search(machine, largest=64, slack=False)
+    assert (found.batch_size, found.smallest) == (64, 2)
+
+
+@pytest.mark.parametrize("fails_at", [(1, 2), (8,), (64,)])
+def test_any_other_failure_ends_the_search_with_it(fails_at: tuple[int, ...]) -> None:
+    machine = Machine(lambda size: (100 + size) * MIB, fails_at=fails_at)
+    found, _ = search(machine, largest=64, slack=False)
+    assert found.batch_size is None
+    assert found.failed is not None
+    assert found.failed.batch_size == fails_at[-1]
+
+
+def test_nothing_fits_when_one_example_does_not() -> None:
+    found, probes = search(Machine(lambda size: 3000.0 * MIB), largest=64, slack=True)
+    assert found == Found(None, None, None)
+    assert len(probes) == 1
+
+
+def test_a_charge_over_the_ceiling_counts_as_too_large_where_nothing_enforces_it() -> None:
+    over = Probe(1, "ok", 0.1, 1, peak_bytes=CEILING + 1, charged_bytes=CEILING + 1)
+    assert decide([over], Question(CEILING, 64, slack=False)) == Found(None, None, None)
+
+
+def test_the_line_is_that_of_the_last_three_small_probes() -> None:
+    probes = [
+        Probe(size, "ok", 0.1, 1, peak_bytes=100 + 7 * size, charged_bytes=1)
+        for size in (1, 2, 4, 8)
+    ]
+    probes.append(Probe(16, "ok", 0.1, 2, peak_bytes=10**9, charged_bytes=1))
+    line = fit_line(probes)
+    assert line is not None
+    assert line.slope == pytest.approx(7)
+    assert line.intercept == pytest.approx(100)

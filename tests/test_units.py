@@ -1,0 +1,96 @@
+"""Bytes and durations, written and read back."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rightbatch import UsageError
+from rightbatch._units import format_bytes, format_seconds, parse_bytes
+
+DECIMAL = {"kb": 1, "mb": 2, "gb": 3, "tb": 4}
+BINARY = {"kib": 1, "mib": 2, "gib": 3, "tib": 4}
+FACTORS = {
+    "": 1,
+    "b": 1,
+    **{unit: 1000**power for unit, power in DECIMAL.items()},
+    **{unit: 1024**power for unit, power in BINARY.items()},
+}
+
+
+@given(
+    st.integers(1, 4000),
+    st.sampled_from(sorted(FACTORS)),
+    st.sampled_from([str.lower, str.upper, str.title]),
+    st.sampled_from(["{}{}", "{} {}", "  {}{} ", "{}.0{}", "0{}{}"]),
+)
+def test_every_unit_means_its_factor_in_any_case(
+    number: int, unit: str, case: object, form: str
+) -> None:
+    written = form.format(number, case(unit))  # type: ignore[operator]
+    assert parse_bytes(written) == number * FACTORS[unit]
+
+
+@given(st.integers(1, 2**53))
+def test_a_plain_number_is_bytes(size: int) -> None:
+    assert parse_bytes(size) == parse_bytes(str(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1.5GiB", 3 * 2**29), (".5 kB", 500), ("0.25MiB", 2**18), ("1.9B", 1)]
+)
+def test_fractions_are_cut_to_whole_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+NO_SIZES = [
+    *("", " ", "GiB", "two", "nan", "inf", "1e9", "2GX", "2,5GB", "2 GiB more", "½GiB"),
+    *("0", "0GiB", "0.4B", "-2GiB", 0, -1),
+]
+
+
+@pytest.mark.parametrize("text", NO_SIZES)
+def test_what_is_no_size_is_refused_with_what_would_be(text: str | int) -> None:
+    with pytest.raises(UsageError, match=r"B, KB, MB, GB, TB, KiB, MiB, GiB, TiB") as caught:
+        parse_bytes(text)
+    assert repr(text) in str(caught.value)
+
+
+@given(st.one_of(st.integers(1, 2**49), st.floats(1, 2**49)))
+def test_bytes_have_three_digits_and_read_back_to_within_them(size: float) -> None:
+    written = format_bytes(size)
+    number, unit = written.split()
+    digits = number.replace(".", "").lstrip("0")
+    assert len(digits) <= 3
+    assert unit == "B" or len(digits) == 3 or float(number) < 1
+    assert parse_bytes(written) == pytest.approx(size, rel=0.0051, abs=0.5 + 0.005 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "written"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (1024, "1.00 KiB"),
+        (-(2**31), "-2.00 GiB"),
+        (int(999.6 * 2**20), "0.98 GiB"),
+        (int(9.996 * 2**30), "10.0 GiB"),
+        (2**50, "1024 TiB"),
+    ],
+)
+def test_bytes_at_the_edges_of_their_units(size: int, written: str) -> None:
+    assert format_bytes(size) == written
+
+
+@given(st.floats(0, 400_000))
+def test_seconds_read_back_to_within_what_is_written(seconds: float) -> None:
+    written = format_seconds(seconds)
+    factors = {"s": 1.0, "min": 60.0, "h": 3600.0}
+    read = sum(float(n) * factors[unit] for n, unit in re.findall(r"([\d.]+) (\w+)", written))
+    precision = {"s": 0.05, "min": 0.5, "h": 60.0}[re.findall("[a-z]+", written)[0]]
+    assert abs(read - seconds) <= precision + 0.5
+    assert re.fullmatch(r"[0-5]?\d\.\d s|[0-5]?\d min [0-5]\d s|\d+ h [0-5]\d min", written)

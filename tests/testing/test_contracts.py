@@ -1,0 +1,286 @@
+"""The contracts notice what they are there for: one broken implementation for each promise."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rightbatch._device import Reading
+from rightbatch.testing import DeviceContract, SessionContract
+
+MIB = 2**20
+
+
+class Ideal:
+    """A session of one weight."""
+
+    examples: Any = 5
+
+    def __init__(self) -> None:
+        self.model = nn.Linear(2, 1, bias=False)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.closed = 0
+
+    def step(self, batch_size: int) -> None:
+        self.optimizer.zero_grad()
+        self.model(torch.ones(batch_size, 2)).mean().backward()
+        self.optimizer.step()
+
+    def evaluate(self, batch_size: int) -> Any:
+        return batch_size
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class TestTheIdealSession(SessionContract):
+    @pytest.fixture
+    def session(self) -> Any:
+        return Ideal()
+
+    def model_of(self, session: Any) -> nn.Module:
+        return session.model
+
+
+class NoExamples(Ideal):
+    examples = 0
+
+
+class OnlyOneSize(Ideal):
+    def step(self, batch_size: int) -> None:
+        assert batch_size == 1
+        super().step(batch_size)
+
+
+class SaysNothing(Ideal):
+    def evaluate(self, batch_size: int) -> Any:
+        return None
+
+
+class HeldNothing(Ideal):
+    def evaluate(self, batch_size: int) -> int:
+        return 0
+
+
+class DoesNotTrain(Ideal):
+    def step(self, batch_size: int) -> None:
+        self.model(torch.ones(batch_size, 2)).mean().backward()
+
+
+class TrainsInEvaluation(Ideal):
+    def evaluate(self, batch_size: int) -> int:
+        self.step(batch_size)
+        self.optimizer.zero_grad()
+        return batch_size
+
+
+class ComputesGradients(Ideal):
+    def evaluate(self, batch_size: int) -> int:
+        self.model(torch.ones(batch_size, 2)).mean().backward()
+        return batch_size
+
+
+class LeavesGradientsOff(Ideal):
+    def evaluate(self, batch_size: int) -> int:
+        torch.set_grad_enabled(False)
+        return batch_size
+
+
+class ClosesOnce(Ideal):
+    def close(self) -> None:
+        super().close()
+        assert self.closed == 1
+
+
+class ClosesOnlyWhatRan(Ideal):
+    def close(self) -> None:
+        assert self.model.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (NoExamples, "test_examples_are_a_count_or_unknown"),
+        (OnlyOneSize, "test_it_runs_growing_sizes_and_small_ones_again"),
+        (SaysNothing, "test_an_evaluation_says_how_many_examples_it_held"),
+        (HeldNothing, "test_an_evaluation_says_how_many_examples_it_held"),
+        (DoesNotTrain, "test_a_step_trains_whatever_was_evaluated_before"),
+        (TrainsInEvaluation, "test_an_evaluation_changes_no_parameter_and_leaves_no_gradient"),
+        (ComputesGradients, "test_an_evaluation_changes_no_parameter_and_leaves_no_gradient"),
+        (LeavesGradientsOff, "test_an_evaluation_leaves_gradients_enabled"),
+        (ClosesOnce, "test_closing_twice_is_closing_once"),
+        (ClosesOnlyWhatRan, "test_a_session_that_never_ran_can_be_closed"),
+    ],
+)
+def test_a_session_that_breaks_a_promise_fails_the_contract(kind: type[Ideal], test: str) -> None:
+    with pytest.raises(AssertionError):
+        getattr(TestTheIdealSession(), test)(kind())
+    torch.set_grad_enabled(True)
+
+
+class Accountant:
+    """A device that knows every byte, since the contract below only writes numbers into it."""
+
+    name = "cpu"
+    unrepeatable: float = 0.0
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+        self.limit: int | None = None
+
+    def prepare(self) -> None: ...
+
+    def capacity(self) -> Any:
+        return 2**40
+
+    def enforce(self, limit: int) -> Any:
+        self.limit = limit
+        return True
+
+    def reset_peak(self) -> None:
+        self.peak = self.held
+
+    def read(self) -> Reading:
+        return Reading(self.peak, self.peak, self.peak)
+
+    def add(self, size: int) -> None:
+        if self.limit is not None and self.held + size > self.limit:
+            raise MemoryError
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
+class Contract(DeviceContract):
+    """The contract on an accountant: allocating is adding, which takes no memory."""
+
+    def _allocate(self, device: Any, times: int = 1) -> Any:
+        device.add(times * self.allocation)
+        return SimpleNamespace(device=device, nbytes=times * self.allocation)
+
+    def _free(self, tensor: Any) -> None:
+        tensor.device.held -= tensor.nbytes
+
+
+class TestTheIdealDevice(Contract):
+    @pytest.fixture
+    def device(self) -> Any:
+        return Accountant()
+
+
+class Unnamed(Accountant):
+    name = "abacus"
+
+
+class Random(Accountant):
+    unrepeatable = 1.5
+
+
+class Small(Accountant):
+    def capacity(self) -> int:
+        return MIB
+
+
+class Blind(Accountant):
+    def read(self) -> Reading:
+        return Reading(0, 0)
+
+
+class Generous(Accountant):
+    def read(self) -> Reading:
+        return Reading(2 * self.peak, 2 * self.peak)
+
+
+class Undercharging(Accountant):
+    def read(self) -> Reading:
+        return Reading(self.peak, self.peak // 2)
+
+
+class Forgetful(Accountant):
+    def read(self) -> Reading:
+        return Reading(self.held, self.held)
+
+
+class ForgetsWhenRead(Accountant):
+    def read(self) -> Reading:
+        reading = super().read()
+        self.peak = self.held
+        return reading
+
+
+class Unforgetting(Accountant):
+    def reset_peak(self) -> None: ...
+
+
+class UnforgettingCharge(Accountant):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ever = 0
+
+    def read(self) -> Reading:
+        self.ever = max(self.ever, self.peak)
+        return Reading(self.peak, self.ever)
+
+
+class ForgetsWhatIsHeld(Accountant):
+    def reset_peak(self) -> None:
+        self.peak = 0
+
+
+class Lax(Accountant):
+    def enforce(self, limit: int) -> bool:
+        return True
+
+
+class Strict(Accountant):
+    def enforce(self, limit: int) -> bool:
+        return super().enforce(limit // 2)
+
+
+class Undecided(Accountant):
+    def enforce(self, limit: int) -> Any:
+        return None
+
+
+class Leaking(Accountant):
+    """What it refuses is counted all the same."""
+
+    def add(self, size: int) -> None:
+        if self.limit is not None and self.held + size > self.limit:
+            self.held += size
+            raise MemoryError
+        super().add(size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (Unnamed, "test_torch_knows_it_by_its_name"),
+        (Random, "test_its_charge_repeats_to_a_share_of_the_limit"),
+        (Small, "test_it_has_a_capacity_in_bytes"),
+        (Blind, "test_what_is_allocated_appears_in_peak_and_charge"),
+        (Generous, "test_what_is_allocated_appears_in_peak_and_charge"),
+        (Undercharging, "test_what_is_allocated_appears_in_peak_and_charge"),
+        (
+            Undercharging,
+            "test_the_charge_is_no_less_than_the_peak_nor_the_peak_than_live_tensors",
+        ),
+        (Forgetful, "test_a_peak_outlives_what_made_it"),
+        (ForgetsWhenRead, "test_a_peak_outlives_what_made_it"),
+        (Unforgetting, "test_a_reset_forgets_the_peak_and_the_charge"),
+        (UnforgettingCharge, "test_a_reset_forgets_the_peak_and_the_charge"),
+        (ForgetsWhatIsHeld, "test_what_is_held_through_a_reset_still_counts"),
+        (Lax, "test_a_limit_that_is_enforced_fails_above_it_and_only_there"),
+        (Strict, "test_a_limit_that_is_enforced_fails_above_it_and_only_there"),
+        (Undecided, "test_a_limit_that_is_enforced_fails_above_it_and_only_there"),
+        (Leaking, "test_a_limit_that_is_enforced_fails_above_it_and_only_there"),
+    ],
+)
+def test_a_device_that_breaks_a_promise_fails_the_contract(
+    kind: type[Accountant], test: str
+) -> None:
+    with pytest.raises((AssertionError, MemoryError, RuntimeError)):
+        getattr(Contract(), test)(kind())
