@@ -94,7 +94,11 @@ def with_wrong_shapes() -> rb.Workload:
 
 
 def too_large_to_build() -> rb.Workload:
-    return workload(nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(8))))
+    return workload(
+        nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(8))),
+        data=Examples(width=4096),
+        loss=lambda model, batch: model(batch[0]).mean(),
+    )
 
 
 def too_large_for_any_machine() -> rb.Workload:

@@ -185,6 +185,7 @@ def test_nothing_stays_behind_and_nothing_changes_here(
 
 
 SCRIPT = """
+import random
 import torch
 from torch import nn
 import rightbatch as rb
@@ -202,14 +203,19 @@ def workload():
     loss = lambda model, batch: ((model(batch[0]).squeeze(1) - batch[1]) ** 2).mean()
     return rb.Workload(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), Data())
 
+before = random.getstate(), torch.get_rng_state().tolist()
 print("found", rb.fit(workload, device="cpu").batch_size)
+print("same numbers follow", (random.getstate(), torch.get_rng_state().tolist()) == before)
 """
 
 
-def test_a_script_without_a_main_guard_is_run_once(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_is_run_once_and_keeps_its_random_numbers(
+    tmp_path: Path,
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert done.stdout.splitlines() == ["running the script", "found 16"]
+    said = ["running the script", "found 16", "same numbers follow True"]
+    assert done.stdout.splitlines() == said

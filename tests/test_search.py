@@ -85,7 +85,8 @@ def test_a_line_is_searched_to_within_the_tolerance(
         return
     assert found.batch_size is not None
     assert true - max(1, TOLERANCE * true) <= found.batch_size <= true
-    assert max(p.process for p in probes) <= 3
+    # With slack, every size is alone in its process, and a last one may be tried at the very edge.
+    assert max(p.process for p in probes) <= (4 if slack else 3)
 
 
 @given(lines, st.integers(1, 5000), st.floats(0, 0.4), st.floats(0, 1.5), st.integers(0, 2**32))

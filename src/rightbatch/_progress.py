@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+_state = random.getstate()  # importing rich draws from the generator that is the user's
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+finally:
+    random.setstate(_state)
 
 
 class Live:

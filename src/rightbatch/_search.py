@@ -29,7 +29,7 @@ REACH = 0.9
 """How much of the room that a survivor left is taken at once: what malloc holds grows too."""
 CAUTION = 0.01
 """Aim this share below the predicted edge."""
-SHRINK = 0.88
+SHRINK = 0.84
 """After a failure without a survivor nearby, this share of the failed size is tried next."""
 SMALL_STEPS, FULL_STEPS = 2, 3
 
@@ -177,8 +177,11 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     if high is not None and high - 1 - low <= TOLERANCE * low and (is_settled or low == 1):
         return None
 
-    alive = probes[-1].is_ok and probes[-1].process > 1 and not q.slack
-    if not alive and max(p.process for p in probes) >= MAX_PROCESSES:
+    spent = max(p.process for p in probes) >= MAX_PROCESSES
+    # A process that ran one size holds more at the next: what survives in it is sure to survive
+    # in a new one, but what fails in it might. So it goes on only where no new one may start.
+    alive = probes[-1].is_ok and probes[-1].process > 1 and (spent or not q.slack)
+    if spent and not alive:
         return None
     aim = _aim(line, q, best)
     if is_settled and best.process > 1 and aim - low <= max(TOLERANCE * low, 0.999):
@@ -186,7 +189,8 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
         # If the size just within the tolerance of the failure survives, it is the answer.
-        aim = max((low + high) / 2, high / (1 + TOLERANCE)) if near else min(aim, SHRINK * high)
+        middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
+        aim = max(middle, min(aim, edge)) if near else min(aim, SHRINK * high)
     else:
         # An aim at the very edge fails as often as not, and a failure costs a process.
         aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,24 +194,54 @@ def test_every_image_gets_the_most_objects_there_are() -> None:
     assert full["im_file"] is batch["im_file"]
 
 
-class TestYoloSession(SessionContract):
-    @pytest.fixture(scope="class")
-    def session(self, data: Path) -> Iterator[Any]:
-        # The session changes Ultralytics' modules, as it may in a probe's process; here they are
-        # given back.
-        import ultralytics.data.dataset as dataset
-        from ultralytics.engine import trainer as engine
+@pytest.fixture
+def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
+    """Makes a session that trains, or one of inference.
 
-        from rightbatch.integrations._ultralytics_session import YoloSession
-        from rightbatch.integrations.ultralytics import from_spec
+    It changes Ultralytics' modules, as it may in a probe's process; here they are given back.
+    """
+    import ultralytics.data.dataset as dataset
+    from ultralytics.engine import trainer as engine
 
-        kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
-        factory = from_spec("yolo26n.yaml", data=str(data), imgsz=SIZE)
-        assert factory is not None
-        session = YoloSession(factory, "cpu", inference=False)
-        yield session
+    from rightbatch.integrations._ultralytics_session import YoloSession
+    from rightbatch.integrations.ultralytics import from_spec
+
+    kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
+    factory = from_spec("yolo26n.yaml", data=str(data), imgsz=SIZE)
+    assert factory is not None
+    opened = []
+
+    def make(inference: bool) -> Any:
+        opened.append(YoloSession(factory, "cpu", inference=inference))
+        return opened[-1]
+
+    yield make
+    for session in opened:
         session.close()
-        dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks = kept
+    dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks = kept
+
+
+class TestYoloSession(SessionContract):
+    @pytest.fixture
+    def session(self, yolo_session: Callable[[bool], Any]) -> Any:
+        return yolo_session(False)
+
+    def model_of(self, session: Any) -> torch.nn.Module:
+        return session._trainer.model
+
+
+class TestYoloInferenceSession(SessionContract):
+    trains = False
+
+    @pytest.fixture
+    def session(self, yolo_session: Callable[[bool], Any]) -> Any:
+        return yolo_session(True)
+
+    def model_of(self, session: Any) -> torch.nn.Module:
+        return session._trainer.model
+
+    def test_it_holds_more_images_than_the_data_set_has(self, session: Any) -> None:
+        assert session.evaluate(VALIDATION + 3) == VALIDATION + 3
 
 
 @pytest.mark.slow

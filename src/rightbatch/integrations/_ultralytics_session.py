@@ -73,18 +73,41 @@ class YoloSession:
                     parameter.grad = torch.zeros_like(parameter)
 
     def evaluate(self, batch_size: int) -> int:
-        factor = 1 if self._inference else self._val_factor
-        # Ultralytics' loaders never hold more than the data set has; inference may.
-        count = batch_size if self._inference else min(factor * batch_size, len(self._val_data))
-        batch = self._worst_batch(self._val_data, count)
         trainer = self._trainer
+        if self._inference:
+            self._predict(self._worst_batch(self._val_data, batch_size))
+            return batch_size
+        # Ultralytics' loaders never hold more than the data set has.
+        count = min(self._val_factor * batch_size, len(self._val_data))
         trainer.epoch = trainer.start_epoch
-        if getattr(trainer, "loss_items", None) is None:
-            trainer.loss_items = {}
+        if not getattr(trainer, "loss_items", None):
+            trainer.loss_items = self._losses()  # no step has told their names yet
+        batch = self._worst_batch(self._val_data, count)
         trainer.validator.dataloader = _OneBatch(batch, self._val_data)
         with torch.inference_mode():
             trainer.validator(trainer)
         return count
+
+    def _predict(self, batch: dict[str, Any]) -> None:
+        """What prediction and standalone validation do: no loss; the metrics need no memory."""
+        trainer, validator = self._trainer, self._trainer.validator
+        model = trainer.ema.ema.float().eval()
+        validator.device, validator.data = trainer.device, trainer.data
+        validator.init_metrics(model)
+        with torch.inference_mode(), autocast(trainer.amp, device=trainer.device.type):
+            images = validator.preprocess(batch)["img"]
+            self._output = validator.postprocess(model(images))
+
+    def _losses(self) -> dict[str, Any]:
+        """The parts of the loss by their names, of one image; leaves the model as it was."""
+        trainer = self._trainer
+        was_training = trainer.model.training
+        trainer.model.eval()
+        batch = trainer.preprocess_batch(self._worst_batch(self._val_data, 1))
+        with torch.inference_mode():
+            losses: dict[str, Any] = trainer.model.loss(batch)[1]
+        trainer.model.train(was_training)
+        return losses
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
