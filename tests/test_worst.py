@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -160,6 +161,14 @@ def test_an_epoch_alternates_between_the_worst_and_the_typical_where_examples_di
 def test_an_epoch_of_equal_examples_is_one_batch_again_and_again() -> None:
     batches = examples(Texts([7] * 6)).sequence(2)
     assert len({tuple(next(batches)) for _ in range(4)}) == 1
+
+
+def test_an_epoch_ends_with_a_smaller_batch_unless_it_is_dropped_or_is_one_example() -> None:
+    found = examples(Texts([7] * 8))
+    assert [len(batch) for batch in islice(found.sequence(3, drop_last=False), 6)] == [3, 3, 2] * 2
+    assert [len(batch) for batch in islice(found.sequence(3), 6)] == [3] * 6
+    assert [len(batch) for batch in islice(found.sequence(7, drop_last=False), 6)] == [7] * 6
+    assert [len(batch) for batch in islice(found.sequence(9, drop_last=False), 6)] == [9] * 6
 
 
 def test_of_a_stream_without_a_length_the_largest_seen_example_stands_for_all() -> None:

@@ -131,7 +131,7 @@ class _Search:
         process = self._start(exact=True)
         while True:
             if self._ready is None:
-                run = _search.Run(1, _search.SMALL_STEPS, exact=True)
+                run = _search.FIRST
                 self._probe(process, run)
                 continue
             decision = _search.decide(self._probes, self._question())
@@ -172,7 +172,7 @@ class _Search:
         self._show(f"running batch size {run.batch_size}{so_far}")
         limit = self._ready.limit_bytes if self._ready else self._asked_limit
         try:
-            probe = process.run(run.batch_size, run.steps, limit)
+            probe = process.run(run.batch_size, run.steps, limit, run.most_steps)
         except BuildError as error:
             self._ready = self._ready or error.ready
             raise self._not_built(error) from None

@@ -22,16 +22,19 @@ SMALL_SHARE = 0.25
 """No small probe is expected to need more than this share of what its intercept leaves."""
 STRAIGHT = 0.03
 """Slopes between successive small probes that differ by less make a line."""
-HELD_SHARE = 0.17
+HELD_SHARE = 0.2
 """What glibc's malloc holds beyond the line when a ceiling is nearly reached, as a share of the
-room over the intercept: 10 to 18% on five of the workloads of benchmarks/fit.py, 32% on one."""
+room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py, once it has settled."""
 REACH = 0.9
 """How much of the room that a survivor left is taken at once: what malloc holds grows too."""
 CAUTION = 0.01
 """Aim this share below the predicted edge."""
 SHRINK = 0.84
 """After a failure without a survivor nearby, this share of the failed size is tried next."""
-SMALL_STEPS, FULL_STEPS = 2, 3
+SMALL_STEPS, FULL_STEPS = 2, 4
+MOST_STEPS = 8
+"""An ordinary process runs until its charge has settled, or for so many steps: what malloc holds
+grows from one step to the next, by 10% over six steps on one of the workloads."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Run:
-    """Run this size next; in the small probes' process, in the current one, or in a new one."""
+    """Run this size next; in the small probes' process, in the current one, or in a new one.
+
+    From `steps` to `most_steps` of them, until the charge has settled.
+    """
 
     batch_size: int
     steps: int
+    most_steps: int
     exact: bool
     fresh: bool = False
+
+
+FIRST = Run(1, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
 
 
 @dataclass(frozen=True)
@@ -141,9 +151,9 @@ def _fits(probe: Probe, question: Question) -> bool:
 
 def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Found:
     if not probes:
-        return Run(1, SMALL_STEPS, exact=True, fresh=True)
+        return FIRST
     if probes[-1].outcome == "failed" and question.largest > 1:
-        return Run(2, SMALL_STEPS, exact=True)
+        return Run(2, SMALL_STEPS, SMALL_STEPS, exact=True)
     last = probes[-1]
     return Found(None, None, last if last.outcome == "failed" else None)
 
@@ -163,7 +173,7 @@ def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
             return None
         if line.slope * low >= room / 16 and is_straight(probes):
             return None  # it has told enough
-    return Run(following, SMALL_STEPS, exact=True)
+    return Run(following, SMALL_STEPS, SMALL_STEPS, exact=True)
 
 
 def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
@@ -196,7 +206,8 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
         aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)
     ceiling = min(q.largest, high - 1 if high is not None else q.largest)
     floor = min(low + 1, ceiling) if is_settled else low
-    return Run(int(max(floor, min(aim, ceiling))), FULL_STEPS, exact=False, fresh=not alive)
+    size = int(max(floor, min(aim, ceiling)))
+    return Run(size, FULL_STEPS, MOST_STEPS, exact=False, fresh=not alive)
 
 
 def _aim(line: Line, q: Question, best: Probe) -> float:

@@ -106,7 +106,7 @@ class WorkloadSession:
             w = self._workload
             loader: DataLoader[Any] = DataLoader(
                 self._examples.data,
-                batch_sampler=_Batches(self._examples, batch_size),
+                batch_sampler=_Batches(self._examples, batch_size, w.drop_last),
                 num_workers=w.workers,
                 collate_fn=w.collate,
             )
@@ -140,14 +140,15 @@ class InferenceSession(WorkloadSession):
 
 
 class _Batches:
-    """A batch sampler without an end, over an epoch's worst and typical batches."""
+    """A batch sampler without an end, over the kinds of batches that an epoch has."""
 
-    def __init__(self, examples: WorstExamples, batch_size: int) -> None:
+    def __init__(self, examples: WorstExamples, batch_size: int, drop_last: bool) -> None:
         self._examples = examples
         self._batch_size = batch_size
+        self._drop_last = drop_last
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._examples.sequence(self._batch_size)
+        return self._examples.sequence(self._batch_size, drop_last=self._drop_last)
 
 
 def _move_state(optimizer: torch.optim.Optimizer, device: str) -> None:

@@ -72,11 +72,18 @@ class WorstExamples:
         seen = len(self._ordered)
         return [self._ordered[i * seen // batch_size % seen] for i in range(batch_size)]
 
-    def sequence(self, batch_size: int) -> Iterator[list[int]]:
-        """What an epoch holds for the allocator: the worst, something else, the worst again."""
-        if not self.differ:
-            return cycle([self.worst(batch_size)])
-        return cycle([self.worst(batch_size), self.typical(batch_size)])
+    def sequence(self, batch_size: int, *, drop_last: bool = True) -> Iterator[list[int]]:
+        """What an epoch holds for the allocator: the worst, something else, its last batch, again.
+
+        The last one is smaller unless it is dropped. One of a single example is left out, since
+        that is no question of memory (BatchNorm refuses it).
+        """
+        batches = [self.worst(batch_size)]
+        batches.append(self.typical(batch_size) if self.differ else batches[0])
+        rest = (self.total or 0) % batch_size
+        if not drop_last and (self.total or 0) > batch_size and rest > 1:
+            batches.append(self.typical(rest))
+        return cycle(batches)
 
 
 def _length(data: Any) -> int | None:

@@ -21,6 +21,9 @@ from typing import Any, BinaryIO
 
 from rightbatch._probe._wire import Header, receive, receive_bytes, send
 
+_SETTLED = 0.002
+"""Growth of the charge over two steps, as a share of it, that counts as none."""
+
 
 def main() -> None:
     commands, reports = _take_over_streams()
@@ -137,13 +140,17 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
     try:
         device.reset_peak()
         step_seconds = 0.0
-        for _ in range(command["steps"]):
+        charges: list[int] = []
+        while len(charges) < command["steps"] or (
+            len(charges) < command["most_steps"] and not _is_settled(charges)
+        ):
             step_started = time.perf_counter()
             if inference:
                 report["evaluation_batch_size"] = session.evaluate(batch_size)
             else:
                 session.step(batch_size)
-            device.read()  # synchronises, so that the time is that of the step
+            # Reading synchronises, so that the time is that of the step.
+            charges.append(device.read().charged_bytes)
             step_seconds = time.perf_counter() - step_started
         if not inference:
             report["evaluation_batch_size"] = session.evaluate(batch_size)
@@ -160,6 +167,11 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
         report |= _failure(error)
     report["seconds"] = time.perf_counter() - started
     return report
+
+
+def _is_settled(charges: list[int]) -> bool:
+    """Whether the last two steps raised the peak by next to nothing."""
+    return charges[-1] - charges[-3] <= _SETTLED * charges[-1]
 
 
 def _need(factory: Any) -> dict[str, Any] | None:

@@ -83,15 +83,20 @@ class ProbeProcess:
         with suppress(BrokenPipeError):  # it died at once; the first run says why
             send_bytes(self._commands, pickle.dumps(header))
 
-    def run(self, batch_size: int, steps: int, limit: int | None = None) -> Probe:
-        """Run `steps` training steps and one evaluation; `limit` is heard with the first run.
+    def run(
+        self, batch_size: int, steps: int, limit: int | None = None, most_steps: int | None = None
+    ) -> Probe:
+        """Run training steps and one evaluation; `limit` is heard with the first run.
+
+        At least `steps`, and more of them up to `most_steps` while the charge still grows.
 
         Raises:
             BuildError: if the session could not even be built.
         """
         started = time.perf_counter()
         with suppress(BrokenPipeError):
-            send(self._commands, batch_size=batch_size, steps=steps, limit=limit)
+            most = most_steps or steps
+            send(self._commands, batch_size=batch_size, steps=steps, most_steps=most, limit=limit)
         while (report := receive(self._reports)) is not None:
             event = report.pop("event")
             if event == "probe":
