@@ -199,9 +199,12 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
         return None
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
-        # If the size just within the tolerance of the failure survives, it is the answer.
+        # If the size just within the tolerance of the failure survives, it is the answer. But where
+        # a size failed that the survivor had promised, its promise is no longer worth much.
         middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
-        aim = max(middle, min(aim, edge)) if near else min(aim, SHRINK * high)
+        was_broken = probes.index(best) < len(probes) - 1
+        promised = middle if was_broken else max(middle, min(aim, edge))
+        aim = promised if near else min(aim, SHRINK * high)
     else:
         # An aim at the very edge fails as often as not, and a failure costs a process.
         aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)
