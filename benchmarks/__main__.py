@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("startup", "fit")
+ALL = ("startup", "fit", "predict")
 
 
 def main() -> int:

@@ -169,6 +169,10 @@ def test_the_version_is_that_of_the_package(place: Place) -> None:
         (("fit", "good.py:workload", "--margin", "1.5"), "margin is a share"),
         (("fit", "good.py:workload", "--max-batch", "0"), "max_batch is at least 1"),
         (("fit", "good.py:workload", "--imgsz", "64"), "takes no options, got imgsz"),
+        (("predict",), "predict takes a workload and --batch N, or --replay FILE"),
+        (("predict", "good.py:workload", "--batch", "4", "--gpu", "RTX 9999"), "the nearest are"),
+        (("predict", "good.py:workload", "--batch", "0"), "batch is at least 1"),
+        (("predict", "--replay", "none.json.gz"), "there is no file none.json.gz"),
         (("train", "good.py:workload", "--epochs", "1"), "train takes a model of an integration"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -314,3 +318,36 @@ def test_an_interrupted_fit_exits_with_130_and_leaves_no_process_and_no_folder(
     _, alive = psutil.wait_procs(below, timeout=5)
     assert alive == []
     assert list(place.temporary.glob("rightbatch*")) == []
+
+
+# Prediction
+
+
+def test_a_prediction_prints_one_document_with_the_contracts_fields(place: Place) -> None:
+    done = place.run(
+        *["predict", "good.py:workload", "--batch", "32", "--gpu", "T4", "--no-remedies", "--json"]
+    )
+    assert done.code == 0, done.stderr
+    document = done.document
+    assert document["batch_size"] == 32
+    assert document["gpu"] == "T4"
+    assert document["largest_batch_size"] == 64, "all the examples there are"
+    assert set(document["process_bytes"]) == {"low", "high"}
+    assert done.left == []
+
+
+def test_a_prediction_of_a_broken_workload_exits_with_3_and_no_number(place: Place) -> None:
+    done = place.run("predict", "broken.py:workload", "--batch", "4", "--json")
+    assert done.code == 3
+    assert done.document["batch_size"] is None
+    assert "shapes cannot be multiplied" in done.document["error"]["message"]
+    assert "Traceback" in done.stderr
+
+
+def test_a_recording_is_replayed(place: Place) -> None:
+    events = [["s", 2**32, 2**21], ["a", 2**32, 512], ["a", 2**32 + 512, 100], ["f", 2**32, 512]]
+    (place.folder / "recorded.json").write_text(json.dumps({"events": events}))
+    document = place.run("predict", "--replay", "recorded.json", "--json").document
+    assert (document["allocations"], document["address_matches"]) == (2, 2)
+    assert (document["segments"], document["segment_matches"]) == (1, 1)
+    assert document["peak_reserved_bytes"] == 2**21

@@ -19,7 +19,7 @@ FLOORS = {
     1: {"_device", "_errors", "_units", "_progress"},
     2: {"_batch", "_workload", "_factory", "_worst", "_session", "_probe"},
     3: {"_memory"},
-    4: {"_search", "_choose", "_nothing_fits", "_fit"},
+    4: {"_search", "_choose", "_nothing_fits", "_fit", "_predict"},
     5: {"_train"},
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
 }
@@ -35,6 +35,7 @@ AT_HOME = {
     "transformers": ("integrations/",),
     "accelerate": ("integrations/",),
     "torchvision": ("integrations/",),
+    "plotly": ("_memory/plot.py",),
     "pytest": ("testing/",),
 }
 

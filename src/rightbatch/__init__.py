@@ -3,6 +3,7 @@
 import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
+rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
 """
@@ -23,6 +24,8 @@ from rightbatch._errors import (
 if TYPE_CHECKING:
     from rightbatch._batch import count_examples, split_batch
     from rightbatch._fit import FitResult, fit
+    from rightbatch._memory.replay import ReplayResult
+    from rightbatch._predict import Prediction, predict, replay
     from rightbatch._probe import Probe
     from rightbatch._train import TrainResult, train
     from rightbatch._workload import Session, Workload
@@ -32,12 +35,16 @@ __version__ = "0.1.0"
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
     "FitResult": "_fit",
+    "Prediction": "_predict",
     "Probe": "_probe",
+    "ReplayResult": "_memory.replay",
     "Session": "_workload",
     "TrainResult": "_train",
     "Workload": "_workload",
     "count_examples": "_batch",
     "fit": "_fit",
+    "predict": "_predict",
+    "replay": "_predict",
     "split_batch": "_batch",
     "train": "_train",
 }
@@ -46,7 +53,9 @@ __all__ = [
     "FitResult",
     "MissingExtraError",
     "NothingFitsError",
+    "Prediction",
     "Probe",
+    "ReplayResult",
     "RightbatchError",
     "Session",
     "TrainResult",
@@ -55,6 +64,8 @@ __all__ = [
     "WorkloadError",
     "count_examples",
     "fit",
+    "predict",
+    "replay",
     "split_batch",
     "train",
 ]

@@ -72,6 +72,53 @@ def fit(
 
 
 @app.command
+def predict(
+    workload: Annotated[str | None, Parameter(help="file.py:function")] = None,
+    /,
+    *,
+    batch: Annotated[int | None, Parameter(help="examples per step")] = None,
+    gpu: Annotated[str | None, Parameter(help='its name, for example "RTX 4090", or all')] = None,
+    memory: Annotated[str | None, Parameter(help="a GPU of this size, for example 24GiB")] = None,
+    processes: Annotated[int, Parameter(help="GPUs that train together")] = 1,
+    inference: Annotated[bool, Parameter(negative="", help="forward only, no gradients")] = False,
+    remedies: Annotated[bool, Parameter(help="follow what would save memory, too")] = True,
+    replay: Annotated[Path | None, Parameter(help="replay a recorded allocator trace")] = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Predict peak memory and the largest batch on a GPU that need not be here.
+
+    Example: rightbatch predict train.py:workload --batch 64 --gpu "RTX 4090"
+    """
+    from rightbatch._errors import UsageError
+    from rightbatch._predict import predict
+    from rightbatch._predict import replay as replay_recording
+
+    if replay is not None:
+        _print(replay_recording(replay), json)
+        return
+    if workload is None or batch is None:
+        raise UsageError(
+            "predict takes a workload and --batch N, or --replay FILE; for example "
+            'rightbatch predict train.py:workload --batch 64 --gpu "RTX 4090"'
+        )
+    if device not in (None, "cuda"):
+        raise UsageError(f"predict knows CUDA's memory only, not that of {device!r}")
+    result = predict(
+        workload,
+        batch=batch,
+        gpu=gpu,
+        memory=memory,
+        processes=processes,
+        inference=inference,
+        remedies=remedies,
+        seed=seed,
+    )
+    _print(result, json)
+
+
+@app.command
 def train(
     workload: Annotated[str, Parameter(help="a model such as yolo26n.yaml, with --data")],
     /,

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
-
 from rightbatch import _search
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._factory import resolve
 from rightbatch._nothing_fits import what_is_needed
-from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready
+from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready, pickled
 from rightbatch._progress import Live
 from rightbatch._units import format_bytes, parse_bytes
 
@@ -89,7 +87,7 @@ def fit(
         raise UsageError(f"max_batch is at least 1, not {max_batch}")
     limit = None if memory is None else parse_bytes(memory)
     header = Header(
-        factory=_pickled(resolve(workload, **options)),
+        factory=pickled(resolve(workload, **options)),
         sys_path=[path or os.getcwd() for path in sys.path],
         folder=os.getcwd(),
         device=device,
@@ -230,8 +228,8 @@ class _Search:
         assert ready is not None
         limit = format_bytes(ready.limit_bytes)
         if ready.ceiling_bytes < ready.limit_bytes:
-            limit = f"{format_bytes(ready.ceiling_bytes)}, which is the limit of {limit} less "
-            limit += f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%}"
+            less = f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%}"
+            limit = f"{format_bytes(ready.ceiling_bytes)} (the limit of {limit} less {less})"
         if self._asked_limit is not None and ready.limit_bytes < self._asked_limit:
             limit += f" (all that {ready.device} has; {format_bytes(self._asked_limit)} were asked)"
         return limit
@@ -278,20 +276,10 @@ class _Search:
         self._show("nothing fits; finding out what one example needs")
         need = what_is_needed(self._header, self._ready)
         return NothingFitsError(
-            f"nothing fits: {need.in_words()}, and {self._limit_in_words()} may be used. "
+            f"nothing fits: {need.in_words()}, and there are {self._limit_in_words()}. "
             + need.remedies_in_words(),
             error_type=failure.type if failure else "OutOfMemory",
             error_message=failure.message if failure else "the ceiling was exceeded",
             measured=measured
             | {"needed_bytes": need.bytes, "needed_how": need.how, "remedies": need.remedies},
         )
-
-
-def _pickled(factory: object) -> bytes:
-    try:
-        return bytes(cloudpickle.dumps(factory))
-    except Exception as error:
-        raise UsageError(
-            f"the factory cannot be sent to a probe's process ({type(error).__name__}: {error}); "
-            "let it open files, connections and devices itself, instead of closing over them"
-        ) from error

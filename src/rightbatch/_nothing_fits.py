@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from rightbatch._memory.trace import Trace
 from rightbatch._probe import BuildError, Header, ProbeProcess, Ready
 from rightbatch._units import format_bytes
 
@@ -40,13 +42,19 @@ class Needed:
         return "What would help: " + ", ".join(helping)
 
 
+_REMEDIES: dict[str, dict[str, Any]] = {
+    "bf16 precision": {"precision": "bf16"},
+    "images of half the width and height": {"halved": True},
+    "activation checkpointing": {"checkpointing": True},
+}
+_HELPS = 0.99
+"""A remedy leaves less than this share of what is needed."""
+
+
 def what_is_needed(header: Header, ready: Ready | None) -> Needed:
-    """Run one example without the user's limit if the device has more, and a fake one."""
+    """Run one example without the user's limit if the device has more, and follow a fake one."""
     with ProbeProcess(header, 0) as process:
-        estimate = process.need()
-    remedies = {}
-    if estimate is not None:
-        remedies = {name: estimate["bytes"] - left for name, left in estimate["remedies"].items()}
+        estimate, remedies = _followed(process)
     if ready is None or ready.limit_bytes < ready.capacity_bytes:
         with ProbeProcess(header, 0) as process:
             for batch_size in (1, 2):
@@ -58,6 +66,26 @@ def what_is_needed(header: Header, ready: Ready | None) -> Needed:
                     return Needed(probe.charged_bytes, "measured", remedies)
                 if probe.outcome != "failed":
                     break
-    if estimate is None:
-        return Needed()
-    return Needed(estimate["bytes"], estimate["how"], remedies)
+    return estimate
+
+
+def _followed(process: ProbeProcess) -> tuple[Needed, dict[str, int]]:
+    """What one example needs by its tensors' shapes, and what each remedy would save of it."""
+    peak, answer = _peak(process)
+    if peak is None:
+        at_least = answer.get("at_least")
+        return (Needed(at_least, "parameters") if at_least else Needed()), {}
+    remedies = {}
+    for name, variant in _REMEDIES.items():
+        left, _ = _peak(process, **variant)
+        if left is not None and left < _HELPS * peak:
+            remedies[name] = peak - left
+    return Needed(peak, "fake", remedies), remedies
+
+
+def _peak(process: ProbeProcess, **variant: Any) -> tuple[int | None, dict[str, Any]]:
+    for batch_size in (1, 2):  # one example may be one too few, for BatchNorm
+        answer = process.follow([batch_size], **variant)
+        if answer["outcome"] == "ok" and answer["how"] == "fake":
+            return Trace.from_dict(answer["traces"][0]).peak_bytes, answer
+    return None, answer

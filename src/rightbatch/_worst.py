@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -45,7 +45,7 @@ class WorstExamples:
         if isinstance(data, IterableDataset):
             # There are no indices to choose by: a sample from its beginning stands for it.
             self.data, size = list(islice(iter(data), SAMPLE)), None
-            indices = list(range(len(self.data)))
+            indices = range(len(self.data))
             if not indices:
                 raise UsageError("the data set is empty: there is nothing to run")
         elif self.total is None:
@@ -54,7 +54,7 @@ class WorstExamples:
                 "without an end is an IterableDataset"
             )
         else:
-            indices = list(range(self.total))
+            indices = range(self.total)
         self._ordered, sizes = _by_size(self.data, indices, collate, size, seed)
         self.differ = min(sizes) != max(sizes)
 
@@ -95,7 +95,7 @@ def _length(data: Any) -> int | None:
 
 def _by_size(
     data: Any,
-    indices: list[int],
+    indices: Sequence[int],
     collate: Callable[[list[Any]], Any],
     size: Callable[[int], int] | None,
     seed: int,

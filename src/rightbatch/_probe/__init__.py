@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from rightbatch._probe._process import BuildError, ProbeProcess, Ready
 from rightbatch._probe._record import Failure, Outcome, Probe
-from rightbatch._probe._wire import Header
+from rightbatch._probe._wire import Header, pickled
 
-__all__ = ["BuildError", "Failure", "Header", "Outcome", "Probe", "ProbeProcess", "Ready"]
+__all__ = [
+    "BuildError",
+    "Failure",
+    "Header",
+    "Outcome",
+    "Probe",
+    "ProbeProcess",
+    "Ready",
+    "pickled",
+]

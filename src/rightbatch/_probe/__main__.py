@@ -37,8 +37,8 @@ def main() -> None:
     send(reports, event="awake")
 
     first = inbox.get()
-    if first.get("need"):
-        send(reports, event="need", need=_need(factory))
+    if "follow" in first:
+        _follow(factory, header, first, inbox, reports)
         return
     try:
         session, device = _build(header, factory, first, reports)
@@ -174,18 +174,32 @@ def _is_settled(charges: list[int]) -> bool:
     return charges[-1] - charges[-3] <= _SETTLED * charges[-1]
 
 
-def _need(factory: Any) -> dict[str, Any] | None:
-    from rightbatch._memory.need import need_of
+def _follow(
+    factory: Any,
+    header: Header,
+    command: dict[str, Any],
+    inbox: queue.Queue[dict[str, Any]],
+    reports: BinaryIO,
+) -> None:
+    """Answer what a step allocates, request after request, without running it for real."""
+    from rightbatch._memory.follow import Variant, guard_build, open_follower
 
-    if hasattr(factory, "session"):
-        return None  # a framework's own step cannot be followed from here
     try:
-        need = need_of(factory)
-    except BaseException:
-        return None
-    if need is None:
-        return None
-    return {"bytes": need.bytes, "how": need.how, "remedies": need.remedies}
+        guard_build()
+        follower = open_follower(factory, seed=header.seed)
+    except BaseException as error:
+        send(reports, event="follow", **_failure(error))
+        return
+    while True:
+        try:
+            variant = Variant(**command["follow"])
+            traces = follower.traces(command["batch_sizes"], variant)
+            answer: dict[str, Any] = {"outcome": "ok", "traces": [t.to_dict() for t in traces]}
+        except BaseException as error:
+            answer = _failure(error)
+        answer |= {"how": follower.how, "notes": follower.notes, "examples": follower.examples}
+        send(reports, event="follow", at_least=follower.at_least, **answer)
+        command = inbox.get()
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

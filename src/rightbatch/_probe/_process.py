@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +116,20 @@ class ProbeProcess:
                 started = time.perf_counter()
         return self._ended(batch_size, time.perf_counter() - started)
 
-    def need(self) -> dict[str, Any] | None:
-        """`rightbatch._memory.need.need_of` one example, as a mapping; instead of any `run`."""
+    def follow(self, batch_sizes: Sequence[int], **variant: Any) -> dict[str, Any]:
+        """Traces of the step at these sizes, as `rightbatch._memory.follow` makes them.
+
+        A mapping with `outcome`, and `traces` or `failure`; may be asked again and again, but not
+        of a process that ran.
+        """
         with suppress(BrokenPipeError):
-            send(self._commands, need=True)
+            send(self._commands, follow=variant, batch_sizes=list(batch_sizes))
         while (report := receive(self._reports)) is not None:
-            if report["event"] == "need":
-                return cast("dict[str, Any] | None", report["need"])
-        return None
+            if report.pop("event") in ("follow", "build"):
+                return report
+        code = self._process.wait()
+        message = f"the process ended with status {code}"
+        return {"outcome": "failed", "failure": {"type": "ProcessDied", "message": message}}
 
     def stop(self) -> None:
         """End the process; its workers end with it."""

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from rightbatch._errors import UsageError
+
 
 @dataclass(frozen=True)
 class Header:
@@ -46,3 +48,20 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
     """The next message, None if the other side has gone."""
     line = stream.readline()
     return json.loads(line) if line.endswith(b"\n") else None
+
+
+def pickled(factory: object) -> bytes:
+    """The factory for a `Header`.
+
+    Raises:
+        UsageError: if it cannot be sent to another process.
+    """
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(factory))
+    except Exception as error:
+        raise UsageError(
+            f"the factory cannot be sent to a probe's process ({type(error).__name__}: {error}); "
+            "let it open files, connections and devices itself, instead of closing over them"
+        ) from error

@@ -1,0 +1,412 @@
+"""Follow a workload's real step without its memory: fake tensors flow through it, and are recorded.
+
+The model is built for real on the CPU, without filling its weights, and its parameters are made
+fake; a model too large for that is built fake. Data and collate are always real. Where a step
+needs numbers (a detection loss, a boolean mask), real tensors are followed instead, at sizes so
+small that they fit anywhere.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from rightbatch._batch import Batch, count_examples, map_tensors, tensors
+from rightbatch._device import is_out_of_memory, open_device
+from rightbatch._errors import UsageError
+from rightbatch._memory.cuda import as_on_cuda, cuda_semantics, temporaries
+from rightbatch._memory.trace import Recorder, Trace
+from rightbatch._workload import Workload
+from rightbatch._worst import WorstExamples
+
+BUILD_LIMIT = 5 * 2**29
+"""A model whose construction needs more than this (2.5 GiB) is built fake."""
+_STEPS = 2  # the first creates the optimizer's state
+_FILLS = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "bernoulli_"}
+_LARGE = 2**18  # elements; smaller tensors get their numbers, which code may look at
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is run: as the workload says, or with something changed.
+
+    `capability` is the GPU's compute capability, None for what the CPU itself does. `optimizer`
+    is `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` cuts the
+    batch into so many parts. `halved` halves the sides of images.
+    """
+
+    capability: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    optimizer: Literal["default", "fused", "loop"] = "default"
+    checkpointing: bool = False
+    accumulation: int = 1
+    halved: bool = False
+    inference: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Follower:
+    """A workload whose step can be traced at any batch size; for a process of its own.
+
+    `how` is `fake`, or `real` where fake tensors did not do; `notes` say what a person should know.
+
+    Raises:
+        UsageError: if the factory returns no `Workload`.
+    """
+
+    def __init__(self, factory: Callable[[], Any], *, seed: int = 0) -> None:
+        self._factory = factory
+        self._seed = seed
+        self._is_built_fake = False
+        self.how = "fake"
+        self.notes: list[str] = []
+        self._mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
+        self.workload = self._build()
+
+    @cached_property
+    def _examples(self) -> WorstExamples:
+        w = self.workload
+        return WorstExamples(w.data, w.collate, w.size, self._seed)
+
+    @property
+    def examples(self) -> int | None:
+        """How many examples one epoch has; None where nobody knows."""
+        try:
+            return len(self.workload.data)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    @property
+    def at_least(self) -> int:
+        """Bytes that a step needs in any case."""
+        return parameter_bytes(self.workload)
+
+    def traces(self, batch_sizes: Sequence[int], variant: Variant) -> list[Trace]:
+        """A trace per batch size; falls back to real tensors where fake ones cannot go.
+
+        Raises:
+            Exception: the workload's own, if real tensors fail as well.
+        """
+        if self.how == "fake":
+            try:
+                return [self.trace(size, variant) for size in batch_sizes]
+            except UsageError:
+                raise
+            except Exception as error:
+                if self._is_built_fake:
+                    raise
+                self._fall_back(error)
+        return [self.trace(size, variant) for size in batch_sizes]
+
+    def _fall_back(self, error: BaseException) -> None:
+        """Follow real tensors from now on, since `error` came of fake ones."""
+        self.how, self._mode = "real", None
+        operator = getattr(error, "func", None)
+        what = f"{operator}" if operator is not None else f"{type(error).__name__}: {error}"
+        self.notes.append(
+            f"fake tensors cannot be followed through this step ({what.splitlines()[0][:200]}); "
+            "real ones were, at small sizes"
+        )
+        self.workload = _checked(self._factory())
+        gc.collect()
+
+    def trace(self, batch_size: int, variant: Variant) -> Trace:
+        """Two training steps and an evaluation; for inference, two evaluations."""
+        w = self.workload
+        w.optimizer.zero_grad(set_to_none=True)
+        w.optimizer.state.clear()
+        items = self._examples.worst(batch_size)
+        batch = w.collate([self._examples.data[index] for index in items])
+        recorder = Recorder(temporaries if variant.capability is not None else None)
+        with ExitStack() as stack:
+            # Cycles would be collected at moments that have nothing to do with the step.
+            stack.enter_context(_without_collecting())
+            stack.enter_context(_without_onednn())
+            if variant.capability is not None:
+                stack.enter_context(cuda_semantics(variant.capability))
+            stack.enter_context(self._eagerly())
+            stack.enter_context(_optimizer_as(w.optimizer, variant))
+            if variant.checkpointing:
+                stack.enter_context(_checkpointed(w.model))
+            if self._mode is not None:
+                batch = map_tensors(batch, self._fake)
+                stack.enter_context(self._mode)
+            if variant.halved:
+                batch = _half_images(batch)
+            parts = [batch]
+            if variant.accumulation > 1:
+                parts = list(w.split(batch, ceil(count_examples(batch) / variant.accumulation)))
+            stack.enter_context(recorder.naming(w.model))
+            stack.enter_context(recorder)
+            held = list(_in_order_of_moving(w.model))
+            for tensor in held:
+                kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
+                recorder.hold([tensor], kind)
+            _run(w, parts, variant, recorder)
+            trace = recorder.trace()
+        w.optimizer.zero_grad(set_to_none=True)
+        w.optimizer.state.clear()
+        return trace
+
+    def _eagerly(self) -> AbstractContextManager[object]:
+        """A compiled model runs as it was before; asking for that imports much, so only then."""
+        if not any(type(m).__name__ == "OptimizedModule" for m in self.workload.model.modules()):
+            return nullcontext()
+        note = "the compiled model was followed as eager code; compiled, it may need less"
+        if note not in self.notes:
+            self.notes.append(note)
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
+
+    def _fake(self, leaf: Tensor) -> Tensor:
+        assert self._mode is not None
+        return leaf if isinstance(leaf, FakeTensor) else self._mode.from_tensor(leaf)
+
+    def _build(self) -> Workload:
+        assert self._mode is not None
+        try:
+            with _Unfilled():  # type: ignore[no-untyped-call]
+                workload = _checked(self._factory())
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            gc.collect()
+            self._is_built_fake = True
+            self.notes.append("the model is too large to be built here; it was built fake")
+            with self._mode:
+                return _checked(self._factory())
+        swapped: dict[int, Tensor] = {}
+        for module in workload.model.modules():
+            for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
+                for name, tensor in own.items():
+                    if tensor is not None:
+                        swapped[id(tensor)] = own[name] = self._fake(tensor)
+        for group in workload.optimizer.param_groups:
+            group["params"] = [swapped.get(id(p), p) for p in group["params"]]
+        return workload
+
+
+def open_follower(factory: Any, *, seed: int) -> Follower:
+    """Raises UsageError where an integration's own step would have to be followed."""
+    if hasattr(factory, "session"):
+        raise UsageError(
+            "the step of an integration cannot be followed yet; `rightbatch fit` measures it, on a "
+            "machine that has the device"
+        )
+    return Follower(factory, seed=seed)
+
+
+def guard_build() -> None:
+    """Let building more than `BUILD_LIMIT` fail with an error, where the system can do that."""
+    device = open_device("cpu")
+    device.prepare()
+    device.enforce(BUILD_LIMIT)
+
+
+def _checked(made: Any) -> Workload:
+    if not isinstance(made, Workload):
+        raise UsageError(
+            f"the factory returned {type(made).__name__}, expected a rightbatch.Workload"
+        )
+    return made
+
+
+def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) -> None:
+    """The loop of `rightbatch._session`, with its phases named."""
+    moved: Batch = None
+    loss: Tensor | None = None
+    if not variant.inference:
+        w.model.train()
+        for _ in range(_STEPS):
+            recorder.phase("zero gradients")
+            w.optimizer.zero_grad()
+            for part in parts:
+                recorder.phase("forward")
+                moved = _moved(part)
+                start = len(recorder.order)
+                with _autocast(w, variant):
+                    loss = w.loss(w.model, moved)
+                recorder.classify_since(start, "activations")
+                recorder.phase("backward")
+                loss.backward()
+                gradients = [p.grad for p in w.model.parameters() if p.grad is not None]
+                recorder.classify(gradients, "gradients")
+                del gradients
+            recorder.phase("optimizer")
+            if w.clip_norm is not None:
+                foreach = True if variant.capability is not None else None
+                nn.utils.clip_grad_norm_(w.model.parameters(), w.clip_norm, foreach=foreach)
+            w.optimizer.step()
+            _classify_state(w.optimizer, variant, recorder)
+    w.model.eval()
+    for _ in range(_STEPS if variant.inference else 1):
+        recorder.phase("evaluation")
+        moved = _moved(parts[0])
+        start = len(recorder.order)
+        with torch.no_grad(), _autocast(w, variant):
+            output = w.predict(w.model, moved) if w.predict is not None else w.loss(w.model, moved)
+        recorder.classify_since(start, "activations")
+        del output
+
+
+def _moved(batch: Batch) -> Batch:
+    """What `to(device)` makes: copies."""
+    return map_tensors(batch, torch.clone)
+
+
+def _autocast(w: Workload, variant: Variant) -> torch.autocast:
+    precision = variant.precision or w.precision
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", dtype, enabled=precision != "fp32")
+
+
+def _classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
+    state = list(optimizer.state.values())
+    recorder.classify(
+        (v for one in state for v in one.values() if isinstance(v, Tensor)), "optimizer"
+    )
+    if variant.capability is not None and variant.optimizer != "fused":
+        # Unless it is fused or capturable, an optimizer counts its steps on the CPU.
+        steps = (one.get("step") for one in state)
+        recorder.hide(step for step in steps if isinstance(step, Tensor) and step.ndim == 0)
+
+
+def _in_order_of_moving(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers in the order in which `Module.to` moves them."""
+    for child in module.children():
+        yield from _in_order_of_moving(child)
+    yield from (p for p in module._parameters.values() if p is not None)
+    yield from (b for b in module._buffers.values() if b is not None)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """OneDNN's recurrent layers have a workspace whose size nobody knows before they ran."""
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
+
+
+@contextmanager
+def _optimizer_as(optimizer: torch.optim.Optimizer, variant: Variant) -> Iterator[None]:
+    """Its groups with the implementation that the variant asks for; as before at the end."""
+    names = ("foreach", "fused")
+    groups = [optimizer.defaults, *optimizer.param_groups]
+    kept = [{name: group[name] for name in names if name in group} for group in groups]
+    for group in groups:
+        if variant.optimizer == "fused" and "fused" in group:
+            group.update(fused=True, foreach=False)
+        elif variant.optimizer == "loop" and "foreach" in group:
+            group.update(foreach=False) if "fused" not in group else group.update(
+                foreach=False, fused=False
+            )
+    if variant.capability is not None and variant.optimizer == "default":
+        as_on_cuda(optimizer)
+    try:
+        yield
+    finally:
+        for group, before in zip(groups, kept, strict=True):
+            group.update(before)
+
+
+def _half_images(batch: Batch) -> Batch:
+    """Every image (floating, N×C×H×W or more) at half the size.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not any(leaf.ndim >= 4 and leaf.is_floating_point() for leaf in tensors(batch)):
+        raise UsageError("the batch holds no images")
+
+    def halve(leaf: Tensor) -> Tensor:
+        if leaf.ndim < 4 or not leaf.is_floating_point():
+            return leaf
+        shape = [*leaf.shape[:2], *(max(side // 2, 1) for side in leaf.shape[2:])]
+        return leaf.new_empty(shape)
+
+    return map_tensors(batch, halve)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What activation checkpointing would recompute: the blocks of the outermost stacks."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+    long = [s for s in stacks if len(s) > 1]
+    inner = {id(m) for s in long for m in s.modules() if m is not s}
+    return [block for stack in long if id(stack) not in inner for block in stack]
+
+
+@contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
+    """The model with its blocks checkpointed: recomputed instead of kept.
+
+    Raises:
+        UsageError: if it has no stack of blocks.
+    """
+    blocks = blocks_of(model)
+    if not blocks:
+        raise UsageError("the model has no stack of blocks to checkpoint")
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+class _Unfilled(TorchDispatchMode):
+    """Leaves large tensors unfilled: nobody reads a weight that is to become fake."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._opname in _FILLS and args[0].numel() >= _LARGE:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def parameter_bytes(workload: Workload) -> int:
+    """Weights, as many gradients, and the two moments of an Adam; one for SGD with momentum."""
+
+    def total(of: Iterable[Tensor]) -> int:
+        return sum(int(tensor.nbytes) for tensor in of)
+
+    weights = total(workload.model.parameters())
+    defaults = workload.optimizer.defaults
+    copies = 2 if "betas" in defaults else 1 if defaults.get("momentum") else 0
+    return weights * (2 + copies) + total(workload.model.buffers())

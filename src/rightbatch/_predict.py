@@ -1,0 +1,363 @@
+"""`predict`: peak memory and the largest batch on a GPU that is not here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
+from rightbatch._factory import resolve
+from rightbatch._memory.allocator import AllocatorSettings
+from rightbatch._memory.gpus import GPU, catalogue, find_gpu
+from rightbatch._memory.outside import Outside, outside
+from rightbatch._memory.replay import ReplayResult, read_recording
+from rightbatch._memory.replay import replay as replay_recording
+from rightbatch._memory.simulate import Simulated, simulate
+from rightbatch._memory.trace import Family, Trace
+from rightbatch._probe import Header, ProbeProcess, pickled
+from rightbatch._progress import Live
+from rightbatch._units import format_bytes, parse_bytes
+
+LOW, HIGH = 2, 4
+"""Batch sizes that are followed; every allocation is a line through them."""
+CHECKED = 7
+"""A third one, at which the line must be right."""
+DEFAULT_CAPABILITY = 8.0
+BAND = (0.99, 1.01)
+"""Of allocated and reserved peaks. The one whole step that could be compared with a recording came
+out 0.1% above in allocated and 0.4% below in reserved memory (benchmarks/results/predict.md)."""
+_UNBOUNDED = 2**20
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "bf16 precision": {"precision": "bf16"},
+    "activation checkpointing": {"checkpointing": True},
+    "a fused optimizer": {"optimizer": "fused"},
+    "an optimizer that loops over parameters": {"optimizer": "loop"},
+    "accumulation over 2 micro-batches": {"accumulation": 2},
+}
+_HELPS = 0.99
+
+
+@dataclass(frozen=True)
+class GPUFit:
+    """The largest batch on one GPU; None if not even one example fits."""
+
+    gpu: str
+    kind: str
+    usable_bytes: int
+    largest_batch_size: int | None
+    is_verified: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training step at `batch_size` holds of a GPU, in bytes; nothing was run there.
+
+    `allocated_peak_bytes` is what tensors occupy, `reserved_peak_bytes` what the caching allocator
+    holds for them, `process_bytes` what the driver charges, with context and workspaces;
+    `allocated_band` and `reserved_band` are the bounds of the first two. `breakdown` is of the
+    tensors at their peak, `activations` by module. `remedies` are the bytes that each would save at
+    this batch size. `largest_batch_size` is None without a GPU or a memory to fit into, and where
+    nothing fits. `how` says whether fake or real tensors were followed. `trace` is what happened.
+    """
+
+    batch_size: int
+    gpu: str | None
+    limit_bytes: int | None
+    allocated_peak_bytes: int
+    allocated_band: Mapping[str, int]
+    reserved_peak_bytes: int
+    reserved_band: Mapping[str, int]
+    process_bytes: Mapping[str, int]
+    breakdown: Mapping[str, int]
+    activations: Mapping[str, int]
+    workspace_bytes: int
+    largest_batch_size: int | None
+    remedies: Mapping[str, int]
+    gpus: tuple[GPUFit, ...]
+    notes: tuple[str, ...]
+    how: str
+    seconds: float
+    reason: str
+    trace: Trace = field(repr=False)
+
+    def __str__(self) -> str:
+        process = self.process_bytes
+        lines = [
+            f"batch size {self.batch_size}: allocated {format_bytes(self.allocated_peak_bytes)}, "
+            f"reserved {format_bytes(self.reserved_peak_bytes)}, process "
+            f"{format_bytes(process['low'])} to {format_bytes(process['high'])}",
+            self.reason,
+            "at the peak: "
+            + ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.breakdown.items()),
+        ]
+        if self.remedies:
+            saved = (f"{name} saves {format_bytes(n)}" for name, n in self.remedies.items())
+            lines.append("what would help: " + ", ".join(saved))
+        lines += [f"note: {note}" for note in self.notes]
+        for fit in self.gpus:
+            size = "nothing fits" if fit.largest_batch_size is None else fit.largest_batch_size
+            mark = "" if fit.is_verified else "  (unverified)"
+            lines.append(f"{fit.gpu:28} {format_bytes(fit.usable_bytes):>9}  {size}{mark}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch predict --json`."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        del fields["trace"]
+        return fields | {"gpus": [asdict(fit) for fit in self.gpus]}
+
+    def plot(self) -> Any:
+        """Memory over the step, by kind: a plotly figure, with the peak and the limit marked.
+
+        Raises:
+            MissingExtraError: without plotly (the `study` extra).
+        """
+        from rightbatch._memory.plot import plot_trace
+
+        return plot_trace(self.trace, self.limit_bytes, self.batch_size)
+
+
+def predict(
+    workload: object,
+    *,
+    batch: int,
+    gpu: str | None = None,
+    memory: int | str | None = None,
+    processes: int = 1,
+    inference: bool = False,
+    remedies: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Prediction:
+    """Predict the memory of a training step of `batch` examples on a GPU that need not be here.
+
+    `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` stands for a GPU of that size.
+    With `processes` above 1, what DDP and NCCL add on each GPU is added.
+
+    Raises:
+        UsageError: for an unknown GPU (the nearest are listed), or a workload that is not followed.
+        NothingFitsError: if a GPU or memory was given and not even one example fits into it.
+        WorkloadError: if the workload fails for a reason of its own.
+    """
+    if batch < 1:
+        raise UsageError(f"batch is at least 1, not {batch}")
+    if gpu is not None and memory is not None:
+        raise UsageError("give a GPU or a memory, not both")
+    chosen = find_gpu(gpu) if gpu is not None and gpu != "all" else None
+    limit = chosen.usable_bytes if chosen else None if memory is None else parse_bytes(memory)
+    started = time.perf_counter()
+    header = Header(
+        factory=pickled(resolve(workload, **options)),
+        sys_path=[path or os.getcwd() for path in sys.path],
+        folder=os.getcwd(),
+        device="cpu",
+        margin=0.0,
+        seed=seed,
+        inference=inference,
+    )
+    capability = chosen.capability if chosen else DEFAULT_CAPABILITY
+    with Live("predict", enabled=progress) as live, ProbeProcess(header, 1) as process:
+        live.show("following a step")
+        step = _Step(process, processes, inference)
+        trace = step.at(batch, capability)
+        simulated = step.simulated(batch, capability)
+        assert simulated is not None  # without a limit there is room
+        beside = step.outside(trace, capability)
+        largest = None
+        if limit is not None:
+            live.show("looking for the largest batch")
+            largest = step.largest(limit, capability)
+        saved: dict[str, int] = {}
+        if remedies and not inference:
+            for name, variant in _VARIANTS.items():
+                live.show(f"following it with {name}")
+                if (bytes_saved := step.saved(batch, capability, variant)) is not None:
+                    saved[name] = bytes_saved
+        fits: tuple[GPUFit, ...] = ()
+        if gpu == "all":
+            fits = tuple(step.fits(one, live) for one in catalogue())
+    notes = (*step.notes, *beside.notes)
+    if chosen is not None and not chosen.is_verified:
+        notes = (*notes, f"the figures of {chosen.name} are unverified")
+    reserved = simulated.reserved_bytes
+    prediction = Prediction(
+        batch_size=batch,
+        gpu=chosen.name if chosen else None,
+        limit_bytes=limit,
+        allocated_peak_bytes=simulated.allocated_bytes,
+        allocated_band=_band(simulated.allocated_bytes),
+        reserved_peak_bytes=reserved,
+        reserved_band=_band(reserved, beside.convolutions[1]),
+        process_bytes={"low": reserved + beside.low, "high": reserved + beside.high},
+        breakdown=trace.breakdown(),
+        activations=trace.activations(),
+        workspace_bytes=len(trace.gemms) * beside.cublas,
+        largest_batch_size=largest,
+        remedies=dict(sorted(saved.items(), key=lambda item: -item[1])),
+        gpus=fits,
+        notes=notes,
+        how=step.how,
+        seconds=time.perf_counter() - started,
+        reason=_reason(limit, chosen, largest, step, beside),
+        trace=trace,
+    )
+    if limit is not None and largest is None:
+        raise NothingFitsError(
+            f"nothing fits: {prediction.reason}",
+            error_type="OutOfMemory",
+            error_message="the simulated allocator ran out of memory",
+            measured=prediction.to_dict(),
+        )
+    return prediction
+
+
+def replay(path: str | Path) -> ReplayResult:
+    """Run a recorded allocator trace through the simulated allocator, and compare.
+
+    Raises:
+        UsageError: if the file is no recording.
+    """
+    return replay_recording(read_recording(Path(path)))
+
+
+class _Step:
+    """The step of a workload at any size, followed once per compute capability."""
+
+    def __init__(self, process: ProbeProcess, processes: int, inference: bool) -> None:
+        self._process = process
+        self._processes = processes
+        self._inference = inference
+        self._families: dict[str, Family | None] = {}
+        self._single: dict[tuple[str, int], Trace] = {}
+        self._largest: dict[tuple[float, int], int | None] = {}
+        self.examples: int | None = None
+        self.how = "fake"
+        self.notes: list[str] = []
+
+    def at(self, batch_size: int, capability: float) -> Trace:
+        """The trace at `batch_size`: by its lines, or followed by itself where it has none."""
+        kind = _kind(capability)
+        if kind not in self._families:
+            self._families[kind] = self._family(capability)
+        family = self._families[kind]
+        if family is not None:
+            return family.at(batch_size)
+        if self.how == "real" and batch_size > CHECKED:
+            raise UsageError(
+                "this step allocates differently from size to size, and needs real tensors: it "
+                "can only be measured; run `rightbatch fit` where the device is"
+            )
+        if (kind, batch_size) not in self._single:
+            self._single[kind, batch_size] = self._follow([batch_size], capability)[0]
+        return self._single[kind, batch_size]
+
+    def outside(self, trace: Trace, capability: float) -> Outside:
+        gradients = sum(
+            size
+            for size, kind in zip(trace.sizes, trace.kinds, strict=True)
+            if kind == "parameters"
+        )
+        largest = max(trace.sizes, default=0)
+        return outside(capability, trace.operators, largest, gradients, self._processes)
+
+    def simulated(
+        self, batch_size: int, capability: float, capacity: int | None = None
+    ) -> Simulated | None:
+        trace = self.at(batch_size, capability)
+        workspace = self.outside(trace, capability).cublas
+        return simulate(trace, AllocatorSettings(capacity=capacity), workspace)
+
+    def largest(self, limit: int, capability: float) -> int | None:
+        """The largest batch whose simulated run survives beside what lies outside; by bisection."""
+        if (capability, limit) not in self._largest:
+            self._largest[capability, limit] = self._search(limit, capability)
+        return self._largest[capability, limit]
+
+    def saved(self, batch_size: int, capability: float, variant: dict[str, Any]) -> int | None:
+        """Bytes that the variant would save of the peak at this size; None where it cannot be."""
+        try:
+            followed = self._follow([batch_size], capability, **variant)[0]
+        except (UsageError, WorkloadError):
+            return None  # no stack to checkpoint, no batch to cut
+        before = self.at(batch_size, capability).peak_bytes
+        return before - followed.peak_bytes if followed.peak_bytes < _HELPS * before else None
+
+    def fits(self, gpu: GPU, live: Live) -> GPUFit:
+        live.show(f"looking for the largest batch on {gpu.name}")
+        largest = self.largest(gpu.usable_bytes, gpu.capability)
+        return GPUFit(gpu.name, gpu.kind, gpu.usable_bytes, largest, gpu.is_verified)
+
+    def _search(self, limit: int, capability: float) -> int | None:
+        def survives(size: int) -> bool:
+            trace = self.at(size, capability)
+            room = limit - self.outside(trace, capability).high
+            return room > 0 and self.simulated(size, capability, room) is not None
+
+        most = self.examples or _UNBOUNDED
+        low, high = 0, 1
+        while high <= most and survives(high):
+            low, high = high, 2 * high
+        high = min(high, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if survives(middle) else (low, middle)
+        return low or None
+
+    def _family(self, capability: float) -> Family | None:
+        """The lines of this step; None, with a note, where allocations are no lines."""
+        sizes = [LOW, HIGH, CHECKED]
+        low, high, checked = self._follow(sizes, capability)
+        family = Family(LOW, HIGH, low, high)
+        if low.is_like(high) and low.is_like(checked):
+            if family.at(CHECKED).sizes == checked.sizes:
+                return family
+        self.notes.append("allocations are no lines in the batch size; every size is followed")
+        return None
+
+    def _follow(self, sizes: list[int], capability: float, **variant: Any) -> list[Trace]:
+        variant |= {"capability": capability, "inference": self._inference}
+        answer = self._process.follow(sizes, **variant)
+        self.examples = answer.get("examples")
+        self.how = answer.get("how", self.how)
+        self.notes += [note for note in answer.get("notes", ()) if note not in self.notes]
+        if answer["outcome"] == "ok":
+            return [Trace.from_dict(fields) for fields in answer["traces"]]
+        failure = answer["failure"]
+        if failure["type"] in ("UsageError", "MissingExtraError"):
+            raise UsageError(failure["message"])
+        raise WorkloadError(
+            f"the workload cannot be followed: {failure['type']}: {failure['message']}",
+            error_type=failure["type"],
+            error_message=failure["message"],
+            traceback=failure.get("traceback", ""),
+        )
+
+
+def _kind(capability: float) -> str:
+    """GPUs whose kernels make the same allocations."""
+    return "flash" if capability >= 8.0 else "no flash"
+
+
+def _band(value: int, more: int = 0) -> dict[str, int]:
+    return {"low": int(BAND[0] * value), "high": int(BAND[1] * value) + more}
+
+
+def _reason(
+    limit: int | None, gpu: GPU | None, largest: int | None, step: _Step, beside: Outside
+) -> str:
+    tensors = "tensors without memory" if step.how == "fake" else "real tensors at small sizes"
+    how = f"followed with {tensors}, allocated by the caching allocator's own rules"
+    if limit is None:
+        return f"{how}; name a GPU (--gpu) or a memory for the largest batch"
+    place = f"{gpu}" if gpu is not None else format_bytes(limit)
+    keep = f"{format_bytes(beside.high)} of it kept for what lies outside the allocator"
+    if largest is None:
+        return f"not even one example fits into {place}, {keep}; {how}"
+    bound = ", which is all there are" if largest == step.examples else ""
+    return f"up to {largest} examples{bound} fit into {place}, {keep}; {how}"
