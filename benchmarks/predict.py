@@ -23,10 +23,11 @@ from benchmarks._record import RESULTS, median, save
 from benchmarks.workloads import data_folder
 from rightbatch._factory import FileFactory
 from rightbatch._memory.allocator import AllocatorSettings
-from rightbatch._memory.follow import Follower, Variant
+from rightbatch._memory.follow import Follower
 from rightbatch._memory.outside import CUBLAS
 from rightbatch._memory.replay import read_recording, replay
 from rightbatch._memory.simulate import simulate
+from rightbatch._memory.variant import Variant
 
 WORKLOADS = Path(__file__).parent / "workloads"
 MIB = 2**20

@@ -14,15 +14,22 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-MIN_BLOCK = 512
-SMALL_SIZE = 2**20
-"""Requests up to this, rounded, come from the small pool."""
-SMALL_SEGMENT = 2 * 2**20
-LARGE_SEGMENT = 20 * 2**20
-MIN_LARGE = 10 * 2**20
-"""Requests from this on get a segment of their own size, in steps of 2 MiB."""
-_ADDRESS_BITS = 52
-_ADDRESSES = (1 << _ADDRESS_BITS) - 1
+from rightbatch._memory.blocks import (
+    ADDRESS_BITS,
+    ADDRESSES,
+    LARGE_SEGMENT,
+    MIN_BLOCK,
+    SMALL_SEGMENT,
+    SMALL_SIZE,
+    Block,
+    Pool,
+    extent_of,
+    is_free_and_mapped,
+    page_of,
+    round_size,
+    segment_size,
+)
+
 _NO_LIMIT = 1 << 62
 
 
@@ -53,56 +60,6 @@ class AllocatorSettings:
     expandable_segments: bool = False
 
 
-class _Block:
-    """A piece of a segment; `previous` and `next` are its neighbours in it."""
-
-    __slots__ = ("address", "age", "is_free", "mapped", "next", "pool", "previous", "size", "uses")
-
-    def __init__(self, address: int, size: int, pool: _Pool) -> None:
-        self.address = address
-        self.size = size
-        self.pool = pool
-        self.previous: _Block | None = None
-        self.next: _Block | None = None
-        self.is_free = True
-        self.mapped = True
-        self.age = 0  # the pool's count of searches when it was freed
-        self.uses: set[int] | None = None  # streams that `record_stream` named
-
-
-class _Pool:
-    """The free blocks of one size class and stream, smallest first, lowest address first.
-
-    `order` holds size and address in one integer, which `bisect` compares fastest.
-    """
-
-    __slots__ = ("blocks", "is_small", "order", "searches", "stream", "unmapped")
-
-    def __init__(self, is_small: bool, stream: int) -> None:
-        self.is_small = is_small
-        self.stream = stream
-        self.order: list[int] = []
-        self.blocks: dict[int, _Block] = {}
-        self.unmapped: list[tuple[int, _Block]] = []  # expandable: address ranges without pages
-        self.searches = 0
-
-    def put(self, block: _Block) -> None:
-        block.is_free = True
-        block.age = self.searches
-        self.blocks[block.address] = block
-        insort(self.order, (block.size << _ADDRESS_BITS) | block.address)
-
-    def take(self, block: _Block) -> None:
-        del self.order[bisect_left(self.order, (block.size << _ADDRESS_BITS) | block.address)]
-        del self.blocks[block.address]
-        block.is_free = False
-
-    def first_of(self, size: int) -> Iterator[_Block]:
-        """Blocks of at least `size`, in the order of search."""
-        for key in self.order[bisect_left(self.order, size << _ADDRESS_BITS) :]:
-            yield self.blocks[key & _ADDRESSES]
-
-
 class Allocator:
     """Serves `malloc` and `free` as the caching allocator of one device would.
 
@@ -122,10 +79,10 @@ class Allocator:
         self.allocated = self.peak_allocated = 0
         self.retries = 0
         self.segments: dict[int, int] = {}
-        self._pools: dict[tuple[bool, int], _Pool] = {}
+        self._pools: dict[tuple[bool, int], Pool] = {}
         self._small, self._large = self._pool(True, 0), self._pool(False, 0)
-        self._live: dict[int, _Block] = {}
-        self._pending: list[_Block] = []
+        self._live: dict[int, Block] = {}
+        self._pending: list[Block] = []
         self._next_address = first_address
         self._new_segment = new_segment or self._count_up
         self._max_split = self.settings.max_split_size or _NO_LIMIT
@@ -151,16 +108,16 @@ class Allocator:
             pool = self._small if is_small else self._large
         pool.searches += 1
         order = pool.order
-        index = bisect_left(order, rounded << _ADDRESS_BITS)
+        index = bisect_left(order, rounded << ADDRESS_BITS)
         if index < len(order) and not self._expandable and self._max_split == _NO_LIMIT:
-            block = pool.blocks.pop(order.pop(index) & _ADDRESSES)
+            block = pool.blocks.pop(order.pop(index) & ADDRESSES)
             block.is_free = False
         else:
             found = self._find(pool, rounded)
             block = found if found is not None else self._miss(pool, rounded)
         remaining = block.size - rounded
         if remaining and self._is_split(pool, rounded, remaining):
-            rest = _Block(block.address + rounded, remaining, pool)
+            rest = Block(block.address + rounded, remaining, pool)
             block.size = rounded
             rest.previous, rest.next = block, block.next
             if block.next is not None:
@@ -168,7 +125,7 @@ class Allocator:
             block.next = rest
             rest.age = pool.searches
             pool.blocks[rest.address] = rest
-            insort(order, (remaining << _ADDRESS_BITS) | rest.address)
+            insort(order, (remaining << ADDRESS_BITS) | rest.address)
         self._live[block.address] = block
         self.allocated += block.size
         if self.allocated > self.peak_allocated:
@@ -232,7 +189,7 @@ class Allocator:
             pieces = [(at, address - at, True)] if address > at else []
             pieces += [(address, length, False)] if length else []
             for start, extent, is_free in pieces:
-                block = _Block(start, extent, pool)
+                block = Block(start, extent, pool)
                 block.previous = previous
                 if previous is not None:
                     previous.next = block
@@ -260,20 +217,20 @@ class Allocator:
 
     # How it is served
 
-    def _pool(self, is_small: bool, stream: int) -> _Pool:
-        return self._pools.setdefault((is_small, stream), _Pool(is_small, stream))
+    def _pool(self, is_small: bool, stream: int) -> Pool:
+        return self._pools.setdefault((is_small, stream), Pool(is_small, stream))
 
     def _count_up(self, size: int) -> int:
         address = self._next_address
         self._next_address += -(-size // SMALL_SEGMENT) * SMALL_SEGMENT
         return address
 
-    def _is_split(self, pool: _Pool, size: int, remaining: int) -> bool:
+    def _is_split(self, pool: Pool, size: int, remaining: int) -> bool:
         if pool.is_small or self._expandable:
             return remaining >= MIN_BLOCK
         return remaining > SMALL_SIZE and size < self._max_split
 
-    def _find(self, pool: _Pool, size: int) -> _Block | None:
+    def _find(self, pool: Pool, size: int) -> Block | None:
         """The block that best fit chooses, taken out of its pool."""
         candidates = pool.first_of(size)
         block = next(candidates, None)
@@ -282,7 +239,7 @@ class Allocator:
         if self._expandable:
             # A block that can grow counts as what it can grow to.
             for following in candidates:
-                if _extent(following) >= _extent(block):
+                if extent_of(following) >= extent_of(block):
                     break
                 block = following
         if size < self._max_split <= block.size:
@@ -292,7 +249,7 @@ class Allocator:
         pool.take(block)
         return block
 
-    def _miss(self, pool: _Pool, size: int) -> _Block:
+    def _miss(self, pool: Pool, size: int) -> Block:
         if self.settings.garbage_collection_threshold and self.settings.capacity:
             self._collect_garbage()
         block = self._grow(pool, size)
@@ -313,7 +270,7 @@ class Allocator:
             self._give_back(block)
         self._pending = []
 
-    def _grow(self, pool: _Pool, size: int) -> _Block | None:
+    def _grow(self, pool: Pool, size: int) -> Block | None:
         """A block in a new segment, or in new pages; None where there is no room."""
         segment = segment_size(size)
         if self.reserved + segment > self._capacity:
@@ -325,7 +282,7 @@ class Allocator:
             return None
         self.segments[address] = segment
         self._reserve(segment)
-        block = _Block(address, segment, pool)
+        block = Block(address, segment, pool)
         block.is_free = False
         return block
 
@@ -334,7 +291,7 @@ class Allocator:
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
 
-    def _give_back(self, block: _Block) -> None:
+    def _give_back(self, block: Block) -> None:
         pool = block.pool
         before, after = block.previous, block.next
         if before is not None and before.is_free and before.mapped:
@@ -354,14 +311,14 @@ class Allocator:
         block.is_free = True
         block.age = pool.searches
         pool.blocks[block.address] = block
-        insort(pool.order, (block.size << _ADDRESS_BITS) | block.address)
+        insort(pool.order, (block.size << ADDRESS_BITS) | block.address)
 
-    def _release(self, block: _Block) -> None:
+    def _release(self, block: Block) -> None:
         block.pool.take(block)
         del self.segments[block.address]
         self.reserved -= block.size
 
-    def _release_oversize(self, pool: _Pool, size: int) -> bool:
+    def _release_oversize(self, pool: Pool, size: int) -> bool:
         """With `max_split_size`: one block that is large enough, or several, the largest first."""
         wanted = max(size, self._max_split)
         block = next(pool.first_of(wanted), None)
@@ -370,10 +327,10 @@ class Allocator:
             return True
         released = 0
         for key in reversed(pool.order.copy()):
-            if released >= wanted or key >> _ADDRESS_BITS < self._max_split:
+            if released >= wanted or key >> ADDRESS_BITS < self._max_split:
                 break
-            released += key >> _ADDRESS_BITS
-            self._release(pool.blocks[key & _ADDRESSES])
+            released += key >> ADDRESS_BITS
+            self._release(pool.blocks[key & ADDRESSES])
         return released >= wanted
 
     def _collect_garbage(self) -> None:
@@ -401,7 +358,7 @@ class Allocator:
 
     # Expandable segments: one range of addresses per pool, pages mapped where they are missing
 
-    def _map_for(self, pool: _Pool, size: int) -> _Block | None:
+    def _map_for(self, pool: Pool, size: int) -> Block | None:
         block = self._expandable_block(pool, size)
         while True:
             if not block.mapped:
@@ -415,7 +372,7 @@ class Allocator:
         pool.take(block)
         return block
 
-    def _expandable_block(self, pool: _Pool, size: int) -> _Block:
+    def _expandable_block(self, pool: Pool, size: int) -> Block:
         """The first free or unmapped block from which on there are addresses for `size`."""
         for _, block in pool.unmapped:
             start = block
@@ -429,20 +386,20 @@ class Allocator:
             if room >= size:
                 return start
         # The driver reserves 1.125 times the device's memory, addresses only.
-        page = _page(pool)
+        page = page_of(pool)
         extent = max(self.settings.capacity or 2**40, size) * 9 // 8
-        block = _Block(self._count_up(-(-extent // page) * page), -(-extent // page) * page, pool)
+        block = Block(self._count_up(-(-extent // page) * page), -(-extent // page) * page, pool)
         block.mapped = False
         insort(pool.unmapped, (block.address, block), key=lambda pair: pair[0])
         return block
 
-    def _map(self, block: _Block, size: int) -> _Block:
+    def _map(self, block: Block, size: int) -> Block:
         """Map pages for the first `size` bytes of an unmapped block; the free block they are in."""
-        pool, page = block.pool, _page(block.pool)
+        pool, page = block.pool, page_of(block.pool)
         pool.unmapped = [pair for pair in pool.unmapped if pair[1] is not block]
         length = min(-(-size // page) * page, block.size)
         if length < block.size:
-            rest = _Block(block.address + length, block.size - length, pool)
+            rest = Block(block.address + length, block.size - length, pool)
             rest.mapped = False
             rest.previous, rest.next = block, block.next
             if block.next is not None:
@@ -451,14 +408,14 @@ class Allocator:
             insort(pool.unmapped, (rest.address, rest), key=lambda pair: pair[0])
         block.mapped = True
         self._reserve(length)
-        start = block.previous if _is_free_and_mapped(block.previous) else block
+        start = block.previous if is_free_and_mapped(block.previous) else block
         self._give_back(block)
         assert start is not None
         return start
 
-    def _unmap(self, block: _Block) -> None:
+    def _unmap(self, block: Block) -> None:
         """Give back the whole pages inside a free block."""
-        pool, page = block.pool, _page(block.pool)
+        pool, page = block.pool, page_of(block.pool)
         start = -(-block.address // page) * page
         stop = (block.address + block.size) // page * page
         if stop <= start:
@@ -472,7 +429,7 @@ class Allocator:
             (stop, block.address + block.size),
         ):
             if high > low:
-                piece = _Block(low, high - low, pool)
+                piece = Block(low, high - low, pool)
                 piece.mapped = low != start
                 pieces.append(piece)
         for left, right in zip([before, *pieces], [*pieces, after], strict=True):
@@ -487,7 +444,7 @@ class Allocator:
                 self.reserved -= piece.size
                 self._join_unmapped(piece)
 
-    def _join_unmapped(self, block: _Block) -> None:
+    def _join_unmapped(self, block: Block) -> None:
         pool = block.pool
         for neighbour in (block.previous, block.next):
             if neighbour is not None and not neighbour.mapped:
@@ -499,46 +456,3 @@ class Allocator:
                     second.next.previous = first
                 block = first
         insort(pool.unmapped, (block.address, block), key=lambda pair: pair[0])
-
-
-def round_size(size: int, divisions: int = 0) -> int:
-    """Bytes that a request of `size` takes at least.
-
-    >>> round_size(1), round_size(513), round_size(1200 * 2**20, 4) // 2**20
-    (512, 1024, 1280)
-    """
-    if size < MIN_BLOCK:
-        return MIN_BLOCK
-    if divisions > 1 and size > MIN_BLOCK * divisions:
-        floor = 1 << (size.bit_length() - 1)
-        if size == floor:
-            return size
-        step = floor // divisions
-        return size if step == 0 else -(-size // step) * step
-    return -(-size // MIN_BLOCK) * MIN_BLOCK
-
-
-def segment_size(size: int) -> int:
-    """Bytes of the new segment for a rounded request.
-
-    >>> [segment_size(size) // 2**20 for size in (512, 2 * 2**20, 11 * 2**20)]
-    [2, 20, 12]
-    """
-    if size <= SMALL_SIZE:
-        return SMALL_SEGMENT
-    if size < MIN_LARGE:
-        return LARGE_SEGMENT
-    return -(-size // SMALL_SEGMENT) * SMALL_SEGMENT
-
-
-def _page(pool: _Pool) -> int:
-    return SMALL_SEGMENT if pool.is_small else LARGE_SEGMENT
-
-
-def _extent(block: _Block) -> int:
-    grows = block.next is not None and not block.next.mapped
-    return block.size + (block.next.size if grows and block.next is not None else 0)
-
-
-def _is_free_and_mapped(block: _Block | None) -> bool:
-    return block is not None and block.is_free and block.mapped

@@ -11,22 +11,27 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
-from rightbatch._batch import Batch, count_examples, map_tensors, tensors
+from rightbatch._batch import Batch, count_examples, map_tensors
 from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._errors import UsageError
-from rightbatch._memory.cuda import as_on_cuda, cuda_semantics, temporaries
+from rightbatch._memory.cuda import cuda_semantics, temporaries
 from rightbatch._memory.trace import Recorder, Trace
+from rightbatch._memory.variant import (
+    Variant,
+    autocast,
+    checkpointed,
+    half_images,
+    optimizer_as,
+)
 from rightbatch._workload import Workload
 from rightbatch._worst import WorstExamples
 
@@ -35,27 +40,6 @@ BUILD_LIMIT = 5 * 2**29
 _STEPS = 2  # the first creates the optimizer's state
 _FILLS = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "bernoulli_"}
 _LARGE = 2**18  # elements; smaller tensors get their numbers, which code may look at
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a step is run: as the workload says, or with something changed.
-
-    `capability` is the GPU's compute capability, None for what the CPU itself does. `optimizer`
-    is `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` cuts the
-    batch into so many parts. `halved` halves the sides of images.
-    """
-
-    capability: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    optimizer: Literal["default", "fused", "loop"] = "default"
-    checkpointing: bool = False
-    accumulation: int = 1
-    halved: bool = False
-    inference: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Follower:
@@ -70,7 +54,7 @@ class Follower:
     def __init__(self, factory: Callable[[], Any], *, seed: int = 0) -> None:
         self._factory = factory
         self._seed = seed
-        self._is_built_fake = False
+        self._is_built_fake = self._is_followed = False
         self.how = "fake"
         self.notes: list[str] = []
         self._mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
@@ -100,16 +84,18 @@ class Follower:
         Raises:
             Exception: the workload's own, if real tensors fail as well.
         """
-        if self.how == "fake":
-            try:
-                return [self.trace(size, variant) for size in batch_sizes]
-            except UsageError:
+        try:
+            traces = [self.trace(size, variant) for size in batch_sizes]
+        except UsageError:
+            raise
+        except Exception as error:
+            # What went once fails now because of its variant; numbers would not help it.
+            if self.how == "real" or self._is_built_fake or self._is_followed:
                 raise
-            except Exception as error:
-                if self._is_built_fake:
-                    raise
-                self._fall_back(error)
-        return [self.trace(size, variant) for size in batch_sizes]
+            self._fall_back(error)
+            traces = [self.trace(size, variant) for size in batch_sizes]
+        self._is_followed = True
+        return traces
 
     def _fall_back(self, error: BaseException) -> None:
         """Follow real tensors from now on, since `error` came of fake ones."""
@@ -138,14 +124,14 @@ class Follower:
             if variant.capability is not None:
                 stack.enter_context(cuda_semantics(variant.capability))
             stack.enter_context(self._eagerly())
-            stack.enter_context(_optimizer_as(w.optimizer, variant))
+            stack.enter_context(optimizer_as(w.optimizer, variant))
             if variant.checkpointing:
-                stack.enter_context(_checkpointed(w.model))
+                stack.enter_context(checkpointed(w.model))
             if self._mode is not None:
                 batch = map_tensors(batch, self._fake)
                 stack.enter_context(self._mode)
             if variant.halved:
-                batch = _half_images(batch)
+                batch = half_images(batch)
             parts = [batch]
             if variant.accumulation > 1:
                 parts = list(w.split(batch, ceil(count_examples(batch) / variant.accumulation)))
@@ -237,7 +223,7 @@ def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) 
                 recorder.phase("forward")
                 moved = _moved(part)
                 start = len(recorder.order)
-                with _autocast(w, variant):
+                with autocast(w, variant):
                     loss = w.loss(w.model, moved)
                 recorder.classify_since(start, "activations")
                 recorder.phase("backward")
@@ -256,7 +242,7 @@ def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) 
         recorder.phase("evaluation")
         moved = _moved(parts[0])
         start = len(recorder.order)
-        with torch.no_grad(), _autocast(w, variant):
+        with torch.no_grad(), autocast(w, variant):
             output = w.predict(w.model, moved) if w.predict is not None else w.loss(w.model, moved)
         recorder.classify_since(start, "activations")
         del output
@@ -265,12 +251,6 @@ def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) 
 def _moved(batch: Batch) -> Batch:
     """What `to(device)` makes: copies."""
     return map_tensors(batch, torch.clone)
-
-
-def _autocast(w: Workload, variant: Variant) -> torch.autocast:
-    precision = variant.precision or w.precision
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast("cpu", dtype, enabled=precision != "fp32")
 
 
 def _classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
@@ -313,80 +293,6 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(was_enabled)
-
-
-@contextmanager
-def _optimizer_as(optimizer: torch.optim.Optimizer, variant: Variant) -> Iterator[None]:
-    """Its groups with the implementation that the variant asks for; as before at the end."""
-    names = ("foreach", "fused")
-    groups = [optimizer.defaults, *optimizer.param_groups]
-    kept = [{name: group[name] for name in names if name in group} for group in groups]
-    for group in groups:
-        if variant.optimizer == "fused" and "fused" in group:
-            group.update(fused=True, foreach=False)
-        elif variant.optimizer == "loop" and "foreach" in group:
-            group.update(foreach=False) if "fused" not in group else group.update(
-                foreach=False, fused=False
-            )
-    if variant.capability is not None and variant.optimizer == "default":
-        as_on_cuda(optimizer)
-    try:
-        yield
-    finally:
-        for group, before in zip(groups, kept, strict=True):
-            group.update(before)
-
-
-def _half_images(batch: Batch) -> Batch:
-    """Every image (floating, N×C×H×W or more) at half the size.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    if not any(leaf.ndim >= 4 and leaf.is_floating_point() for leaf in tensors(batch)):
-        raise UsageError("the batch holds no images")
-
-    def halve(leaf: Tensor) -> Tensor:
-        if leaf.ndim < 4 or not leaf.is_floating_point():
-            return leaf
-        shape = [*leaf.shape[:2], *(max(side // 2, 1) for side in leaf.shape[2:])]
-        return leaf.new_empty(shape)
-
-    return map_tensors(batch, halve)
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """What activation checkpointing would recompute: the blocks of the outermost stacks."""
-    stacks = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
-    long = [s for s in stacks if len(s) > 1]
-    inner = {id(m) for s in long for m in s.modules() if m is not s}
-    return [block for stack in long if id(stack) not in inner for block in stack]
-
-
-@contextmanager
-def _checkpointed(model: nn.Module) -> Iterator[None]:
-    """The model with its blocks checkpointed: recomputed instead of kept.
-
-    Raises:
-        UsageError: if it has no stack of blocks.
-    """
-    blocks = blocks_of(model)
-    if not blocks:
-        raise UsageError("the model has no stack of blocks to checkpoint")
-    for block in blocks:
-        block.forward = _recomputed(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
 
 
 class _Unfilled(TorchDispatchMode):

@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._memory.allocator import (
-    SMALL_SEGMENT,
-    SMALL_SIZE,
-    Allocator,
-    AllocatorSettings,
-)
+from rightbatch._memory.allocator import Allocator, AllocatorSettings
+from rightbatch._memory.blocks import SMALL_SEGMENT, SMALL_SIZE
 from rightbatch._units import format_bytes
 
 

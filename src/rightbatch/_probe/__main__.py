@@ -182,7 +182,8 @@ def _follow(
     reports: BinaryIO,
 ) -> None:
     """Answer what a step allocates, request after request, without running it for real."""
-    from rightbatch._memory.follow import Variant, guard_build, open_follower
+    from rightbatch._memory.follow import guard_build, open_follower
+    from rightbatch._memory.variant import Variant
 
     try:
         guard_build()
