@@ -75,15 +75,26 @@ class WorstExamples:
     def sequence(self, batch_size: int, *, drop_last: bool = True) -> Iterator[list[int]]:
         """What an epoch holds for the allocator: the worst, something else, its last batch, again.
 
-        The last one is smaller unless it is dropped. One of a single example is left out, since
-        that is no question of memory (BatchNorm refuses it).
+        The last one is smaller, unless it is dropped.
         """
         batches = [self.worst(batch_size)]
         batches.append(self.typical(batch_size) if self.differ else batches[0])
-        rest = (self.total or 0) % batch_size
-        if not drop_last and (self.total or 0) > batch_size and rest > 1:
+        rest = smaller_last_batch(self.total, batch_size)
+        if rest and not drop_last:
             batches.append(self.typical(rest))
         return cycle(batches)
+
+
+def smaller_last_batch(examples: int | None, batch_size: int) -> int:
+    """How many examples an epoch's last batch holds, if that is another size; else 0.
+
+    One of a single example counts as none: that is no question of memory (BatchNorm refuses it).
+
+    >>> smaller_last_batch(100, 30), smaller_last_batch(91, 30), smaller_last_batch(20, 30)
+    (10, 0, 0)
+    """
+    rest = (examples or 0) % batch_size
+    return rest if rest > 1 and (examples or 0) > batch_size else 0
 
 
 def _length(data: Any) -> int | None:
