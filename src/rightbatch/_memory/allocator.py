@@ -80,6 +80,7 @@ class Allocator:
         self.retries = 0
         self.segments: dict[int, int] = {}
         self._pools: dict[tuple[bool, int], Pool] = {}
+        self._clocks: dict[bool, list[int]] = {True: [0], False: [0]}
         self._small, self._large = self._pool(True, 0), self._pool(False, 0)
         self._live: dict[int, Block] = {}
         self._pending: list[Block] = []
@@ -106,7 +107,7 @@ class Allocator:
             pool = self._pool(is_small, stream)
         else:
             pool = self._small if is_small else self._large
-        pool.searches += 1
+        pool.clock[0] += 1
         order = pool.order
         index = bisect_left(order, rounded << ADDRESS_BITS)
         if index < len(order) and not self._expandable and self._max_split == _NO_LIMIT:
@@ -123,7 +124,7 @@ class Allocator:
             if block.next is not None:
                 block.next.previous = rest
             block.next = rest
-            rest.age = pool.searches
+            rest.age = pool.clock[0]
             pool.blocks[rest.address] = rest
             insort(order, (remaining << ADDRESS_BITS) | rest.address)
         self._live[block.address] = block
@@ -160,7 +161,8 @@ class Allocator:
         self._pending = still
 
     def empty_cache(self) -> None:
-        """Give every wholly free segment back to the device."""
+        """Give every wholly free segment back to the device, once other streams are done."""
+        self.synchronize_all()
         for pool in self._pools.values():
             for block in list(pool.blocks.values()):
                 if block.previous is None and block.next is None and not self._expandable:
@@ -218,7 +220,8 @@ class Allocator:
     # How it is served
 
     def _pool(self, is_small: bool, stream: int) -> Pool:
-        return self._pools.setdefault((is_small, stream), Pool(is_small, stream))
+        clock = self._clocks[is_small]
+        return self._pools.setdefault((is_small, stream), Pool(is_small, stream, clock))
 
     def _count_up(self, size: int) -> int:
         address = self._next_address
@@ -257,7 +260,6 @@ class Allocator:
             block = self._grow(pool, size)
         if block is None:
             self.retries += 1
-            self.synchronize_all()
             self.empty_cache()
             block = self._grow(pool, size)
         if block is None:
@@ -309,7 +311,7 @@ class Allocator:
                 after.next.previous = block
         block.uses = None
         block.is_free = True
-        block.age = pool.searches
+        block.age = pool.clock[0]
         pool.blocks[block.address] = block
         insort(pool.order, (block.size << ADDRESS_BITS) | block.address)
 
@@ -320,6 +322,8 @@ class Allocator:
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
         """With `max_split_size`: one block that is large enough, or several, the largest first."""
+        if self._expandable:
+            return False  # pages are no segments
         wanted = max(size, self._max_split)
         block = next(pool.first_of(wanted), None)
         if block is not None:
@@ -348,8 +352,8 @@ class Allocator:
         ]
         reclaimed, was_freed = 0, True
         while whole and reclaimed < target and was_freed:
-            mean_age = sum(b.pool.searches - b.age for b in whole) / len(whole)
-            old = [b for b in whole if b.pool.searches - b.age >= mean_age]
+            mean_age = sum(b.pool.clock[0] - b.age for b in whole) / len(whole)
+            old = [b for b in whole if b.pool.clock[0] - b.age >= mean_age]
             was_freed = bool(old)
             for block in old:
                 reclaimed += block.size
@@ -360,15 +364,14 @@ class Allocator:
 
     def _map_for(self, pool: Pool, size: int) -> Block | None:
         block = self._expandable_block(pool, size)
-        while True:
-            if not block.mapped:
-                block = self._map(block, min(block.size, size))
-            if block.size >= size:
-                break
-            assert block.next is not None
-            block = self._map(block.next, min(size - block.size, block.next.size))
-        if self.reserved > self._capacity:
-            return None
+        while not block.mapped or block.size < size:
+            missing = block if not block.mapped else block.next
+            held = block.size if block.mapped else 0
+            assert missing is not None
+            grown = self._map(missing, min(size - held, missing.size))
+            if grown is None:
+                return None
+            block = grown
         pool.take(block)
         return block
 
@@ -388,16 +391,23 @@ class Allocator:
         # The driver reserves 1.125 times the device's memory, addresses only.
         page = page_of(pool)
         extent = max(self.settings.capacity or 2**40, size) * 9 // 8
+        # It begins at a page, so that pages can be told by their address.
+        self._next_address = -(-self._next_address // page) * page
         block = Block(self._count_up(-(-extent // page) * page), -(-extent // page) * page, pool)
         block.mapped = False
         insort(pool.unmapped, (block.address, block), key=lambda pair: pair[0])
         return block
 
-    def _map(self, block: Block, size: int) -> Block:
-        """Map pages for the first `size` bytes of an unmapped block; the free block they are in."""
+    def _map(self, block: Block, size: int) -> Block | None:
+        """Map pages for the first `size` bytes of an unmapped block; the free block they are in.
+
+        None if the pages are more than there is room for.
+        """
         pool, page = block.pool, page_of(block.pool)
-        pool.unmapped = [pair for pair in pool.unmapped if pair[1] is not block]
         length = min(-(-size // page) * page, block.size)
+        if self.reserved + length > self._capacity:
+            return None
+        pool.unmapped = [pair for pair in pool.unmapped if pair[1] is not block]
         if length < block.size:
             rest = Block(block.address + length, block.size - length, pool)
             rest.mapped = False

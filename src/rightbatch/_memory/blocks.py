@@ -29,7 +29,7 @@ class Block:
         self.next: Block | None = None
         self.is_free = True
         self.mapped = True
-        self.age = 0  # the pool's count of searches when it was freed
+        self.age = 0  # the count of searches when it was freed
         self.uses: set[int] | None = None  # streams that `record_stream` named
 
 
@@ -39,19 +39,19 @@ class Pool:
     `order` holds size and address in one integer, which `bisect` compares fastest.
     """
 
-    __slots__ = ("blocks", "is_small", "order", "searches", "stream", "unmapped")
+    __slots__ = ("blocks", "clock", "is_small", "order", "stream", "unmapped")
 
-    def __init__(self, is_small: bool, stream: int) -> None:
+    def __init__(self, is_small: bool, stream: int, clock: list[int]) -> None:
         self.is_small = is_small
         self.stream = stream
         self.order: list[int] = []
         self.blocks: dict[int, Block] = {}
         self.unmapped: list[tuple[int, Block]] = []  # expandable: address ranges without pages
-        self.searches = 0
+        self.clock = clock  # one count of searches for all streams' pools of this class
 
     def put(self, block: Block) -> None:
         block.is_free = True
-        block.age = self.searches
+        block.age = self.clock[0]
         self.blocks[block.address] = block
         insort(self.order, (block.size << ADDRESS_BITS) | block.address)
 

@@ -120,7 +120,8 @@ class Follower:
         with ExitStack() as stack:
             # Cycles would be collected at moments that have nothing to do with the step.
             stack.enter_context(_without_collecting())
-            stack.enter_context(_without_onednn())
+            if any(isinstance(module, nn.RNNBase) for module in w.model.modules()):
+                stack.enter_context(_without_onednn())
             if variant.capability is not None:
                 stack.enter_context(cuda_semantics(variant.capability))
             stack.enter_context(self._eagerly())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_recording(path: Path) -> dict[str, Any]:
         recording = json.loads(text)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise UsageError(f"{path} is not a recording: {error}") from error
     if not isinstance(recording, dict) or not isinstance(recording.get("events"), list):
         raise UsageError(
@@ -147,7 +148,10 @@ def _adopt(allocator: Allocator, initial: dict[str, Any]) -> None:
     starts = [address for address, _ in segments]
     live: dict[int, list[tuple[int, int]]] = {start: [] for start in starts}
     for address, size in initial.get("live", []):
-        live[starts[bisect_right(starts, address) - 1]].append((address, size))
+        at = bisect_right(starts, address) - 1
+        if at < 0 or address + size > segments[at][0] + segments[at][1]:
+            raise UsageError(f"the initial block at {address} lies in no segment")
+        live[starts[at]].append((address, size))
     for start, size in segments:
         blocks = live[start]
         # 2 MiB segments are the small pool's, unless a large request made one of just that size.
