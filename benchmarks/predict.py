@@ -110,6 +110,7 @@ def fakes() -> list[dict[str, Any]]:
                         model, loss, made(model.parameters()), data, precision=precision
                     )
 
+                started = time.perf_counter()
                 fake, real = Follower(factory), Follower(factory)
                 real._fall_back(RuntimeError("for comparison"))
                 case = {"model": name, "optimizer": optimizer, "precision": precision}
@@ -118,6 +119,8 @@ def fakes() -> list[dict[str, Any]]:
                 case |= {"how": fake.how, "real": happened.peak_bytes, "fake": imagined.peak_bytes}
                 case["every_event"] = _levels(imagined) == _levels(happened)
                 found.append(case)
+                seconds = time.perf_counter() - started
+                print(f"  {name} {optimizer} {precision}: {seconds:.1f} s", file=sys.stderr)
     return found
 
 

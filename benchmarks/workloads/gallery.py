@@ -174,7 +174,6 @@ GALLERY = {
     "timm resnet18": lambda: classified("resnet18"),
     "timm convnext_atto": lambda: classified("convnext_atto"),
     "timm vit_tiny": lambda: classified("vit_tiny_patch16_224", img_size=SIDE),
-    "timm swin_tiny": lambda: classified("swin_tiny_patch4_window7_224", img_size=SIDE),
     "transformers BERT": bert,
     "transformers GPT-2": gpt2,
     "transformers Llama": llama,

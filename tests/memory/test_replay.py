@@ -342,3 +342,8 @@ def test_rounding_that_is_the_same_for_all_sizes_is(divisions: Any) -> None:
     recording = {"settings": {"roundup_power2_divisions": divisions}, "events": events}
 
     assert is_as_recorded(replay(recording))
+
+
+def test_a_recording_with_expandable_segments_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="expandable segments"):
+        replay({"settings": {"expandable_segments": True}, "events": []})

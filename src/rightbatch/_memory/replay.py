@@ -134,11 +134,15 @@ def _settings(recorded: dict[str, Any]) -> AllocatorSettings:
         if len(distinct) > 1:
             raise UsageError("roundup_power2_divisions that differ by size are not simulated")
         divisions = distinct.pop() if distinct else 0
+    if recorded.get("expandable_segments"):
+        raise UsageError(
+            "a recording with expandable segments cannot be replayed: it does not say where their "
+            "ranges of addresses begin"
+        )
     max_split = recorded.get("max_split_size", -1)
     return AllocatorSettings(
         max_split_size=max_split if max_split and max_split > 0 else None,
         roundup_power2_divisions=divisions,
-        expandable_segments=bool(recorded.get("expandable_segments")),
     )
 
 
