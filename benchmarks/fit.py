@@ -179,9 +179,9 @@ def table(results: dict[str, Any]) -> str:
             _survived(margin),
             f"{bare['processes']}, {margin['processes']}",
             f"{bare['seconds']:.0f}, {margin['seconds']:.0f}",
-            f"{bare['seconds'] / r['lightning_binsearch']['wall_seconds']:.2f}",
+            _times(bare["seconds"], r.get("lightning_binsearch", {}).get("wall_seconds")),
             f"{bare['seconds'] / one_probe:.1f}",
-            *(_peer(r[peer], true) for peer in PEERS),
+            *(_peer(r.get(peer), true) for peer in PEERS),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -197,7 +197,13 @@ def _survived(one: dict[str, Any]) -> str:
     return f"{len(whole)} of {len(one['epochs'])}"
 
 
-def _peer(one: dict[str, Any], true: int) -> str:
+def _times(seconds: float, other: float | None) -> str:
+    return f"{seconds / other:.2f}" if other else "not run"
+
+
+def _peer(one: dict[str, Any] | None, true: int) -> str:
+    if one is None:
+        return "not run"
     if one["outcome"] != "ok":
         return f"{one['outcome'].replace('_', ' ')}, {one['wall_seconds']:.0f} s"
     return f"{one['batch_size']} ({one['batch_size'] / true:.2f}), {one['wall_seconds']:.0f} s"

@@ -17,7 +17,6 @@ from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import autocast
 
 from rightbatch._errors import UsageError
-from rightbatch._worst import smaller_last_batch
 
 if TYPE_CHECKING:
     from rightbatch.integrations.ultralytics import YoloFactory
@@ -31,7 +30,6 @@ class YoloSession:
 
     def __init__(self, factory: YoloFactory, device: str, *, inference: bool) -> None:
         self._inference = inference
-        self._steps = 0
         self._folder = tempfile.mkdtemp(prefix="rightbatch-")
         _write_no_caches()
         self._trainer = _set_up(factory, device, self._folder)
@@ -56,10 +54,7 @@ class YoloSession:
         trainer.batch_size = trainer.args.batch = batch_size
         self._fill_buffer(batch_size)
         trainer._model_train()
-        self._steps += 1
-        rest = smaller_last_batch(len(self._train_data), batch_size)
-        images = rest if rest and self._steps % 3 == 0 else batch_size
-        self._batch = self._worst_batch(self._train_data, images)
+        self._batch = self._worst_batch(self._train_data, batch_size)
         amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
         with autocast(amp, device=trainer.device.type), _largest_multi_scale():
             self._batch = trainer.preprocess_batch(self._batch)
