@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,3 +214,16 @@ def test_of_nested_groups_the_tightest_counts(
         line = f"4:memory:/{path}" if first_kind else f"0::/{path}"
         found = cgroup_headroom(mount, membership(Path(name), line))
     assert found == min([*left, UNLIMITED])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_child_that_still_has_its_parents_memory_adds_nothing() -> None:
+    from rightbatch._device._cpu import _is_this_memory, _own_bytes
+
+    assert _is_this_memory(os.getpid()), "as between vfork and exec"
+    assert _own_bytes(os.getpid()) == 0
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        time.sleep(0.5)
+        assert not _is_this_memory(child.pid)
+        assert _own_bytes(child.pid) > 0
+        child.kill()
