@@ -172,6 +172,7 @@ def test_the_version_is_that_of_the_package(place: Place) -> None:
         (("predict",), "predict takes a workload and --batch N, or --replay FILE"),
         (("predict", "good.py:workload", "--batch", "4", "--gpu", "RTX 9999"), "the nearest are"),
         (("predict", "good.py:workload", "--batch", "0"), "batch is at least 1"),
+        (("predict", "good.py:workload", "--batch", "4", "--device", "mps"), "CUDA's memory only"),
         (("predict", "--replay", "none.json.gz"), "there is no file none.json.gz"),
         (("train", "good.py:workload", "--epochs", "1"), "train takes a model of an integration"),
     ],

@@ -83,7 +83,7 @@ def predict(
     inference: Annotated[bool, Parameter(negative="", help="forward only, no gradients")] = False,
     remedies: Annotated[bool, Parameter(help="follow what would save memory, too")] = True,
     replay: Annotated[Path | None, Parameter(help="replay a recorded allocator trace")] = None,
-    device: DeviceName = None,
+    device: Annotated[str | None, Parameter(help="cuda, the only one it knows")] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
