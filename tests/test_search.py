@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rightbatch._probe import Probe
@@ -72,6 +72,7 @@ lines = st.tuples(st.floats(1, 1200), st.floats(0.01, 400)).map(
 
 
 @given(lines, st.integers(1, 5000), st.booleans())
+@example(lambda size: (8 + 8 * size) * MIB, 255, True)  # 247 leaves a gain of just over 3%
 def test_a_line_is_searched_to_within_the_tolerance(
     needed: Callable[[int], float], largest: int, slack: bool
 ) -> None:
@@ -181,3 +182,24 @@ def test_the_line_is_that_of_the_last_three_small_probes() -> None:
     assert line is not None
     assert line.slope == pytest.approx(7)
     assert line.intercept == pytest.approx(100)
+
+
+def test_the_last_process_takes_the_middle_and_goes_on_from_there() -> None:
+    # As in a run where malloc held more and more: 39 survives with much room, and 45 fails.
+    probes = [
+        Probe(size, "ok", 0.1, 1, peak_bytes=8 * size * MIB, charged_bytes=8 * size * MIB)
+        for size in (1, 2, 4, 8)
+    ]
+    probes += [Probe(size, "out_of_memory", 0.1, n) for n, size in ((2, 56), (3, 47))]
+    probes.append(Probe(39, "ok", 0.1, 4, peak_bytes=313 * MIB, charged_bytes=313 * MIB))
+    question = Question(380 * MIB, 4000, slack=True)
+
+    following = decide(probes, question)
+    assert isinstance(following, Run)
+    assert (following.batch_size, following.fresh) == (43, True)
+
+    probes.append(Probe(43, "ok", 0.1, 5, peak_bytes=345 * MIB, charged_bytes=345 * MIB))
+    following = decide(probes, question)
+    assert isinstance(following, Run)
+    assert 43 < following.batch_size < 47
+    assert not following.fresh

@@ -194,16 +194,21 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     alive = probes[-1].is_ok and probes[-1].process > 1 and (spent or not q.slack)
     if spent and not alive:
         return None
-    aim = _aim(line, q, best)
-    if is_settled and best.process > 1 and aim - low <= max(TOLERANCE * low, 0.999):
+    edge_by_line = _edge(line, q, best)
+    if is_settled and best.process > 1 and edge_by_line - low <= max(TOLERANCE * low, 0.999):
         return None
+    # What malloc holds grows too: from a survivor, not all of the room is taken at once.
+    steps_on = best.process > 1 and q.slack
+    aim = low + REACH * (edge_by_line - low) if steps_on else edge_by_line
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
         # If the size just within the tolerance of the failure survives, it is the answer. But where
-        # a size failed that the survivor had promised, its promise is no longer worth much.
+        # a size failed that the survivor had promised, its promise is no longer worth much, and the
+        # last process had better survive: from the middle it can go on.
         middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
         was_broken = probes.index(best) < len(probes) - 1
-        promised = middle if was_broken else max(middle, min(aim, edge))
+        is_last = not alive and max(p.process for p in probes) == MAX_PROCESSES - 1
+        promised = middle if was_broken or is_last else max(middle, min(aim, edge))
         aim = promised if near else min(aim, SHRINK * high)
     else:
         # An aim at the very edge fails as often as not, and a failure costs a process.
@@ -214,10 +219,9 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     return Run(size, FULL_STEPS, MOST_STEPS, exact=False, fresh=not alive)
 
 
-def _aim(line: Line, q: Question, best: Probe) -> float:
+def _edge(line: Line, q: Question, best: Probe) -> float:
     """The size whose charge would be the ceiling, judged by the largest survivor."""
     if best.process == 1 and q.slack:
         return line.size_at(q.ceiling_bytes - HELD_SHARE * (q.ceiling_bytes - line.intercept))
     extra = max((best.charged_bytes or 0) - line.at(best.batch_size), 0.0)
-    aim = line.size_at(q.ceiling_bytes - extra)
-    return best.batch_size + REACH * (aim - best.batch_size) if q.slack else aim
+    return line.size_at(q.ceiling_bytes - extra)
