@@ -18,7 +18,7 @@ from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._probe.__main__ import _first_step
 from rightbatch._session import open_session
 
-STEPS = 6  # what malloc holds still grows after three
+STEPS = 6  # at least: what malloc holds still grows after three
 STEPS_PER_TRIAL = 3  # Lightning's default
 
 
@@ -51,9 +51,9 @@ def main() -> None:
 
 
 def steps(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Steps on the worst examples and one evaluation: what a size must survive."""
+    """As many steps as an epoch has, the worst among them, and one evaluation."""
     session = open_session(factory, "cpu", seed=job["seed"], inference=False)
-    for _ in range(STEPS):
+    for _ in range(max(STEPS, -(-(session.examples or 0) // job["batch_size"]))):
         session.step(job["batch_size"])
     session.evaluate(job["batch_size"])
     return {}

@@ -57,6 +57,18 @@ def workload(model: nn.Module | None = None, **fields: Any) -> rb.Workload:
     return rb.Workload(model=model, optimizer=optimizer, **given)
 
 
+def keeps_a_little_of_every_step() -> rb.Workload:
+    """As an allocator that is never asked for the same sizes twice."""
+    kept: list[torch.Tensor] = []
+
+    def keep(model: nn.Module, batch: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            kept.append(torch.ones(10 * MIB))  # 40 MiB, which malloc always maps anew
+        return loss(model, batch)
+
+    return workload(loss=keep)
+
+
 def with_batch_norm() -> rb.Workload:
     return workload(Scale(norm=True))
 

@@ -66,6 +66,23 @@ def test_what_was_left_would_not_hold_much_more(fitted: rb.FitResult) -> None:
     )
 
 
+@only_enforced
+def test_while_the_charge_grows_more_steps_run_and_what_they_would_add_is_left_free() -> None:
+    found = fit(made.keeps_a_little_of_every_step, memory="1500MiB", margin=0.0)
+    probe = next(p for p in found.probes if p.batch_size == found.batch_size and p.is_ok)
+    assert probe.process > 1
+    assert probe.steps == 16
+    assert 8 * 40 * MIB * 0.7 <= probe.growing_bytes <= 8 * 40 * MIB * 1.5
+    assert (probe.charged_bytes or 0) + probe.growing_bytes <= 1500 * MIB
+    assert "still growing by" in found.reason
+
+
+@only_enforced
+def test_a_charge_that_has_settled_is_not_run_longer(fitted: rb.FitResult) -> None:
+    assert {p.steps for p in fitted.probes if p.is_ok and p.process == 1} == {2}
+    assert min(p.steps or 0 for p in fitted.probes if p.is_ok and p.process > 1) == 4
+
+
 def test_few_processes_were_started_and_small_sizes_shared_one(fitted: rb.FitResult) -> None:
     assert max(p.process for p in fitted.probes) <= 5
     assert [p.batch_size for p in fitted.probes if p.process == 1][:3] == [1, 2, 4]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import example, given
@@ -170,6 +170,21 @@ def test_nothing_fits_when_one_example_does_not() -> None:
 def test_a_charge_over_the_ceiling_counts_as_too_large_where_nothing_enforces_it() -> None:
     over = Probe(1, "ok", 0.1, 1, peak_bytes=CEILING + 1, charged_bytes=CEILING + 1)
     assert decide([over], Question(CEILING, 64, slack=False)) == Found(None, None, None)
+
+
+def test_a_size_whose_charge_still_grows_past_the_ceiling_counts_as_too_large() -> None:
+    probes = [
+        Probe(size, "ok", 0.1, 1, peak_bytes=size * MIB, charged_bytes=size * MIB)
+        for size in (16, 32, 64)
+    ]
+    fits = Probe(900, "ok", 0.1, 2, peak_bytes=900 * MIB, charged_bytes=900 * MIB)
+    grows = replace(fits, charged_bytes=CEILING - MIB, growing_bytes=2 * MIB)
+    question = Question(CEILING, 4000, slack=True)
+
+    following = decide([*probes, grows], question)
+    assert isinstance(following, Run)
+    assert following.batch_size < 900
+    assert following.fresh
 
 
 def test_the_line_is_that_of_the_last_three_small_probes() -> None:

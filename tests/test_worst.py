@@ -137,25 +137,31 @@ def test_slow_examples_are_looked_at_for_a_limited_time(monkeypatch: pytest.Monk
     assert found.worst(3)[0] == seen_largest
 
 
-@given(sizes_of, st.integers(1, 320), st.integers(1, 300))
-def test_typical_examples_come_evenly_from_all_sizes(
-    sizes: list[int], batch_size: int, largest: int
+@given(sizes_of, st.integers(1, 320))
+def test_an_ordinary_batch_is_drawn_anew_and_without_repetition_as_long_as_there_are_others(
+    sizes: list[int], batch_size: int
 ) -> None:
     found = examples(Texts([1] * len(sizes)), sizes.__getitem__)
 
-    chosen = found.typical(batch_size)
+    chosen = found.ordinary(batch_size)
 
     assert len(chosen) == batch_size
-    in_order = found.worst(len(sizes))
-    share = min(largest, len(sizes)) / len(sizes)
-    among_largest = sum(index in set(in_order[:largest]) for index in chosen)
-    assert abs(among_largest - batch_size * share) <= 1
+    repeats = [chosen.count(index) for index in range(len(sizes))]
+    assert max(repeats) - min(repeats) <= 1, "each as often as the others"
 
 
-def test_an_epoch_alternates_between_the_worst_and_the_typical_where_examples_differ() -> None:
-    found = examples(Texts([1, 2, 3, 4, 5, 6]))
-    batches = found.sequence(2)
-    assert [next(batches) for _ in range(4)] == [[5, 4], [5, 2], [5, 4], [5, 2]]
+def test_ordinary_batches_come_from_everywhere() -> None:
+    found = examples(Texts(list(range(1, 1001))))
+    drawn = [index for _ in range(20) for index in found.ordinary(100)]
+    assert len(set(drawn)) > 800, "also examples that the sample did not hold"
+    assert sum(drawn) / len(drawn) == pytest.approx(500, rel=0.1)
+
+
+def test_an_epoch_alternates_between_the_worst_and_others_where_examples_differ() -> None:
+    found = examples(Texts(list(range(1, 101))))
+    batches = [tuple(batch) for batch in islice(found.sequence(3), 20)]
+    assert set(batches[::2]) == {(99, 98, 97)}
+    assert len(set(batches[1::2])) > 5, "no two are alike"
 
 
 def test_an_epoch_of_equal_examples_is_one_batch_again_and_again() -> None:
@@ -176,7 +182,7 @@ def test_of_a_stream_without_a_length_the_largest_seen_example_stands_for_all() 
     assert found.total is None
     assert len(found.data) == SAMPLE, "only its beginning was read"
     assert {len(found.data[index]) for index in found.worst(5)} == {9}
-    assert {len(found.data[index]) for index in found.typical(200)} == {1, 2, 4, 9}
+    assert {len(found.data[index]) for index in found.ordinary(200)} == {1, 2, 4, 9}
 
 
 def test_a_stream_with_a_length_is_sampled_like_any_data() -> None:

@@ -214,13 +214,15 @@ class _Search:
         question = self._question()
         charged = probe.charged_bytes or 0
         text = f"it ran; {format_bytes(charged)} were charged against {self._limit_in_words()}"
+        if probe.growing_bytes > 0.002 * charged:
+            text += f", and still growing by {format_bytes(probe.growing_bytes)}"
         above = [p.batch_size for p in self._probes if not p.is_ok and p.outcome != "failed"]
         if probe.batch_size == question.largest:
             bound = "max_batch" if question.largest == self._max_batch else "the data set's size"
             return f"{text}; it is {bound}, so nothing larger was tried"
         if above:
             return f"{text}; {min(above)} ran out of memory"
-        room = question.ceiling_bytes - charged
+        room = question.ceiling_bytes - probe.claimed_bytes
         return f"{text}; the {format_bytes(room)} left would hold less than 3% more"
 
     def _limit_in_words(self) -> str:

@@ -33,9 +33,10 @@ CAUTION = 0.01
 SHRINK = 0.84
 """After a failure without a survivor nearby, this share of the failed size is tried next."""
 SMALL_STEPS, FULL_STEPS = 2, 4
-MOST_STEPS = 8
-"""An ordinary process runs until its charge has settled, or for so many steps: what malloc holds
-grows from one step to the next, by 10% over six steps on one of the workloads."""
+MOST_STEPS = 16
+"""An ordinary process runs until half of its steps have added nothing to the charge, or for so
+many: what malloc holds grows from step to step, by 10% over six steps on one of the workloads and
+by 8% from the fifth to the fortieth on another. What is still growing then is claimed as well."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _broken(probes: Sequence[Probe]) -> Probe | None:
 
 
 def _fits(probe: Probe, question: Question) -> bool:
-    return probe.is_ok and (probe.charged_bytes or 0) <= question.ceiling_bytes
+    return probe.is_ok and probe.claimed_bytes <= question.ceiling_bytes
 
 
 def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Found:
@@ -182,7 +183,7 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     best = max((p for p in probes if p.batch_size == low and p.is_ok), key=lambda p: p.process)
     line = fit_line(probes) or Line(best.needed_bytes / low, 0.0)
     is_settled = best.process > 1 or not q.slack
-    has_room = (best.charged_bytes or 0) <= 2 * SMALL_SHARE * q.ceiling_bytes
+    has_room = best.claimed_bytes <= 2 * SMALL_SHARE * q.ceiling_bytes
     if low == q.largest and (is_settled or has_room):
         return None
     if high is not None and high - 1 - low <= TOLERANCE * low and (is_settled or low == 1):
@@ -223,5 +224,5 @@ def _edge(line: Line, q: Question, best: Probe) -> float:
     """The size whose charge would be the ceiling, judged by the largest survivor."""
     if best.process == 1 and q.slack:
         return line.size_at(q.ceiling_bytes - HELD_SHARE * (q.ceiling_bytes - line.intercept))
-    extra = max((best.charged_bytes or 0) - line.at(best.batch_size), 0.0)
+    extra = max(best.claimed_bytes - line.at(best.batch_size), 0.0)
     return line.size_at(q.ceiling_bytes - extra)

@@ -59,6 +59,10 @@ class WorkloadSession:
     def examples(self) -> int | None:
         return self._examples.total
 
+    @property
+    def varies(self) -> bool:
+        return self._examples.differ
+
     def step(self, batch_size: int) -> None:
         w = self._workload
         self._model.train()

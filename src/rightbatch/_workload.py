@@ -88,6 +88,10 @@ class Session(Protocol):
     def examples(self) -> int | None:
         """How many examples one epoch has; None where nobody knows."""
 
+    @property
+    def varies(self) -> bool:
+        """Whether an epoch's full batches differ in shape; a probe then runs more of them."""
+
     def step(self, batch_size: int) -> None:
         """One full training step (forward, backward, optimizer) on the worst examples."""
 

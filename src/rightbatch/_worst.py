@@ -55,6 +55,8 @@ class WorstExamples:
             )
         else:
             indices = range(self.total)
+        self._indices = indices
+        self._random = random.Random(seed)
         self._ordered, sizes = _by_size(self.data, indices, collate, size, seed)
         self.differ = min(sizes) != max(sizes)
 
@@ -67,22 +69,23 @@ class WorstExamples:
         top = max(1, min(seen, -(-seen * batch_size // total)))
         return list(islice(cycle(self._ordered[:top]), batch_size))
 
-    def typical(self, batch_size: int) -> list[int]:
-        """Indices of examples from everywhere in the order of sizes."""
-        seen = len(self._ordered)
-        return [self._ordered[i * seen // batch_size % seen] for i in range(batch_size)]
+    def ordinary(self, batch_size: int) -> list[int]:
+        """Indices drawn as a shuffled epoch draws them, anew with every call."""
+        drawn = self._random.sample(self._indices, min(batch_size, len(self._indices)))
+        return list(islice(cycle(drawn), batch_size))
 
     def sequence(self, batch_size: int, *, drop_last: bool = True) -> Iterator[list[int]]:
         """What an epoch holds for the allocator: the worst, something else, its last batch, again.
 
-        The last one is smaller, unless it is dropped.
+        The last one is smaller, unless it is dropped. Where examples differ no two batches have
+        the same shapes, and an allocator that reuses freed blocks holds more with each of them.
         """
-        batches = [self.worst(batch_size)]
-        batches.append(self.typical(batch_size) if self.differ else batches[0])
-        rest = smaller_last_batch(self.total, batch_size)
-        if rest and not drop_last:
-            batches.append(self.typical(rest))
-        return cycle(batches)
+        rest = 0 if drop_last else smaller_last_batch(self.total, batch_size)
+        while True:
+            yield self.worst(batch_size)
+            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
+            if rest:
+                yield self.ordinary(rest)
 
 
 def smaller_last_batch(examples: int | None, batch_size: int) -> int:

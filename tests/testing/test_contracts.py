@@ -19,6 +19,7 @@ class Ideal:
     """A session of one weight."""
 
     examples: Any = 5
+    varies = False
 
     def __init__(self) -> None:
         self.model = nn.Linear(2, 1, bias=False)

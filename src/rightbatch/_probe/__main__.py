@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from rightbatch._probe._wire import Header, receive, receive_bytes, send
 
 _SETTLED = 0.002
-"""Growth of the charge over two steps, as a share of it, that counts as none."""
+"""Growth of the charge over half of the steps, as a share of it, that counts as none."""
 
 
 def main() -> None:
@@ -141,8 +141,10 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
         device.reset_peak()
         step_seconds = 0.0
         charges: list[int] = []
-        while len(charges) < command["steps"] or (
-            len(charges) < command["most_steps"] and not _is_settled(charges)
+        # A few batches of different shapes may happen to be alike.
+        least = max(command["steps"], command["most_steps"] // 2 if session.varies else 0)
+        while len(charges) < least or (
+            len(charges) < command["most_steps"] and _growing(charges) > _SETTLED * charges[-1]
         ):
             step_started = time.perf_counter()
             if inference:
@@ -160,6 +162,8 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             "step_seconds": step_seconds,
             "peak_bytes": reading.peak_bytes,
             "charged_bytes": reading.charged_bytes,
+            "growing_bytes": _growing(charges),
+            "steps": len(charges),
             "live_bytes": reading.live_bytes,
             "detail": dict(reading.detail),
         }
@@ -169,9 +173,13 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
     return report
 
 
-def _is_settled(charges: list[int]) -> bool:
-    """Whether the last two steps raised the peak by next to nothing."""
-    return charges[-1] - charges[-3] <= _SETTLED * charges[-1]
+def _growing(charges: list[int]) -> int:
+    """What the second half of the steps added.
+
+    What an allocator holds beyond what is needed grows with the logarithm of the steps, where no
+    two of them are alike: each doubling adds about as much as the one before.
+    """
+    return charges[-1] - charges[len(charges) // 2 - 1] if len(charges) > 2 else 0
 
 
 def _follow(

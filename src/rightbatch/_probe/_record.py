@@ -25,9 +25,10 @@ class Probe:
     `outcome` is `ok`, `out_of_memory` (an error that says so), `killed` (the process ended without
     a word, as the kernel ends it when memory runs out) or `failed` (an error that is not memory).
     `peak_bytes`, `charged_bytes` and `live_bytes` are those of `rightbatch._device.Reading`;
-    after a failure they are None. `seconds` is the wall time of all its steps, `step_seconds`
-    that of its last training step (of its last evaluation, for inference).
-    `process` counts the processes; probes of one process ran one after the other.
+    after a failure they are None. `growing_bytes` is what the second half of the `steps` added to
+    the charge; as much again is expected of twice as many. `seconds` is the wall time of all steps,
+    `step_seconds` that of the last training step (of the last evaluation, for inference). `process`
+    counts the processes; probes of one process ran one after the other.
     """
 
     batch_size: int
@@ -36,6 +37,8 @@ class Probe:
     process: int
     peak_bytes: int | None = None
     charged_bytes: int | None = None
+    growing_bytes: int = 0
+    steps: int | None = None
     live_bytes: int | None = None
     step_seconds: float | None = None
     evaluation_batch_size: int | None = None
@@ -50,6 +53,11 @@ class Probe:
     def needed_bytes(self) -> int:
         """What the steps themselves needed: tensors where the device knows, else the peak."""
         return int(self.live_bytes if self.live_bytes is not None else self.peak_bytes or 0)
+
+    @property
+    def claimed_bytes(self) -> int:
+        """What a size must be granted: its charge, and what twice as many steps would add."""
+        return (self.charged_bytes or 0) + self.growing_bytes
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

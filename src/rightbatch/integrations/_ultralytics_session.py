@@ -17,6 +17,7 @@ from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import autocast
 
 from rightbatch._errors import UsageError
+from rightbatch._worst import smaller_last_batch
 
 if TYPE_CHECKING:
     from rightbatch.integrations.ultralytics import YoloFactory
@@ -30,6 +31,7 @@ class YoloSession:
 
     def __init__(self, factory: YoloFactory, device: str, *, inference: bool) -> None:
         self._inference = inference
+        self._steps = 0
         self._folder = tempfile.mkdtemp(prefix="rightbatch-")
         _write_no_caches()
         self._trainer = _set_up(factory, device, self._folder)
@@ -49,12 +51,19 @@ class YoloSession:
     def examples(self) -> int | None:
         return len(self._val_data if self._inference else self._train_data)
 
+    @property
+    def varies(self) -> bool:
+        return False  # every image is resized, and the most objects are on each
+
     def step(self, batch_size: int) -> None:
         trainer = self._trainer
         trainer.batch_size = trainer.args.batch = batch_size
         self._fill_buffer(batch_size)
         trainer._model_train()
-        self._batch = self._worst_batch(self._train_data, batch_size)
+        self._steps += 1
+        rest = smaller_last_batch(len(self._train_data), batch_size)
+        images = rest if rest and self._steps % 3 == 0 else batch_size
+        self._batch = self._worst_batch(self._train_data, images)
         amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
         with autocast(amp, device=trainer.device.type), _largest_multi_scale():
             self._batch = trainer.preprocess_batch(self._batch)

@@ -30,6 +30,9 @@ class SessionContract:
         examples = session.examples
         assert examples is None or (isinstance(examples, int) and examples > 0)
 
+    def test_whether_batches_differ_in_shape_is_known(self, session: Session) -> None:
+        assert session.varies in (True, False)
+
     def test_it_runs_growing_sizes_and_small_ones_again(self, session: Session) -> None:
         for size in (*self.sizes, self.sizes[0], self.sizes[0]):
             if self.trains:
