@@ -50,8 +50,10 @@ class Machine:
         )
 
 
-def search(machine: Machine, *, largest: int, slack: bool) -> tuple[Found, list[Probe]]:
-    question = Question(machine.ceiling, largest, slack)
+def search(
+    machine: Machine, *, largest: int, slack: bool, predicted: int | None = None
+) -> tuple[Found, list[Probe]]:
+    question = Question(machine.ceiling, largest, slack, predicted)
     probes: list[Probe] = []
     process = 1
     for _ in range(60):
@@ -197,6 +199,22 @@ def test_the_line_is_that_of_the_last_three_small_probes() -> None:
     assert line is not None
     assert line.slope == pytest.approx(7)
     assert line.intercept == pytest.approx(100)
+
+
+@given(st.floats(0.1, 20), st.floats(0, 600), st.floats(0.7, 1.4), st.integers(1, 5000))
+def test_a_predicted_size_is_run_first_and_corrected_where_it_is_wrong(
+    slope: float, intercept: float, error: float, examples: int
+) -> None:
+    machine = Machine(lambda size: (intercept + slope * size) * MIB)
+    largest = machine.largest(examples)
+    predicted = max(1, int(error * largest))
+    found, probes = search(machine, largest=examples, slack=False, predicted=predicted)
+    assert found.batch_size is not None
+    assert found.batch_size <= largest <= found.batch_size * 1.03 + 1
+    if predicted > 1 and examples > 1:
+        assert [probe.batch_size for probe in probes[:2]] == [1, min(predicted, examples)]
+    if 0.99 <= error <= 1:
+        assert len(probes) <= 4
 
 
 def test_the_last_process_takes_the_middle_and_goes_on_from_there() -> None:

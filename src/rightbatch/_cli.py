@@ -83,6 +83,9 @@ def predict(
     inference: Annotated[bool, Parameter(negative="", help="forward only, no gradients")] = False,
     remedies: Annotated[bool, Parameter(help="follow what would save memory, too")] = True,
     replay: Annotated[Path | None, Parameter(help="replay a recorded allocator trace")] = None,
+    calibrate: Annotated[
+        bool, Parameter(negative="", help="measure context and workspaces of the GPU that is here")
+    ] = False,
     device: Annotated[str | None, Parameter(help="cuda, the only one it knows")] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -92,15 +95,19 @@ def predict(
     Example: rightbatch predict train.py:workload --batch 64 --gpu "RTX 4090"
     """
     from rightbatch._errors import UsageError
+    from rightbatch._memory.calibrate import calibrate as measure_here
     from rightbatch._predict import predict
     from rightbatch._predict import replay as replay_recording
 
+    if calibrate:
+        _print(measure_here(), json)
+        return
     if replay is not None:
         _print(replay_recording(replay), json)
         return
     if workload is None or batch is None:
         raise UsageError(
-            "predict takes a workload and --batch N, or --replay FILE; for example "
+            "predict takes a workload and --batch N, or --replay FILE, or --calibrate; for example "
             'rightbatch predict train.py:workload --batch 64 --gpu "RTX 4090"'
         )
     if device not in (None, "cuda"):

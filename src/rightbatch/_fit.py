@@ -6,12 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rightbatch import _search
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._factory import resolve
+from rightbatch._memory.outside import CONTEXT
+from rightbatch._memory.step import FollowedStep
 from rightbatch._nothing_fits import what_is_needed
 from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready, pickled
 from rightbatch._progress import Live
@@ -123,6 +125,7 @@ class _Search:
         self._processes: list[ProbeProcess] = []
         self._probes: list[Probe] = []
         self._ready: Ready | None = None
+        self._predicted: int | None = None
 
     def run(self) -> FitResult:
         self._show("starting the first probe")
@@ -131,6 +134,7 @@ class _Search:
             if self._ready is None:
                 run = _search.FIRST
                 self._probe(process, run)
+                self._predicted = self._prediction()
                 continue
             decision = _search.decide(self._probes, self._question())
             if isinstance(decision, _search.Found):
@@ -177,6 +181,22 @@ class _Search:
         self._ready = self._ready or process.ready
         self._probes.append(probe)
 
+    def _prediction(self) -> int | None:
+        """The largest batch as `predict` has it, where the device is one that it knows."""
+        ready = self._ready
+        if ready is None or ready.capability is None:
+            return None
+        self._show("predicting the largest batch")
+        header = replace(self._header, device="cpu")
+        with ProbeProcess(header, 0) as process:
+            step = FollowedStep(process, inference=self._header.inference)
+            try:
+                # The context is in the base of what is charged.
+                limit = ready.ceiling_bytes + CONTEXT[1]
+                return step.largest(limit, ready.capability)
+            except (UsageError, WorkloadError):
+                return None  # a step that cannot be followed is measured from its small sizes
+
     def _question(self) -> _search.Question:
         assert self._ready is not None
         examples = self._ready.examples or _UNBOUNDED
@@ -184,6 +204,7 @@ class _Search:
             ceiling_bytes=self._ready.ceiling_bytes,
             largest=min(examples, self._max_batch or examples),
             slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
+            predicted=self._predicted,
         )
 
     def _verdict(self, found: _search.Found) -> FitResult:

@@ -4,6 +4,7 @@
    memory, so they need not be alone. With `EXACT_MALLOC` the line is sharp.
 2. The size that the line predicts, in a process of its own, as the user's run will be. (glibc's
    malloc holds more than the steps need, and more again after another size ran in the process.)
+   Where the largest size was predicted, that one is next at once.
 3. If it survives with room left, a larger one; if it fails, a smaller one; until what could still
    be gained is within 3%. The answer is always a size that was run and survived.
 """
@@ -43,12 +44,14 @@ by 8% from the fifth to the fortieth on another. What is still growing then is c
 class Question:
     """What is searched for: the largest size up to `largest` whose charge is within `ceiling`.
 
-    `slack` says that an ordinary process is charged more than an exact one.
+    `slack` says that an ordinary process is charged more than an exact one. `predicted` is the
+    answer as `predict` gives it; None where it gives none.
     """
 
     ceiling_bytes: int
     largest: int
     slack: bool
+    predicted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,16 @@ def fit_line(probes: Sequence[Probe]) -> Line | None:
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
     slope = max(slope, 0.0)
     return Line(slope, mean_y - slope * mean_x)
+
+
+def _chord(probes: Sequence[Probe], best: Probe) -> Line:
+    """The line through the smallest and the largest survivor; through zero where that is one."""
+    first = min((p for p in probes if p.is_ok), key=lambda p: p.batch_size)
+    steps = best.batch_size - first.batch_size
+    if not steps or best.needed_bytes <= first.needed_bytes:
+        return Line(best.needed_bytes / best.batch_size, 0.0)
+    slope = (best.needed_bytes - first.needed_bytes) / steps
+    return Line(slope, best.needed_bytes - slope * best.batch_size)
 
 
 def is_straight(probes: Sequence[Probe]) -> bool:
@@ -162,7 +175,7 @@ def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Foun
 
 def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
     """The next size for the first process; None once it has told enough."""
-    if any(p.process > 1 for p in probes) or high is not None:
+    if any(p.process > 1 for p in probes) or high is not None or q.predicted is not None:
         return None
     line = fit_line(probes)
     following = min(2 * low, q.largest)
@@ -181,7 +194,7 @@ def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
 def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
     """The next size for an ordinary process; None if what survived is the answer."""
     best = max((p for p in probes if p.batch_size == low and p.is_ok), key=lambda p: p.process)
-    line = fit_line(probes) or Line(best.needed_bytes / low, 0.0)
+    line = fit_line(probes) or _chord(probes, best)
     is_settled = best.process > 1 or not q.slack
     has_room = best.claimed_bytes <= 2 * SMALL_SHARE * q.ceiling_bytes
     if low == q.largest and (is_settled or has_room):
@@ -210,7 +223,11 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
         was_broken = probes.index(best) < len(probes) - 1
         is_last = not alive and max(p.process for p in probes) == MAX_PROCESSES - 1
         promised = middle if was_broken or is_last else max(middle, min(aim, edge))
-        aim = promised if near else min(aim, SHRINK * high)
+        shrunk = SHRINK * high
+        # One example tells nothing of the slope, so a prediction that failed is only shrunk.
+        aim = promised if near else shrunk if q.predicted is not None else min(aim, shrunk)
+    elif best.process == 1 and q.predicted is not None:
+        aim = q.predicted
     else:
         # An aim at the very edge fails as often as not, and a failure costs a process.
         aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)

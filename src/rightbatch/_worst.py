@@ -20,6 +20,8 @@ from rightbatch._errors import UsageError
 
 SAMPLE = 256
 """Examples looked at where no `size` is given."""
+_ORDINARY = 2
+"""Ordinary batches between the worst ones: what makes an allocator hold more is variety."""
 SAMPLE_SECONDS = 10.0
 """And no longer than this, since decoding an example may take long."""
 
@@ -75,7 +77,7 @@ class WorstExamples:
         return list(islice(cycle(drawn), batch_size))
 
     def sequence(self, batch_size: int, *, drop_last: bool = True) -> Iterator[list[int]]:
-        """What an epoch holds for the allocator: the worst, something else, its last batch, again.
+        """What an epoch holds for the allocator: the worst, others, its last batch, and again.
 
         The last one is smaller, unless it is dropped. Where examples differ no two batches have
         the same shapes, and an allocator that reuses freed blocks holds more with each of them.
@@ -83,7 +85,8 @@ class WorstExamples:
         rest = 0 if drop_last else smaller_last_batch(self.total, batch_size)
         while True:
             yield self.worst(batch_size)
-            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
+            for _ in range(_ORDINARY):
+                yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
             if rest:
                 yield self.ordinary(rest)
 

@@ -18,8 +18,9 @@ from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._memory.cuda import attention_kernel, cuda_semantics
 from rightbatch._memory.follow import Follower, open_follower, parameter_bytes
+from rightbatch._memory.recorder import Recorder
 from rightbatch._memory.reduction import reduction_buffers
-from rightbatch._memory.trace import Family, Recorder, Trace
+from rightbatch._memory.trace import Family, Trace
 from rightbatch._memory.variant import Variant
 
 WIDTH, LAYERS = 64, 8

@@ -37,6 +37,10 @@ class Device(Protocol):
     def unrepeatable(self) -> float:
         """By what share of the limit the charge of the same steps differs from run to run."""
 
+    @property
+    def capability(self) -> float | None:
+        """CUDA's compute capability, by which memory can be predicted; None elsewhere."""
+
     def prepare(self) -> None:
         """Start what any process using the device has (context, thread pools); sets the base."""
 

@@ -25,6 +25,7 @@ class CPU:
     name = "cpu"
     # What glibc's malloc holds depends on how its threads met; measured by benchmarks/fit.py.
     unrepeatable = 0.015
+    capability = None
 
     def __init__(self) -> None:
         self._base_resident = 0

@@ -20,6 +20,15 @@ class CUDA:
         self._base_free = 0
         self._capacity = 0
 
+    @property
+    def capability(self) -> float | None:
+        import torch
+
+        if torch.version.hip is not None:
+            return None  # another allocator's defaults, other kernels
+        major, minor = torch.cuda.get_device_capability(self.index)
+        return major + minor / 10
+
     def prepare(self) -> None:
         import torch
 

@@ -11,6 +11,7 @@ class MPS:
 
     name = "mps"
     unrepeatable = 0.0
+    capability = None
 
     def __init__(self) -> None:
         self._base = 0

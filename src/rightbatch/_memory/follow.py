@@ -24,7 +24,8 @@ from rightbatch._batch import Batch, count_examples, map_tensors
 from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._errors import UsageError
 from rightbatch._memory.cuda import cuda_semantics, temporaries
-from rightbatch._memory.trace import Recorder, Trace
+from rightbatch._memory.recorder import Recorder
+from rightbatch._memory.trace import Trace
 from rightbatch._memory.variant import (
     Variant,
     autocast,
@@ -37,7 +38,7 @@ from rightbatch._worst import WorstExamples
 
 BUILD_LIMIT = 5 * 2**29
 """A model whose construction needs more than this (2.5 GiB) is built fake."""
-_STEPS = 2  # the first creates the optimizer's state
+STEPS = 2  # the first creates the optimizer's state
 _FILLS = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "bernoulli_"}
 _LARGE = 2**18  # elements; smaller tensors get their numbers, which code may look at
 
@@ -119,7 +120,7 @@ class Follower:
         recorder = Recorder(temporaries if variant.capability is not None else None)
         with ExitStack() as stack:
             # Cycles would be collected at moments that have nothing to do with the step.
-            stack.enter_context(_without_collecting())
+            stack.enter_context(without_collecting())
             if any(isinstance(module, nn.RNNBase) for module in w.model.modules()):
                 stack.enter_context(_without_onednn())
             if variant.capability is not None:
@@ -138,7 +139,7 @@ class Follower:
                 parts = list(w.split(batch, ceil(count_examples(batch) / variant.accumulation)))
             stack.enter_context(recorder.naming(w.model))
             stack.enter_context(recorder)
-            held = list(_in_order_of_moving(w.model))
+            held = list(in_order_of_moving(w.model))
             for tensor in held:
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
                 recorder.hold([tensor], kind)
@@ -186,16 +187,6 @@ class Follower:
         return workload
 
 
-def open_follower(factory: Any, *, seed: int) -> Follower:
-    """Raises UsageError where an integration's own step would have to be followed."""
-    if hasattr(factory, "session"):
-        raise UsageError(
-            "the step of an integration cannot be followed yet; `rightbatch fit` measures it, on a "
-            "machine that has the device"
-        )
-    return Follower(factory, seed=seed)
-
-
 def guard_build() -> None:
     """Let building more than `BUILD_LIMIT` fail with an error, where the system can do that."""
     device = open_device("cpu")
@@ -217,7 +208,7 @@ def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) 
     loss: Tensor | None = None
     if not variant.inference:
         w.model.train()
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             recorder.phase("zero gradients")
             w.optimizer.zero_grad()
             for part in parts:
@@ -237,9 +228,9 @@ def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) 
                 foreach = True if variant.capability is not None else None
                 nn.utils.clip_grad_norm_(w.model.parameters(), w.clip_norm, foreach=foreach)
             w.optimizer.step()
-            _classify_state(w.optimizer, variant, recorder)
+            classify_state(w.optimizer, variant, recorder)
     w.model.eval()
-    for _ in range(_STEPS if variant.inference else 1):
+    for _ in range(STEPS if variant.inference else 1):
         recorder.phase("evaluation")
         moved = _moved(parts[0])
         start = len(recorder.order)
@@ -254,7 +245,7 @@ def _moved(batch: Batch) -> Batch:
     return map_tensors(batch, torch.clone)
 
 
-def _classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
+def classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
     state = list(optimizer.state.values())
     recorder.classify(
         (v for one in state for v in one.values() if isinstance(v, Tensor)), "optimizer"
@@ -265,16 +256,16 @@ def _classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder
         recorder.hide(step for step in steps if isinstance(step, Tensor) and step.ndim == 0)
 
 
-def _in_order_of_moving(module: nn.Module) -> Iterator[Tensor]:
+def in_order_of_moving(module: nn.Module) -> Iterator[Tensor]:
     """Parameters and buffers in the order in which `Module.to` moves them."""
     for child in module.children():
-        yield from _in_order_of_moving(child)
+        yield from in_order_of_moving(child)
     yield from (p for p in module._parameters.values() if p is not None)
     yield from (b for b in module._buffers.values() if b is not None)
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
+def without_collecting() -> Iterator[None]:
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

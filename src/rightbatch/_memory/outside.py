@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rightbatch._memory.calibrate import Calibration
+
 MIB = 2**20
 
 CONTEXT = (287 * MIB, 500 * MIB)
@@ -50,8 +52,12 @@ def outside(
     largest_tensor: int,
     gradient_bytes: int,
     processes: int,
+    measured: Calibration | None = None,
 ) -> Outside:
-    """What lies outside the trace of a step that calls `operators`, on one of `processes` GPUs."""
+    """What lies outside the trace of a step that calls `operators`, on one of `processes` GPUs.
+
+    `measured` takes the place of the table's context and workspace.
+    """
     notes, convolutions = [], (0, 0)
     if _CONVOLUTIONS & set(operators):
         # cuDNN may copy an input and an output into another layout; there is no general bound.
@@ -69,9 +75,14 @@ def outside(
     if processes > 1:
         communication = COMMUNICATOR + gradient_bytes + BUCKET
         notes.append("several GPUs: one NCCL communicator and DDP's buckets are added (assumed)")
+    context, cublas = CONTEXT, CUBLAS_FROM_HOPPER if capability >= 9 else CUBLAS
+    if measured is not None:
+        context = (measured.context_low_bytes, measured.context_high_bytes)
+        cublas = measured.cublas_bytes
+        notes.append(f"context and cuBLAS workspace as measured: {measured}")
     return Outside(
-        CUBLAS_FROM_HOPPER if capability >= 9 else CUBLAS,
-        CONTEXT,
+        cublas,
+        context,
         convolutions,
         communication,
         tuple(notes),

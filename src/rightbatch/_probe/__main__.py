@@ -125,6 +125,7 @@ def _build(
     ceiling = int(limit * (1 - max(header.margin, device.unrepeatable)))
     about = {"device": device.name, "capacity_bytes": capacity, "limit_bytes": limit}
     about |= {"ceiling_bytes": ceiling, "enforced": device.enforce(ceiling)}
+    about["capability"] = device.capability
     send(reports, event="device", **about)
     device.reset_peak()
     session = open_session(factory, device.name, seed=header.seed, inference=header.inference)
@@ -190,12 +191,18 @@ def _follow(
     reports: BinaryIO,
 ) -> None:
     """Answer what a step allocates, request after request, without running it for real."""
-    from rightbatch._memory.follow import guard_build, open_follower
+    from rightbatch._memory.follow import Follower, guard_build
     from rightbatch._memory.variant import Variant
 
     try:
         guard_build()
-        follower = open_follower(factory, seed=header.seed)
+        follower: Any = None
+        if hasattr(factory, "session"):
+            from rightbatch._memory.follow_session import SessionFollower
+
+            follower = SessionFollower(factory)
+        else:
+            follower = Follower(factory, seed=header.seed)
     except BaseException as error:
         send(reports, event="follow", **_failure(error))
         return

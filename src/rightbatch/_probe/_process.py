@@ -27,13 +27,17 @@ need, on a straight line in the batch size. Other systems ignore the variables."
 
 @dataclass(frozen=True)
 class Ready:
-    """What the process said of its device and of the workload before the first size."""
+    """What the process said of its device and of the workload before the first size.
+
+    `capability` is a CUDA device's compute capability; None for others.
+    """
 
     device: str
     capacity_bytes: int
     limit_bytes: int
     ceiling_bytes: int
     enforced: bool
+    capability: float | None = None
     examples: int | None = None
 
 

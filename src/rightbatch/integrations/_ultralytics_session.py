@@ -17,6 +17,7 @@ from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import autocast
 
 from rightbatch._errors import UsageError
+from rightbatch._memory.recorder import arriving
 from rightbatch._worst import smaller_last_batch
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class YoloSession:
         self._steps += 1
         rest = smaller_last_batch(len(self._train_data), batch_size)
         images = rest if rest and self._steps % 3 == 0 else batch_size
-        self._batch = self._worst_batch(self._train_data, images)
+        self._batch = arriving(lambda: self._worst_batch(self._train_data, images))
         amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
         with autocast(amp, device=trainer.device.type), _largest_multi_scale():
             self._batch = trainer.preprocess_batch(self._batch)
@@ -84,18 +85,37 @@ class YoloSession:
     def evaluate(self, batch_size: int) -> int:
         trainer = self._trainer
         if self._inference:
-            self._predict(self._worst_batch(self._val_data, batch_size))
+            self._predict(arriving(lambda: self._worst_batch(self._val_data, batch_size)))
             return batch_size
         # Ultralytics' loaders never hold more than the data set has.
         count = min(self._val_factor * batch_size, len(self._val_data))
         trainer.epoch = trainer.start_epoch
         if not getattr(trainer, "loss_items", None):
             trainer.loss_items = self._losses()  # no step has told their names yet
-        batch = self._worst_batch(self._val_data, count)
+        batch = arriving(lambda: self._worst_batch(self._val_data, count))
         trainer.validator.dataloader = _OneBatch(batch, self._val_data)
         with torch.inference_mode():
             trainer.validator(trainer)
         return count
+
+    def modules(self) -> list[torch.nn.Module]:
+        """What stays on the device: the model, and the average of its weights."""
+        return [self._trainer.model, self._trainer.ema.ema]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._trainer.optimizer
+        return optimizer
+
+    @contextmanager
+    def as_on_cuda(self) -> Iterator[None]:
+        """Mixed precision as Ultralytics uses it there (its check of the GPU aside)."""
+        trainer = self._trainer
+        kept, trainer.amp = trainer.amp, trainer.args.amp not in (False, "fp32")
+        try:
+            yield
+        finally:
+            trainer.amp = kept
 
     def _predict(self, batch: dict[str, Any]) -> None:
         """What prediction and standalone validation do: no loss; the metrics need no memory."""

@@ -1,0 +1,151 @@
+"""The step of a workload on a GPU that is not here, at any batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rightbatch._errors import UsageError, WorkloadError
+from rightbatch._memory.allocator import AllocatorSettings
+from rightbatch._memory.calibrate import Calibration, calibrated
+from rightbatch._memory.outside import Outside, outside
+from rightbatch._memory.simulate import Simulated, simulate
+from rightbatch._memory.trace import Family, Trace
+from rightbatch._probe import ProbeProcess
+
+LOW, HIGH = 2, 4
+"""Batch sizes that are followed; every allocation is a line through them."""
+CHECKED = 7
+"""A third one, at which the line must be right."""
+_UNBOUNDED = 2**20
+_HELPS = 0.99
+"""A variant that leaves more than this share of the peak saves nothing."""
+
+
+class FollowedStep:
+    """The step of a workload at any batch size, followed once per kind of GPU, allocated for each.
+
+    `process` has run nothing; `processes` is how many GPUs train together. After the first answer
+    `examples` is what one epoch has, `how` is `fake` or `real`, and `notes` say what a person
+    should know.
+    """
+
+    def __init__(
+        self, process: ProbeProcess, *, processes: int = 1, inference: bool = False
+    ) -> None:
+        self._process = process
+        self._processes = processes
+        self._inference = inference
+        self._families: dict[str, Family | None] = {}
+        self._single: dict[tuple[str, int], Trace] = {}
+        self._largest: dict[tuple[float, int], int | None] = {}
+        self._calibrations: dict[float, Calibration | None] = {}
+        self.examples: int | None = None
+        self.how = "fake"
+        self.notes: list[str] = []
+
+    def at(self, batch_size: int, capability: float) -> Trace:
+        """The trace at `batch_size`: by its lines, or followed by itself where it has none."""
+        kind = _kind(capability)
+        if kind not in self._families:
+            self._families[kind] = self._family(capability)
+        family = self._families[kind]
+        if family is not None:
+            return family.at(batch_size)
+        if self.how == "real" and batch_size > CHECKED:
+            raise UsageError(
+                "this step allocates differently from size to size, and needs real tensors: it "
+                "can only be measured; run `rightbatch fit` where the device is"
+            )
+        if (kind, batch_size) not in self._single:
+            self._single[kind, batch_size] = self._follow([batch_size], capability)[0]
+        return self._single[kind, batch_size]
+
+    def outside(self, trace: Trace, capability: float) -> Outside:
+        gradients = sum(
+            size
+            for size, kind in zip(trace.sizes, trace.kinds, strict=True)
+            if kind == "parameters"
+        )
+        largest = max(trace.sizes, default=0)
+        if capability not in self._calibrations:
+            self._calibrations[capability] = calibrated(capability)
+        return outside(
+            capability,
+            trace.operators,
+            largest,
+            gradients,
+            self._processes,
+            self._calibrations[capability],
+        )
+
+    def simulated(
+        self, batch_size: int, capability: float, capacity: int | None = None
+    ) -> Simulated | None:
+        trace = self.at(batch_size, capability)
+        workspace = self.outside(trace, capability).cublas
+        return simulate(trace, AllocatorSettings(capacity=capacity), workspace)
+
+    def largest(self, limit: int, capability: float) -> int | None:
+        """The largest batch whose simulated run survives beside what lies outside; by bisection."""
+        if (capability, limit) not in self._largest:
+            self._largest[capability, limit] = self._search(limit, capability)
+        return self._largest[capability, limit]
+
+    def saved(self, batch_size: int, capability: float, variant: dict[str, Any]) -> int | None:
+        """Bytes that the variant would save of the peak at this size; None where it cannot be."""
+        try:
+            followed = self._follow([batch_size], capability, **variant)[0]
+        except (UsageError, WorkloadError):
+            return None  # no stack to checkpoint, no batch to cut
+        before = self.at(batch_size, capability).peak_bytes
+        return before - followed.peak_bytes if followed.peak_bytes < _HELPS * before else None
+
+    def _search(self, limit: int, capability: float) -> int | None:
+        def survives(size: int) -> bool:
+            trace = self.at(size, capability)
+            room = limit - self.outside(trace, capability).high
+            return room > 0 and self.simulated(size, capability, room) is not None
+
+        most = self.examples or _UNBOUNDED
+        low, high = 0, 1
+        while high <= most and survives(high):
+            low, high = high, 2 * high
+        high = min(high, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if survives(middle) else (low, middle)
+        return low or None
+
+    def _family(self, capability: float) -> Family | None:
+        """The lines of this step; None, with a note, where allocations are no lines."""
+        sizes = [LOW, HIGH, CHECKED]
+        low, high, checked = self._follow(sizes, capability)
+        family = Family(LOW, HIGH, low, high)
+        if low.is_like(high) and low.is_like(checked):
+            if family.at(CHECKED).sizes == checked.sizes:
+                return family
+        self.notes.append("allocations are no lines in the batch size; every size is followed")
+        return None
+
+    def _follow(self, sizes: list[int], capability: float, **variant: Any) -> list[Trace]:
+        variant |= {"capability": capability, "inference": self._inference}
+        answer = self._process.follow(sizes, **variant)
+        self.examples = answer.get("examples")
+        self.how = answer.get("how", self.how)
+        self.notes += [note for note in answer.get("notes", ()) if note not in self.notes]
+        if answer["outcome"] == "ok":
+            return [Trace.from_dict(fields) for fields in answer["traces"]]
+        failure = answer["failure"]
+        if failure["type"] in ("UsageError", "MissingExtraError"):
+            raise UsageError(failure["message"])
+        raise WorkloadError(
+            f"the workload cannot be followed: {failure['type']}: {failure['message']}",
+            error_type=failure["type"],
+            error_message=failure["message"],
+            traceback=failure.get("traceback", ""),
+        )
+
+
+def _kind(capability: float) -> str:
+    """GPUs whose kernels make the same allocations."""
+    return "flash" if capability >= 8.0 else "no flash"
