@@ -16,6 +16,9 @@ import torch
 
 import fit_workloads as made
 import rightbatch as rb
+from rightbatch._fit import _Search
+from rightbatch._memory.outside import CONTEXT
+from rightbatch._probe import Header, Ready, pickled
 
 MIB = 2**20
 LINUX = sys.platform.startswith("linux")
@@ -81,6 +84,26 @@ def test_while_the_charge_grows_more_steps_run_and_what_they_would_add_is_left_f
 def test_a_charge_that_has_settled_is_not_run_longer(fitted: rb.FitResult) -> None:
     assert {p.steps for p in fitted.probes if p.is_ok and p.process == 1} == {2}
     assert min(p.steps or 0 for p in fitted.probes if p.is_ok and p.process > 1) == 4
+
+
+def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
+    header = Header(pickled(made.workload), sys.path[:], os.getcwd(), "cuda", 0.0, 0, False)
+    search = _Search(header, None, 0.0, None, lambda text: None)
+    room = 700 * MIB
+    search._ready = Ready("cuda:0", room, room, room, True, capability=8.9, examples=4000)
+    predicted = search._prediction()
+    largest = rb.predict(made.workload, batch=1, memory=room + CONTEXT[1], progress=False)
+    assert predicted == largest.largest_batch_size
+    assert 50 < (predicted or 0) < 200
+
+
+def test_where_nothing_can_be_predicted_the_search_goes_by_small_sizes() -> None:
+    header = Header(pickled(made.with_wrong_shapes), sys.path[:], os.getcwd(), None, 0.0, 0, False)
+    search = _Search(header, None, 0.0, None, lambda text: None)
+    search._ready = Ready("cuda:0", MIB, MIB, MIB, True, capability=8.9, examples=4000)
+    assert search._prediction() is None
+    search._ready = Ready("cpu", MIB, MIB, MIB, True, examples=4000)
+    assert search._prediction() is None
 
 
 def test_few_processes_were_started_and_small_sizes_shared_one(fitted: rb.FitResult) -> None:

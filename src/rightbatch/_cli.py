@@ -73,12 +73,16 @@ def fit(
 
 @app.command
 def predict(
-    workload: Annotated[str | None, Parameter(help="file.py:function")] = None,
+    workload: Annotated[
+        str | None, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")
+    ] = None,
     /,
     *,
     batch: Annotated[int | None, Parameter(help="examples per step")] = None,
     gpu: Annotated[str | None, Parameter(help='its name, for example "RTX 4090", or all')] = None,
     memory: Annotated[str | None, Parameter(help="a GPU of this size, for example 24GiB")] = None,
+    data: Data = None,
+    imgsz: ImageSize = None,
     processes: Annotated[int, Parameter(help="GPUs that train together")] = 1,
     inference: Annotated[bool, Parameter(negative="", help="forward only, no gradients")] = False,
     remedies: Annotated[bool, Parameter(help="follow what would save memory, too")] = True,
@@ -121,6 +125,7 @@ def predict(
         inference=inference,
         remedies=remedies,
         seed=seed,
+        **_given(data=data and str(data), imgsz=imgsz),
     )
     _print(result, json)
 

@@ -12,7 +12,6 @@ from typing import Any
 from rightbatch import _search
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._factory import resolve
-from rightbatch._memory.outside import CONTEXT
 from rightbatch._memory.step import FollowedStep
 from rightbatch._nothing_fits import what_is_needed
 from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready, pickled
@@ -189,11 +188,10 @@ class _Search:
         self._show("predicting the largest batch")
         header = replace(self._header, device="cpu")
         with ProbeProcess(header, 0) as process:
-            step = FollowedStep(process, inference=self._header.inference)
+            # The context is in the base of what is charged.
+            step = FollowedStep(process, inference=header.inference, beside_context=True)
             try:
-                # The context is in the base of what is charged.
-                limit = ready.ceiling_bytes + CONTEXT[1]
-                return step.largest(limit, ready.capability)
+                return step.largest(ready.ceiling_bytes, ready.capability)
             except (UsageError, WorkloadError):
                 return None  # a step that cannot be followed is measured from its small sizes
 

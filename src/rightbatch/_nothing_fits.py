@@ -14,8 +14,9 @@ from rightbatch._units import format_bytes
 class Needed:
     """`bytes` that one example needs, None if unknown.
 
-    `how` is `measured` (it ran under the device's own limit), `fake` (fake tensors), `parameters`
-    (a lower bound) or `unknown`. `remedies` maps what would help to the bytes it would save.
+    `how` is `measured` (it ran under the device's own limit), `fake` or `real` (its step was
+    followed with such tensors), `parameters` (a lower bound) or `unknown`. `remedies` maps what
+    would help to the bytes it would save.
     """
 
     bytes: int | None = None
@@ -29,6 +30,7 @@ class Needed:
         return {
             "measured": f"one example needs {size} (measured without the limit)",
             "fake": f"one example needs about {size} (from its tensors' shapes)",
+            "real": f"one example needs about {size} (from one step that was followed)",
             "parameters": f"weights, gradients and optimizer alone need {size}",
         }[self.how]
 
@@ -80,12 +82,12 @@ def _followed(process: ProbeProcess) -> tuple[Needed, dict[str, int]]:
         left, _ = _peak(process, **variant)
         if left is not None and left < _HELPS * peak:
             remedies[name] = peak - left
-    return Needed(peak, "fake", remedies), remedies
+    return Needed(peak, answer["how"], remedies), remedies
 
 
 def _peak(process: ProbeProcess, **variant: Any) -> tuple[int | None, dict[str, Any]]:
     for batch_size in (1, 2):  # one example may be one too few, for BatchNorm
         answer = process.follow([batch_size], **variant)
-        if answer["outcome"] == "ok" and answer["how"] == "fake":
+        if answer["outcome"] == "ok":
             return Trace.from_dict(answer["traces"][0]).peak_bytes, answer
     return None, answer

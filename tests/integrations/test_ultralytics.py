@@ -271,6 +271,39 @@ def test_train_from_the_shell_chooses_trains_and_reports(data: Path, tmp_path: P
     assert (tmp_path / "out" / "weights" / "best.pt").is_file()
 
 
+def test_the_peak_of_a_larger_yolo_batch_is_on_the_line_through_small_ones(
+    yolo_session: Callable[[bool], Any],
+) -> None:
+    from rightbatch._memory.follow_session import SessionFollower
+    from rightbatch._memory.trace import Family
+    from rightbatch._memory.variant import Variant
+
+    class Factory:
+        def session(self, device: str, inference: bool) -> Any:
+            return yolo_session(inference)
+
+    traces = SessionFollower(Factory()).traces([2, 7, 14], Variant(capability=8.9))
+    low, high, larger = (trace.condensed() for trace in traces)
+    assert low.is_like(high)
+    predicted = Family(2, 7, low, high).at(14)
+    assert predicted.peak_bytes == pytest.approx(larger.peak_bytes, rel=0.01)
+    model = yolo_session(False)._trainer.model
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert predicted.breakdown()["parameters"] == weights
+
+
+def test_predict_from_the_shell_follows_the_trainers_own_step(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rightbatch", "predict", "yolo26n.yaml", "--batch", "4"]
+    command += ["--data", str(data), "--imgsz", str(SIZE), "--gpu", "RTX 4060", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["how"] == "real"
+    assert found["largest_batch_size"] == IMAGES
+    assert any("real tensors" in note for note in found["notes"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_yolo_model_needs_its_data() -> None:
     with pytest.raises(rb.UsageError, match="--data"):
         rb.fit("yolo26n.yaml")

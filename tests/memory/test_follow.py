@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._memory.cuda import attention_kernel, cuda_semantics
-from rightbatch._memory.follow import Follower, open_follower, parameter_bytes
+from rightbatch._memory.follow import Follower, parameter_bytes
 from rightbatch._memory.recorder import Recorder
 from rightbatch._memory.reduction import reduction_buffers
 from rightbatch._memory.trace import Family, Trace
@@ -148,12 +149,65 @@ def test_a_factory_of_something_else_is_wrong_use() -> None:
         Follower(lambda: nn.Linear(2, 2))
 
 
-def test_the_step_of_an_integration_is_refused_by_name() -> None:
-    class Integration:
-        def session(self) -> None: ...
+def of_package(package: str, base: type) -> Any:
+    """A class that says that it is from `package`, which need not be installed."""
+    return type("Theirs", (base,), {"__module__": f"{package}.optim"})
 
-    with pytest.raises(UsageError, match="rightbatch fit"):
-        open_follower(Integration(), seed=0)
+
+@pytest.mark.parametrize("package", ["bitsandbytes", "torchao", "deepspeed"])
+def test_an_optimizer_whose_memory_cannot_be_followed_is_refused_by_name(package: str) -> None:
+    optimizer = of_package(package, torch.optim.SGD)
+
+    def theirs() -> Workload:
+        model = nn.Linear(WIDTH, WIDTH)
+        return Workload(model, lambda m, x: m(x).sum(), optimizer(model.parameters()), Rows(WIDTH))
+
+    with pytest.raises(UsageError, match=rf"{package}.optim.Theirs is not predicted: "):
+        Follower(theirs)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_sharded_and_distributed_models_are_refused_by_name() -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    def sharded() -> nn.Module:
+        model = nn.Linear(WIDTH, WIDTH)
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        return model
+
+    def workload(model: nn.Module) -> Workload:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Workload(model, lambda model, x: model(x).sum(), optimizer, Rows(WIDTH))
+
+    with pytest.raises(UsageError, match="FSDPModule is not predicted"):
+        Follower(lambda: workload(sharded()))
+    with pytest.raises(UsageError, match="--processes adds what DDP takes"):
+        Follower(lambda: workload(DistributedDataParallel(nn.Linear(WIDTH, WIDTH))))
+
+
+def test_frozen_weights_have_neither_gradients_nor_state_as_with_adapters() -> None:
+    def adapted() -> Workload:
+        frozen, adapter = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        frozen.requires_grad_(False)
+        model = nn.Sequential(frozen, nn.Tanh(), adapter)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return Workload(model, lambda m, x: m(x).sum(), torch.optim.AdamW(trained), Rows(WIDTH))
+
+    (trace,) = Follower(adapted).traces([2], Variant(capability=8.0))
+    found = trace.breakdown()
+    assert found["parameters"] == 4 * (WIDTH * (WIDTH + 1) + WIDTH + 1)
+    assert found["gradients"] == 4 * (WIDTH + 1)
+    assert found["optimizer"] == 2 * 4 * (WIDTH + 1)
 
 
 def test_half_precision_halves_the_activations() -> None:

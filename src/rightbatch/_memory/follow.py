@@ -40,6 +40,15 @@ BUILD_LIMIT = 5 * 2**29
 """A model whose construction needs more than this (2.5 GiB) is built fake."""
 STEPS = 2  # the first creates the optimizer's state
 _FILLS = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "bernoulli_"}
+_REFUSED = {
+    "FullyShardedDataParallel": "what FSDP gathers and when is not known without its processes",
+    "FSDPModule": "what FSDP gathers and when is not known without its processes",
+    "DistributedDataParallel": "give the bare model; --processes adds what DDP takes",
+    "bitsandbytes": "its 8-bit kernels run on CUDA only, and so does its memory",
+    "torchao": "its optimizers compile their step; rightbatch fit measures it where the GPU is",
+    "deepspeed": "it shards and moves state by itself; rightbatch fit measures it where the GPU is",
+}
+"""Classes, and packages of classes, whose memory cannot be followed; and why."""
 _LARGE = 2**18  # elements; smaller tensors get their numbers, which code may look at
 
 
@@ -199,6 +208,11 @@ def _checked(made: Any) -> Workload:
         raise UsageError(
             f"the factory returned {type(made).__name__}, expected a rightbatch.Workload"
         )
+    for part in (*made.model.modules(), made.optimizer):
+        for kind in type(part).__mro__:
+            why = _REFUSED.get(kind.__name__) or _REFUSED.get(kind.__module__.split(".")[0])
+            if why is not None:
+                raise UsageError(f"{kind.__module__}.{kind.__name__} is not predicted: {why}")
     return made
 
 

@@ -129,7 +129,7 @@ def _phases(
 ) -> Iterator[None]:
     """Name the phases of steps that somebody else runs."""
     original = torch.autograd.backward
-    forward_began = 0
+    forward_began = len(recorder.order)
 
     def backward(*args: Any, **kwargs: Any) -> None:
         recorder.classify_since(forward_began, "activations")

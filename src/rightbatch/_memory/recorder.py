@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from rightbatch._batch import Batch, map_tensors
+from rightbatch._batch import Batch, map_tensors, tensors
 from rightbatch._memory.trace import Trace
 
 _NORMS = {"native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"}
@@ -33,7 +33,7 @@ class Recorder(TorchDispatchMode):
     are bytes that an operator's kernel takes for itself, one after the other.
     """
 
-    entered: ClassVar[int] = 0  # recorders that are at work in this process
+    current: ClassVar[Recorder | None] = None  # the one at work in this process
 
     def __init__(self, temporaries: Callable[[Any, Any], Iterable[int]] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -46,6 +46,7 @@ class Recorder(TorchDispatchMode):
         self._gemms: list[int] = []
         self._known: dict[int, int] = {}
         self._hidden: set[int] = set()
+        self._arrived: set[int] = set()
         self._inside: list[str] = []
         self._gemm_in: set[str] = set()
         self._operators: set[str] = set()
@@ -75,13 +76,13 @@ class Recorder(TorchDispatchMode):
         return result
 
     def __enter__(self) -> Self:
-        Recorder.entered += 1
+        Recorder.current = self
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        Recorder.entered -= 1
+        Recorder.current = None
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
         """What is there already; in the order in which it was made."""
@@ -104,9 +105,13 @@ class Recorder(TorchDispatchMode):
             if index is not None:
                 self._hidden.add(index)
 
+    def arrived(self, tensors: Iterable[Tensor]) -> None:
+        """These are a batch, whatever else is made along with it."""
+        self._arrived |= {self._known[t.untyped_storage()._cdata] for t in tensors if t.nbytes}
+
     def classify_since(self, start: int, kind: str) -> None:
         """What was made since event `start` and is still alive."""
-        alive = set(self._known.values())
+        alive = set(self._known.values()) - self._arrived
         for event in self.order[start:]:
             if event in alive and event >= 0:
                 self._kinds[event] = kind
@@ -189,8 +194,11 @@ def arriving(make: Callable[[], Batch]) -> Batch:
 
     Both are the same machine where a step is followed; a recorder must see the copies only.
     """
-    if Recorder.entered == 0:
+    recorder = Recorder.current
+    if recorder is None:
         return make()
     with _disable_current_modes():
         batch = make()
-    return map_tensors(batch, torch.clone)
+    moved = map_tensors(batch, torch.clone)
+    recorder.arrived(tensors(moved))
+    return moved

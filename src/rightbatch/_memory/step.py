@@ -16,6 +16,8 @@ LOW, HIGH = 2, 4
 """Batch sizes that are followed; every allocation is a line through them."""
 CHECKED = 7
 """A third one, at which the line must be right."""
+STRAIGHT = 0.01
+"""How far from its line a peak may be where single allocations are none."""
 _UNBOUNDED = 2**20
 _HELPS = 0.99
 """A variant that leaves more than this share of the peak saves nothing."""
@@ -24,14 +26,20 @@ _HELPS = 0.99
 class FollowedStep:
     """The step of a workload at any batch size, followed once per kind of GPU, allocated for each.
 
-    `process` has run nothing; `processes` is how many GPUs train together. After the first answer
-    `examples` is what one epoch has, `how` is `fake` or `real`, and `notes` say what a person
-    should know.
+    `process` has run nothing; `processes` is how many GPUs train together. `beside_context` says
+    that a limit is what there is beside the CUDA context. After the first answer `examples` is what
+    one epoch has, `how` is `fake` or `real`, and `notes` say what a person should know.
     """
 
     def __init__(
-        self, process: ProbeProcess, *, processes: int = 1, inference: bool = False
+        self,
+        process: ProbeProcess,
+        *,
+        processes: int = 1,
+        inference: bool = False,
+        beside_context: bool = False,
     ) -> None:
+        self._beside_context = beside_context
         self._process = process
         self._processes = processes
         self._inference = inference
@@ -103,7 +111,8 @@ class FollowedStep:
     def _search(self, limit: int, capability: float) -> int | None:
         def survives(size: int) -> bool:
             trace = self.at(size, capability)
-            room = limit - self.outside(trace, capability).high
+            beside = self.outside(trace, capability)
+            room = limit - beside.high + (beside.context[1] if self._beside_context else 0)
             return room > 0 and self.simulated(size, capability, room) is not None
 
         most = self.examples or _UNBOUNDED
@@ -118,12 +127,24 @@ class FollowedStep:
 
     def _family(self, capability: float) -> Family | None:
         """The lines of this step; None, with a note, where allocations are no lines."""
-        sizes = [LOW, HIGH, CHECKED]
-        low, high, checked = self._follow(sizes, capability)
-        family = Family(LOW, HIGH, low, high)
+        low, high, checked = self._follow([LOW, HIGH, CHECKED], capability)
         if low.is_like(high) and low.is_like(checked):
+            family = Family(LOW, HIGH, low, high)
             if family.at(CHECKED).sizes == checked.sizes:
                 return family
+        if self.how == "real":
+            # Larger sizes cannot be followed, and some allocations depend on the numbers: that the
+            # peak is a line is what can be had.
+            low, high, checked = (trace.condensed() for trace in (low, high, checked))
+            if low.is_like(high) and low.is_like(checked):
+                family = Family(LOW, CHECKED, low, checked)
+                error = family.at(HIGH).peak_bytes / high.peak_bytes - 1
+                if abs(error) <= STRAIGHT:
+                    self.notes.append(
+                        "some allocations depend on the data; the peak is a line in the batch size "
+                        f"within {abs(error):.2%}"
+                    )
+                    return family
         self.notes.append("allocations are no lines in the batch size; every size is followed")
         return None
 

@@ -121,6 +121,30 @@ class Trace:
         }
         return Trace(**fields)
 
+    def condensed(self, parts: int = 32) -> Trace:
+        """The same with its evaluation as `parts` equal storages that add up to its peak.
+
+        A framework evaluates image by image: what happens has no lines in the batch size, how much
+        is alive at most has.
+        """
+        stop = next((i for i, name in self.phases if name == "evaluation"), None)
+        if stop is None:
+            return self
+        levels = list(self.live_bytes())
+        base = levels[stop - 1] if stop else 0
+        rise = max(max(levels[stop:], default=base) - base, 0)
+        made = {e for e in self.order[:stop] if e >= 0}
+        count = max(made, default=-1) + 1
+        chunks = tuple(range(count, count + parts))
+        fields = {name: getattr(self, name) for name in Trace.__dataclass_fields__} | {
+            "order": (*self.order[:stop], *chunks, *(~chunk for chunk in chunks)),
+            "sizes": (*self.sizes[:count], *(rise // parts for _ in chunks)),
+            "kinds": (*self.kinds[:count], *("activations" for _ in chunks)),
+            "places": (*self.places[:count], *("evaluation" for _ in chunks)),
+            "gemms": tuple(i for i in self.gemms if i < stop),
+        }
+        return Trace(**fields)
+
     def is_like(self, other: Trace) -> bool:
         """Whether the same happens in the same order, sizes apart."""
         return self.order == other.order and self.kinds == other.kinds
@@ -130,7 +154,8 @@ class Trace:
 class Family:
     """Traces of the same step at any batch size: every allocation is a line in it.
 
-    Two traces with the same events, at sizes `low` and `high`, give each allocation's line.
+    Two traces with the same events, at sizes `low` and `high`, give each allocation's line. What
+    shrinks from one to the other depends on more than the size, and stays as it is.
     """
 
     low: int
@@ -144,7 +169,7 @@ class Family:
             return self.at_low
         span, offset = self.high - self.low, batch_size - self.low
         sizes = tuple(
-            a + (b - a) * offset // span if a != b else a
+            max(a + (b - a) * offset // span, min(a, b)) if a != b else a
             for a, b in zip(self.at_low.sizes, self.at_high.sizes, strict=True)
         )
         fields = {name: getattr(self.at_low, name) for name in Trace.__dataclass_fields__}
