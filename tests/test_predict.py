@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import fit_workloads as made
 import rightbatch as rb
 from rightbatch._memory.outside import CONTEXT, CUBLAS, CUBLAS_FROM_HOPPER, outside
+from rightbatch._memory.step import _last
 
 MIB = 2**20
 WIDTH = 256
@@ -92,6 +95,7 @@ def test_it_reads_well_and_serializes(predicted: rb.Prediction) -> None:
         "other",
     }
     assert f"up to {predicted.largest_batch_size} examples fit into 1.00 GiB" in str(predicted)
+    assert "activations by module: 0.1 4.00 MiB, 0.3 4.00 MiB" in str(predicted)
     assert "trace" not in document
 
 
@@ -182,3 +186,30 @@ def test_a_picture_has_a_layer_per_kind_and_the_limit(predicted: rb.Prediction) 
     highest = max(sum(levels) for levels in zip(*(layer.y for layer in figure.data), strict=True))
     assert highest * 2**30 == pytest.approx(predicted.trace.peak_bytes)
     assert any("limit" in (note.text or "") for note in figure.layout.annotations)
+
+
+@given(st.integers(0, 5000), st.integers(1, 6000), st.integers(1, 5000))
+def test_the_last_size_that_survives_is_found_from_any_guess(
+    largest: int, guess: int, most: int
+) -> None:
+    asked: list[int] = []
+
+    def survives(size: int) -> bool:
+        asked.append(size)
+        return size <= largest
+
+    found = _last(survives, min(guess, most), most)
+    assert found == (min(largest, most) or None)
+    assert max(asked) <= most
+    assert len(asked) <= 30
+
+
+def test_a_good_guess_takes_few_questions() -> None:
+    asked: list[int] = []
+
+    def survives(size: int) -> bool:
+        asked.append(size)
+        return size <= 100
+
+    assert _last(survives, 101, 10_000) == 100
+    assert len(asked) <= 3

@@ -73,21 +73,20 @@ def what_is_needed(header: Header, ready: Ready | None) -> Needed:
 
 def _followed(process: ProbeProcess) -> tuple[Needed, dict[str, int]]:
     """What one example needs by its tensors' shapes, and what each remedy would save of it."""
-    peak, answer = _peak(process)
-    if peak is None:
-        at_least = answer.get("at_least")
-        return (Needed(at_least, "parameters") if at_least else Needed()), {}
-    remedies = {}
-    for name, variant in _REMEDIES.items():
-        left, _ = _peak(process, **variant)
-        if left is not None and left < _HELPS * peak:
-            remedies[name] = peak - left
-    return Needed(peak, answer["how"], remedies), remedies
-
-
-def _peak(process: ProbeProcess, **variant: Any) -> tuple[int | None, dict[str, Any]]:
     for batch_size in (1, 2):  # one example may be one too few, for BatchNorm
-        answer = process.follow([batch_size], **variant)
+        followed = process.follow([{"batch_size": batch_size}])
+        (answer,) = followed.answers
         if answer["outcome"] == "ok":
-            return Trace.from_dict(answer["traces"][0]).peak_bytes, answer
-    return None, answer
+            break
+    else:
+        at_least = followed.at_least
+        return (Needed(at_least, "parameters") if at_least else Needed()), {}
+    peak = Trace.from_dict(answer["trace"]).peak_bytes
+    variants = [{"batch_size": batch_size} | variant for variant in _REMEDIES.values()]
+    remedies = {}
+    for name, other in zip(_REMEDIES, process.follow(variants).answers, strict=True):
+        if other["outcome"] == "ok":
+            saved = peak - Trace.from_dict(other["trace"]).peak_bytes
+            if saved > (1 - _HELPS) * peak:
+                remedies[name] = saved
+    return Needed(peak, followed.how, remedies), remedies

@@ -26,6 +26,7 @@ DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
 """Of allocated and reserved peaks. The one whole step that could be compared with a recording came
 out 0.1% above in allocated and 0.4% below in reserved memory (benchmarks/results/predict.md)."""
+_MODULES_SHOWN = 5
 _VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 precision": {"precision": "bf16"},
     "activation checkpointing": {"checkpointing": True},
@@ -86,8 +87,15 @@ class Prediction:
             f"{format_bytes(process['low'])} to {format_bytes(process['high'])}",
             self.reason,
             "at the peak: "
-            + ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.breakdown.items()),
+            + ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.breakdown.items())
+            + f"; cuBLAS workspaces {format_bytes(self.workspace_bytes)}",
         ]
+        if self.activations:
+            largest = list(self.activations.items())[:_MODULES_SHOWN]
+            parts = (f"{name or 'outside modules'} {format_bytes(n)}" for name, n in largest)
+            rest = len(self.activations) - len(largest)
+            more = f", and {rest} more" if rest else ""
+            lines.append(f"activations by module: {', '.join(parts)}{more}")
         if self.remedies:
             saved = (f"{name} saves {format_bytes(n)}" for name, n in self.remedies.items())
             lines.append("what would help: " + ", ".join(saved))
@@ -168,10 +176,8 @@ def predict(
             largest = step.largest(limit, capability)
         saved: dict[str, int] = {}
         if remedies and not inference:
-            for name, variant in _VARIANTS.items():
-                live.show(f"following it with {name}")
-                if (bytes_saved := step.saved(batch, capability, variant)) is not None:
-                    saved[name] = bytes_saved
+            live.show("following what would help")
+            saved = step.saved(batch, capability, _VARIANTS)
         fits: tuple[GPUFit, ...] = ()
         if gpu == "all":
             fits = tuple(_fits(step, one, live) for one in catalogue())

@@ -64,7 +64,8 @@ class Follower:
     def __init__(self, factory: Callable[[], Any], *, seed: int = 0) -> None:
         self._factory = factory
         self._seed = seed
-        self._is_built_fake = self._is_followed = False
+        self._is_built_fake = False
+        self.is_followed = False
         self.how = "fake"
         self.notes: list[str] = []
         self._mode: FakeTensorMode | None = FakeTensorMode(allow_non_fake_inputs=True)
@@ -84,6 +85,11 @@ class Follower:
             return None
 
     @property
+    def is_copyable(self) -> bool:
+        """Whether no tensor that it follows holds numbers."""
+        return self.how == "fake"
+
+    @property
     def at_least(self) -> int:
         """Bytes that a step needs in any case."""
         return parameter_bytes(self.workload)
@@ -100,11 +106,11 @@ class Follower:
             raise
         except Exception as error:
             # What went once fails now because of its variant; numbers would not help it.
-            if self.how == "real" or self._is_built_fake or self._is_followed:
+            if self.how == "real" or self._is_built_fake or self.is_followed:
                 raise
             self._fall_back(error)
             traces = [self.trace(size, variant) for size in batch_sizes]
-        self._is_followed = True
+        self.is_followed = True
         return traces
 
     def _fall_back(self, error: BaseException) -> None:

@@ -45,9 +45,11 @@ class SessionFollower:
     """A session whose step can be traced at small batch sizes; for a process of its own."""
 
     how = "real"
+    is_copyable = False
 
     def __init__(self, factory: Any) -> None:
         self._factory = factory
+        self.is_followed = False
         self._session: tuple[bool, FollowableSession] | None = None
         self.notes: list[str] = ["an integration's step was followed with real tensors"]
 
@@ -67,12 +69,15 @@ class SessionFollower:
         Raises:
             UsageError: if the session cannot be followed, or not in this variant.
         """
+        return [self.trace(size, variant) for size in batch_sizes]
+
+    def trace(self, batch_size: int, variant: Variant) -> Trace:
+        """The same for one batch size."""
         if (variant.precision, variant.optimizer) != (None, "default") or (
             variant.checkpointing or variant.halved or variant.accumulation > 1
         ):
             raise UsageError("an integration's step is followed as the framework runs it")
-        session = self._opened(variant.inference)
-        return [self._trace(session, size, variant) for size in batch_sizes]
+        return self._trace(self._opened(variant.inference), batch_size, variant)
 
     def _opened(self, inference: bool) -> FollowableSession:
         if self._session is None or self._session[0] != inference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rightbatch._errors import UsageError, WorkloadError
@@ -99,31 +100,35 @@ class FollowedStep:
             self._largest[capability, limit] = self._search(limit, capability)
         return self._largest[capability, limit]
 
-    def saved(self, batch_size: int, capability: float, variant: dict[str, Any]) -> int | None:
-        """Bytes that the variant would save of the peak at this size; None where it cannot be."""
-        try:
-            followed = self._follow([batch_size], capability, **variant)[0]
-        except (UsageError, WorkloadError):
-            return None  # no stack to checkpoint, no batch to cut
+    def saved(
+        self, batch_size: int, capability: float, variants: Mapping[str, dict[str, Any]]
+    ) -> dict[str, int]:
+        """Bytes that each variant would save of the peak at this size, where it saves any."""
         before = self.at(batch_size, capability).peak_bytes
-        return before - followed.peak_bytes if followed.peak_bytes < _HELPS * before else None
+        tasks = [{"batch_size": batch_size} | variant for variant in variants.values()]
+        saved = {}
+        for name, answer in zip(variants, self._asked(tasks, capability), strict=True):
+            if answer["outcome"] == "ok":  # else no stack to checkpoint, no batch to cut
+                left = Trace.from_dict(answer["trace"]).peak_bytes
+                if left < _HELPS * before:
+                    saved[name] = before - left
+        return saved
 
     def _search(self, limit: int, capability: float) -> int | None:
-        def survives(size: int) -> bool:
-            trace = self.at(size, capability)
-            beside = self.outside(trace, capability)
-            room = limit - beside.high + (beside.context[1] if self._beside_context else 0)
-            return room > 0 and self.simulated(size, capability, room) is not None
+        def room(size: int) -> int:
+            beside = self.outside(self.at(size, capability), capability)
+            return limit - beside.high + (beside.context[1] if self._beside_context else 0)
 
+        def survives(size: int) -> bool:
+            left = room(size)
+            return left > 0 and self.simulated(size, capability, left) is not None
+
+        # What tensors occupy is a line, and the allocator adds little: its end is a good guess.
+        low, high = (self.at(size, capability).peak_bytes for size in (LOW, HIGH))
         most = self.examples or _UNBOUNDED
-        low, high = 0, 1
-        while high <= most and survives(high):
-            low, high = high, 2 * high
-        high = min(high, most + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if survives(middle) else (low, middle)
-        return low or None
+        per_example = max((high - low) / (HIGH - LOW), 1.0)
+        guess = int(min(max(LOW + (room(LOW) - low) / per_example, 1), most))
+        return _last(survives, guess, most)
 
     def _family(self, capability: float) -> Family | None:
         """The lines of this step; None, with a note, where allocations are no lines."""
@@ -148,23 +153,57 @@ class FollowedStep:
         self.notes.append("allocations are no lines in the batch size; every size is followed")
         return None
 
-    def _follow(self, sizes: list[int], capability: float, **variant: Any) -> list[Trace]:
-        variant |= {"capability": capability, "inference": self._inference}
-        answer = self._process.follow(sizes, **variant)
-        self.examples = answer.get("examples")
-        self.how = answer.get("how", self.how)
-        self.notes += [note for note in answer.get("notes", ()) if note not in self.notes]
-        if answer["outcome"] == "ok":
-            return [Trace.from_dict(fields) for fields in answer["traces"]]
-        failure = answer["failure"]
-        if failure["type"] in ("UsageError", "MissingExtraError"):
-            raise UsageError(failure["message"])
-        raise WorkloadError(
-            f"the workload cannot be followed: {failure['type']}: {failure['message']}",
-            error_type=failure["type"],
-            error_message=failure["message"],
-            traceback=failure.get("traceback", ""),
-        )
+    def _follow(self, sizes: list[int], capability: float) -> list[Trace]:
+        """Traces at these sizes.
+
+        Raises:
+            UsageError: if the workload's step cannot be followed.
+            WorkloadError: if it fails for a reason of its own.
+        """
+        traces = []
+        for answer in self._asked([{"batch_size": size} for size in sizes], capability):
+            if answer["outcome"] != "ok":
+                raise _error(answer["failure"])
+            traces.append(Trace.from_dict(answer["trace"]))
+        return traces
+
+    def _asked(self, tasks: list[dict[str, Any]], capability: float) -> list[dict[str, Any]]:
+        more = {"capability": capability, "inference": self._inference}
+        followed = self._process.follow([task | more for task in tasks])
+        self.examples = followed.examples
+        self.how = followed.how
+        self.notes += [note for note in followed.notes if note not in self.notes]
+        return followed.answers
+
+
+def _error(failure: dict[str, Any]) -> Exception:
+    if failure["type"] in ("UsageError", "MissingExtraError"):
+        return UsageError(failure["message"])
+    return WorkloadError(
+        f"the workload cannot be followed: {failure['type']}: {failure['message']}",
+        error_type=failure["type"],
+        error_message=failure["message"],
+        traceback=failure.get("traceback", ""),
+    )
+
+
+def _last(survives: Callable[[int], bool], guess: int, most: int) -> int | None:
+    """The last of 1 to `most` that survives, if all before it do; None if none does."""
+    stride = max(1, guess // 64)
+    if survives(guess):
+        low = guess
+        while low + stride <= most and survives(low + stride):
+            low, stride = low + stride, 2 * stride
+        high = min(low + stride, most + 1)
+    else:
+        high = guess
+        while high > 1 and not survives(max(high - stride, 1)):
+            high, stride = max(high - stride, 1), 2 * stride
+        low = max(high - stride, 1) if high > 1 else 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if survives(middle) else (low, middle)
+    return low or None
 
 
 def _kind(capability: float) -> str:

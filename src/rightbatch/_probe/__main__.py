@@ -191,6 +191,7 @@ def _follow(
     reports: BinaryIO,
 ) -> None:
     """Answer what a step allocates, request after request, without running it for real."""
+    from rightbatch._memory.answers import answers
     from rightbatch._memory.follow import Follower, guard_build
     from rightbatch._memory.variant import Variant
 
@@ -204,17 +205,14 @@ def _follow(
         else:
             follower = Follower(factory, seed=header.seed)
     except BaseException as error:
-        send(reports, event="follow", **_failure(error))
+        send(reports, event="follow", answers=[_failure(error)] * len(command["follow"]))
         return
+    gc.freeze()  # what was imported is not garbage; every trace collects before it begins
     while True:
-        try:
-            variant = Variant(**command["follow"])
-            traces = follower.traces(command["batch_sizes"], variant)
-            answer: dict[str, Any] = {"outcome": "ok", "traces": [t.to_dict() for t in traces]}
-        except BaseException as error:
-            answer = _failure(error)
-        answer |= {"how": follower.how, "notes": follower.notes, "examples": follower.examples}
-        send(reports, event="follow", at_least=follower.at_least, **answer)
+        tasks = [(task.pop("batch_size"), Variant(**task)) for task in command["follow"]]
+        found = answers(follower, tasks, _failure)
+        about = {"how": follower.how, "notes": follower.notes, "examples": follower.examples}
+        send(reports, event="follow", answers=found, at_least=follower.at_least, **about)
         command = inbox.get()
 
 

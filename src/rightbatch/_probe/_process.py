@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -39,6 +39,18 @@ class Ready:
     enforced: bool
     capability: float | None = None
     examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Followed:
+    """`answers` has one mapping a task: `outcome`, and `trace` or `failure`. The others are those
+    of `Follower`; `at_least` are bytes that a step needs in any case."""
+
+    answers: list[dict[str, Any]]
+    how: str = "fake"
+    notes: list[str] = field(default_factory=list)
+    examples: int | None = None
+    at_least: int | None = None
 
 
 class BuildError(Exception):
@@ -120,20 +132,23 @@ class ProbeProcess:
                 started = time.perf_counter()
         return self._ended(batch_size, time.perf_counter() - started)
 
-    def follow(self, batch_sizes: Sequence[int], **variant: Any) -> dict[str, Any]:
-        """Traces of the step at these sizes, as `rightbatch._memory.follow` makes them.
+    def follow(self, tasks: Sequence[Mapping[str, Any]]) -> Followed:
+        """Traces of the step, as `rightbatch._memory.follow` makes them.
 
-        A mapping with `outcome`, and `traces` or `failure`; may be asked again and again, but not
-        of a process that ran.
+        A task has a `batch_size`, and fields of `Variant`. May be asked again and again, but not of
+        a process that ran.
         """
         with suppress(BrokenPipeError):
-            send(self._commands, follow=variant, batch_sizes=list(batch_sizes))
+            send(self._commands, follow=[dict(task) for task in tasks])
         while (report := receive(self._reports)) is not None:
-            if report.pop("event") in ("follow", "build"):
-                return report
+            event = report.pop("event")
+            if event == "follow":
+                return Followed(**report)
+            if event == "build":
+                return Followed([report] * len(tasks))
         code = self._process.wait()
-        message = f"the process ended with status {code}"
-        return {"outcome": "failed", "failure": {"type": "ProcessDied", "message": message}}
+        failure = {"type": "ProcessDied", "message": f"the process ended with status {code}"}
+        return Followed([{"outcome": "failed", "failure": failure}] * len(tasks))
 
     def stop(self) -> None:
         """End the process; its workers end with it."""
