@@ -3,6 +3,7 @@
 import math
 
 import monai.networks.nets
+import peft
 import timm
 import torch
 import transformers
@@ -65,6 +66,16 @@ def gpt2():
 
 
 def llama():
+    return language(_llama())
+
+
+def adapted():
+    """The same with LoRA adapters, as people fine-tune it."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    return language(peft.get_peft_model(_llama(), config))
+
+
+def _llama():
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -73,7 +84,7 @@ def llama():
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    return language(transformers.LlamaForCausalLM(config))
+    return transformers.LlamaForCausalLM(config)
 
 
 def unet3d():
@@ -177,6 +188,7 @@ GALLERY = {
     "transformers BERT": bert,
     "transformers GPT-2": gpt2,
     "transformers Llama": llama,
+    "PEFT LoRA on Llama": adapted,
     "MONAI 3D U-Net": unet3d,
     "LSTM": lstm,
     "diffusion U-Net": diffusion,
