@@ -18,7 +18,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     1: {"_device", "_errors", "_units", "_progress"},
     2: {"_batch", "_workload", "_factory", "_worst", "_session", "_probe"},
-    3: {"_memory"},
+    3: {"_memory", "_noise"},
     4: {"_search", "_choose", "_nothing_fits", "_fit", "_predict"},
     5: {"_train"},
     6: {"_cli", "integrations", "examples", "testing", "__main__"},

@@ -5,6 +5,7 @@ import rightbatch as rb
 rb.fit(factory)     the largest batch that survives on this device
 rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
+rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rightbatch._batch import count_examples, split_batch
     from rightbatch._fit import FitResult, fit
     from rightbatch._memory.replay import ReplayResult
+    from rightbatch._noise import NoiseEstimate, NoiseScale
     from rightbatch._predict import Prediction, predict, replay
     from rightbatch._probe import Probe
     from rightbatch._train import TrainResult, train
@@ -35,6 +37,8 @@ __version__ = "0.1.0"
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
     "FitResult": "_fit",
+    "NoiseEstimate": "_noise",
+    "NoiseScale": "_noise",
     "Prediction": "_predict",
     "Probe": "_probe",
     "ReplayResult": "_memory.replay",
@@ -52,6 +56,8 @@ _LAZY = {
 __all__ = [
     "FitResult",
     "MissingExtraError",
+    "NoiseEstimate",
+    "NoiseScale",
     "NothingFitsError",
     "Prediction",
     "Probe",
