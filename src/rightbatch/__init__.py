@@ -25,6 +25,7 @@ from rightbatch._errors import (
 if TYPE_CHECKING:
     from rightbatch._batch import count_examples, split_batch
     from rightbatch._fit import FitResult, fit
+    from rightbatch._memory.calibrate import Calibration, calibrate
     from rightbatch._memory.replay import ReplayResult
     from rightbatch._noise import NoiseEstimate, NoiseScale
     from rightbatch._predict import Prediction, predict, replay
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
+    "Calibration": "_memory.calibrate",
     "FitResult": "_fit",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
@@ -45,6 +47,7 @@ _LAZY = {
     "Session": "_workload",
     "TrainResult": "_train",
     "Workload": "_workload",
+    "calibrate": "_memory.calibrate",
     "count_examples": "_batch",
     "fit": "_fit",
     "predict": "_predict",
@@ -54,6 +57,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Calibration",
     "FitResult",
     "MissingExtraError",
     "NoiseEstimate",
@@ -68,6 +72,7 @@ __all__ = [
     "UsageError",
     "Workload",
     "WorkloadError",
+    "calibrate",
     "count_examples",
     "fit",
     "predict",
