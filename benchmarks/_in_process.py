@@ -112,6 +112,8 @@ def lightning(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
         def training_step(self, batch: Any, index: int) -> None:
             trials.append(self.batch_size)
             session.step(self.batch_size)
+            # Lightning counts a trial's steps by its optimizer's; without one it runs an epoch.
+            self.optimizers().step()
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.0)
