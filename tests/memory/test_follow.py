@@ -514,3 +514,24 @@ def test_the_sum_of_a_real_recording_takes_the_buffers_that_were_recorded() -> N
     assert reduction_buffers([4, 256, 1024], [0, 1], 4) == (8_388_608, 32)
     assert reduction_buffers([8, 8], [0], 4) is None
     assert reduction_buffers([8, 8], [], 4) is None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.functional.mse_loss,
+        nn.functional.smooth_l1_loss,
+        nn.functional.soft_margin_loss,
+        nn.functional.huber_loss,
+        nn.functional.l1_loss,
+        lambda x, target: nn.functional.binary_cross_entropy(x.sigmoid(), target),
+        lambda x, target: nn.functional.layer_norm(x.bfloat16(), (WIDTH,)).sum(),
+    ],
+)
+def test_a_loss_holds_as_much_with_fake_tensors_as_with_real_ones(loss: Any) -> None:
+    made = perceptron(loss=lambda model, batch: loss(model(batch), torch.zeros_like(batch)))
+    fake, real = Follower(made), Follower(made)
+    real._fall_back(RuntimeError("for comparison"))
+    (imagined,), (happened,) = (one.traces([64], Variant()) for one in (fake, real))
+    assert fake.how == "fake"
+    assert imagined.sizes == happened.sizes

@@ -21,7 +21,14 @@ from torch.utils._pytree import tree_leaves
 from rightbatch._batch import Batch, map_tensors, tensors
 from rightbatch._memory.trace import Trace
 
-_NORMS = {"native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"}
+_NORMS = {
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_batch_norm_with_update",
+    "native_layer_norm",
+}
+_REDUCED_IN_PLACE = {"mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss"}
+"""Their result is made as large as their inputs and then becomes a number, in the same storage."""
 _GEMMS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "_addmm_activation"}
 
 
@@ -66,6 +73,9 @@ class Recorder(TorchDispatchMode):
             # Statistics are kept in fp32; the shapes' functions say the input's type.
             for statistic in result[1:3]:
                 self._add(statistic, size=4 * statistic.numel())
+        if func._opname in _REDUCED_IN_PLACE and isinstance(result, Tensor) and result.ndim == 0:
+            elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
+            self._add(result, size=elements * result.element_size())
         leaves = (result,) if isinstance(result, Tensor) else tree_leaves(result)
         for leaf in leaves:
             if isinstance(leaf, Tensor):
