@@ -20,8 +20,6 @@ from rightbatch._errors import UsageError
 
 SAMPLE = 256
 """Examples looked at where no `size` is given."""
-_ORDINARY = 2
-"""Ordinary batches between the worst ones: what makes an allocator hold more is variety."""
 SAMPLE_SECONDS = 10.0
 """And no longer than this, since decoding an example may take long."""
 
@@ -85,10 +83,11 @@ class WorstExamples:
         rest = 0 if drop_last else smaller_last_batch(self.total, batch_size)
         while True:
             yield self.worst(batch_size)
-            for _ in range(_ORDINARY):
-                yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
+            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
             if rest:
                 yield self.ordinary(rest)
+            # What the smaller batch has broken up shows in the next one of full size.
+            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
 
 
 def smaller_last_batch(examples: int | None, batch_size: int) -> int:
