@@ -83,7 +83,7 @@ def test_while_the_charge_grows_more_steps_run_and_what_they_would_add_is_left_f
 @only_enforced
 def test_a_charge_that_has_settled_is_not_run_longer(fitted: rb.FitResult) -> None:
     assert {p.steps for p in fitted.probes if p.is_ok and p.process == 1} == {2}
-    assert min(p.steps or 0 for p in fitted.probes if p.is_ok and p.process > 1) == 4
+    assert min(p.steps or 0 for p in fitted.probes if p.is_ok and p.process > 1) == 6
 
 
 def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:

@@ -33,7 +33,7 @@ CAUTION = 0.01
 """Aim this share below the predicted edge."""
 SHRINK = 0.84
 """After a failure without a survivor nearby, this share of the failed size is tried next."""
-SMALL_STEPS, FULL_STEPS = 2, 4
+SMALL_STEPS, FULL_STEPS = 2, 6
 MOST_STEPS = 16
 """An ordinary process runs until half of its steps have added nothing to the charge, or for so
 many: what malloc holds grows from step to step, by 10% over six steps on one of the workloads and
