@@ -157,6 +157,7 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             step_seconds = time.perf_counter() - step_started
         if not inference:
             report["evaluation_batch_size"] = session.evaluate(batch_size)
+            session.step(batch_size)  # the next epoch begins with what the evaluation left
         reading = device.read()
         report |= {
             "outcome": "ok",
