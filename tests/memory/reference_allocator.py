@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -216,6 +217,12 @@ class Reference:
                 if age >= mean:
                     excess -= piece.size
                     self._release(piece)
+
+
+def shuffled_driver(seed: int) -> Callable[[int], int]:
+    """Addresses of new segments in no order, always the same for a seed."""
+    slots = iter(random.Random(seed).sample(range(1, 2**15), 2**12))
+    return lambda size: next(slots) << 36
 
 
 def check(allocator: Allocator, live: dict[int, int]) -> None:

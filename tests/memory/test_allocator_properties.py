@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reference_allocator import NoRoom, Reference, check
+from reference_allocator import NoRoom, Reference, check, shuffled_driver
 
 from rightbatch._memory.allocator import Allocator, AllocatorOutOfMemory, AllocatorSettings
 
 MIB = 2**20
 BASE = 20 * MIB * 1024
 """A first address at which a page of either size begins."""
-
-
-def shuffled_driver(seed: int) -> Callable[[int], int]:
-    """Addresses of new segments in no order, always the same for a seed."""
-    slots = iter(random.Random(seed).sample(range(1, 2**15), 2**12))
-    return lambda size: next(slots) << 36
 
 
 sizes = st.one_of(

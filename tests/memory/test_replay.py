@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_allocator import MIB, NoRoom, Reference, shuffled_driver
+from reference_allocator import MIB, NoRoom, Reference, shuffled_driver
 
 from rightbatch import UsageError
 from rightbatch._memory.allocator import AllocatorSettings
