@@ -202,6 +202,8 @@ def _ratio(one: dict[str, Any], true: int) -> str:
 
 
 def _survived(one: dict[str, Any]) -> str:
+    if not one.get("epochs"):
+        return "not run"
     whole = [run for run in one["epochs"] if run["outcome"] == "ok"]
     return f"{len(whole)} of {len(one['epochs'])}"
 
