@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import UsageError, WorkloadError
+from rightbatch._units import format_bytes
 
 _MEASURE = (sys.executable, "-P", "-m", "rightbatch._memory._on_gpu")
 
@@ -34,11 +35,10 @@ class Calibration:
     cublas_bytes: int
 
     def __str__(self) -> str:
-        mib = 2**20
         return (
-            f"{self.gpu}, torch {self.torch}: context {self.context_low_bytes / mib:.0f} to "
-            f"{self.context_high_bytes / mib:.0f} MiB, cuBLAS workspace "
-            f"{self.cublas_bytes / mib:.1f} MiB per thread"
+            f"{self.gpu}, torch {self.torch}: context {format_bytes(self.context_low_bytes)} to "
+            f"{format_bytes(self.context_high_bytes)}, cuBLAS workspace "
+            f"{format_bytes(self.cublas_bytes)} per thread"
         )
 
     def to_dict(self) -> dict[str, Any]:
