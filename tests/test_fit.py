@@ -18,7 +18,7 @@ import fit_workloads as made
 import rightbatch as rb
 from rightbatch._fit import _Search
 from rightbatch._memory.outside import CONTEXT
-from rightbatch._probe import Header, Ready, pickled
+from rightbatch._probe import Header, ProbeProcess, Ready, pickled
 
 MIB = 2**20
 LINUX = sys.platform.startswith("linux")
@@ -44,6 +44,17 @@ def test_the_answer_survived_within_the_limit_less_the_margin(fitted: rb.FitResu
     assert fitted.evaluation_batch_size == fitted.batch_size
     assert fitted.smallest_batch_size == 1
     assert fitted.examples == 4000
+
+
+@only_enforced
+def test_a_probe_ends_early_where_its_charge_is_below_what_is_enough(tmp_path: Path) -> None:
+    path = [*sys.path]
+    header = Header(pickled(made.workload), path, str(tmp_path), "cpu", 0.0, 0, inference=False)
+    with ProbeProcess(header, 1, exact=True) as process:
+        whole = process.run(4, 6, 400 * MIB, 6, (3, MIB))
+        brief = process.run(4, 6, None, 6, (3, 400 * MIB))
+    assert (whole.whole, whole.steps, whole.evaluation_batch_size) == (True, 6, 4)
+    assert (brief.whole, brief.steps, brief.evaluation_batch_size) == (False, 3, None)
 
 
 @only_enforced

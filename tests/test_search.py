@@ -23,6 +23,7 @@ class Machine:
 
     needed: Callable[[int], float]
     held: Callable[[int], float] = lambda size: 0.0
+    held_early: float = 1.0  # the share of it that a brief run sees
     ceiling: int = CEILING
     fails_at: tuple[int, ...] = ()
 
@@ -40,13 +41,16 @@ class Machine:
         if charged > self.ceiling:
             return Probe(run.batch_size, "out_of_memory", 0.1, process)
         needed = int(self.needed(run.batch_size))
+        early = needed + self.held_early * (charged - needed)
+        is_brief = early < run.enough_bytes
         return Probe(
             run.batch_size,
             "ok",
             0.1,
             process,
             peak_bytes=needed,
-            charged_bytes=int(charged),
+            charged_bytes=int(early if is_brief else charged),
+            whole=not is_brief,
         )
 
 
@@ -92,9 +96,21 @@ def test_a_line_is_searched_to_within_the_tolerance(
     assert max(p.process for p in probes) <= (4 if slack else 3)
 
 
-@given(lines, st.integers(1, 5000), st.floats(0, 0.4), st.floats(0, 1.5), st.integers(0, 2**32))
+@given(
+    lines,
+    st.integers(1, 5000),
+    st.floats(0, 0.4),
+    st.floats(0, 1.5),
+    st.floats(0.5, 1),
+    st.integers(0, 2**32),
+)
 def test_what_malloc_holds_is_found_out_by_running(
-    needed: Callable[[int], float], largest: int, share: float, power: float, seed: int
+    needed: Callable[[int], float],
+    largest: int,
+    share: float,
+    power: float,
+    early: float,
+    seed: int,
 ) -> None:
     noise = random.Random(seed)
     jitter = {size: noise.uniform(0.98, 1.02) for size in range(1, largest + 1)}
@@ -102,11 +118,12 @@ def test_what_malloc_holds_is_found_out_by_running(
     def held(size: int) -> float:
         return share * (CEILING - needed(0)) * min(size / 400, 1.0) ** power * jitter[size]
 
-    machine = Machine(needed, held)
+    machine = Machine(needed, held, held_early=early)
     true = machine.largest(largest)
 
     found, probes = search(machine, largest=largest, slack=True)
 
+    assert any(p.whole and p.is_ok and p.batch_size == found.batch_size for p in probes)
     assert max(p.process for p in probes) <= MAX_PROCESSES
     if found.batch_size is not None and true:
         assert found.batch_size <= largest
@@ -140,6 +157,15 @@ def test_small_sizes_share_the_first_process_and_stay_small() -> None:
     assert all(p.is_ok for p in small)
     others = {p.process for p in probes} - {1}
     assert len(others) <= 2
+
+
+def test_only_a_size_that_leaves_room_for_a_larger_one_ends_early() -> None:
+    machine = Machine(lambda size: (200 + 4 * size) * MIB)
+    found, probes = search(machine, largest=10_000, slack=True)
+    brief = [p for p in probes if not p.whole]
+    assert [p.process for p in brief] == [2]
+    assert brief[0].batch_size < found.batch_size * (1 - TOLERANCE)
+    assert probes[-1].whole
 
 
 def test_a_small_data_set_needs_one_process() -> None:

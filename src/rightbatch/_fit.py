@@ -173,7 +173,8 @@ class _Search:
         self._show(f"running batch size {run.batch_size}{so_far}")
         limit = self._ready.limit_bytes if self._ready else self._asked_limit
         try:
-            probe = process.run(run.batch_size, run.steps, limit, run.most_steps)
+            enough = (_search.BRIEF_STEPS, run.enough_bytes)
+            probe = process.run(run.batch_size, run.steps, limit, run.most_steps, enough)
         except BuildError as error:
             self._ready = self._ready or error.ready
             raise self._not_built(error) from None

@@ -6,7 +6,8 @@
    malloc holds more than the steps need, and more again after another size ran in the process.)
    Where the largest size was predicted, that one is next at once.
 3. If it survives with room left, a larger one; if it fails, a smaller one; until what could still
-   be gained is within 3%. The answer is always a size that was run and survived.
+   be gained is within 3%. A size that leaves so much room after a few steps that a larger one comes
+   next in any case ends there. The answer is always a size that ran all of its steps and survived.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CAUTION = 0.01
 """Aim this share below the predicted edge."""
 SHRINK = 0.84
 """After a failure without a survivor nearby, this share of the failed size is tried next."""
-SMALL_STEPS, FULL_STEPS = 2, 6
+SMALL_STEPS, BRIEF_STEPS, FULL_STEPS = 2, 3, 6
 MOST_STEPS = 16
 """An ordinary process runs until half of its steps have added nothing to the charge, or for so
 many: what malloc holds grows from step to step, by 10% over six steps on one of the workloads and
@@ -58,7 +59,8 @@ class Question:
 class Run:
     """Run this size next; in the small probes' process, in the current one, or in a new one.
 
-    From `steps` to `most_steps` of them, until the charge has settled.
+    From `steps` to `most_steps` of them, until the charge has settled. A charge below
+    `enough_bytes` after `BRIEF_STEPS` ends it, since a larger size comes next in any case.
     """
 
     batch_size: int
@@ -66,6 +68,7 @@ class Run:
     most_steps: int
     exact: bool
     fresh: bool = False
+    enough_bytes: int = 0
 
 
 FIRST = Run(1, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
@@ -145,7 +148,9 @@ def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
         return _without_survivor(probes, question)
 
     run = _small(probes, question, low, high) or _large(probes, question, low, high)
-    return run if run is not None else Found(low, smallest)
+    if run is not None:
+        return run
+    return Found(max(p.batch_size for p in fitting if p.whole and p.batch_size <= low), smallest)
 
 
 def _broken(probes: Sequence[Probe]) -> Probe | None:
@@ -193,9 +198,9 @@ def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
 
 def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
     """The next size for an ordinary process; None if what survived is the answer."""
-    best = max((p for p in probes if p.batch_size == low and p.is_ok), key=lambda p: p.process)
+    best = [p for p in probes if p.batch_size == low and p.is_ok][-1]
     line = fit_line(probes) or _chord(probes, best)
-    is_settled = best.process > 1 or not q.slack
+    is_settled = best.whole and (best.process > 1 or not q.slack)
     has_room = best.claimed_bytes <= 2 * SMALL_SHARE * q.ceiling_bytes
     if low == q.largest and (is_settled or has_room):
         return None
@@ -214,6 +219,8 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     # What malloc holds grows too: from a survivor, not all of the room is taken at once.
     steps_on = best.process > 1 and q.slack
     aim = low + REACH * (edge_by_line - low) if steps_on else edge_by_line
+    next_process = max(p.process for p in probes) + (not alive)
+    is_last = not alive and next_process == MAX_PROCESSES
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
         # If the size just within the tolerance of the failure survives, it is the answer. But where
@@ -221,8 +228,9 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
         # last process had better survive: from the middle it can go on.
         middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
         was_broken = probes.index(best) < len(probes) - 1
-        is_last = not alive and max(p.process for p in probes) == MAX_PROCESSES - 1
-        promised = middle if was_broken or is_last else max(middle, min(aim, edge))
+        is_doubtful = was_broken or is_last or not best.whole
+        least = middle if q.slack else low  # without slack the line knows better than the middle
+        promised = middle if is_doubtful else max(least, min(aim, edge))
         shrunk = SHRINK * high
         # One example tells nothing of the slope, so a prediction that failed is only shrunk.
         aim = promised if near else shrunk if q.predicted is not None else min(aim, shrunk)
@@ -231,10 +239,29 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     else:
         # An aim at the very edge fails as often as not, and a failure costs a process.
         aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)
+        aim = min(aim + 0.5, edge_by_line)
     ceiling = min(q.largest, high - 1 if high is not None else q.largest)
-    floor = min(low + 1, ceiling) if is_settled else low
+    floor = min(low + 1, ceiling) if is_settled or not best.whole else low
     size = int(max(floor, min(aim, ceiling)))
-    return Run(size, FULL_STEPS, MOST_STEPS, exact=False, fresh=not alive)
+    if is_last and not best.whole:
+        size = low  # there must be an answer; a process that survived can go on from it
+    return Run(
+        size,
+        FULL_STEPS,
+        MOST_STEPS,
+        exact=False,
+        fresh=not alive,
+        # What follows a brief run may fail, and then what follows that one.
+        enough_bytes=_enough(size, line, q, high) if next_process <= MAX_PROCESSES - 2 else 0,
+    )
+
+
+def _enough(size: int, line: Line, q: Question, high: int | None) -> int:
+    """The charge below which `size` is not the answer, whatever its later steps add; 0 for none."""
+    gain = max(2 * TOLERANCE * size, 4)
+    if not q.slack or min(q.largest, high - 1 if high is not None else q.largest) < size + gain:
+        return 0
+    return max(int(q.ceiling_bytes - line.slope * gain), 0)
 
 
 def _edge(line: Line, q: Question, best: Probe) -> float:

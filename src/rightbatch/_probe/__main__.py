@@ -144,6 +144,8 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
         charges: list[int] = []
         # A few batches of different shapes may happen to be alike.
         least = max(command["steps"], command["most_steps"] // 2 if session.varies else 0)
+        brief_steps, enough_bytes = command["enough"]
+        whole = True
         while len(charges) < least or (
             len(charges) < command["most_steps"] and _growing(charges) > _SETTLED * charges[-1]
         ):
@@ -155,7 +157,10 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             # Reading synchronises, so that the time is that of the step.
             charges.append(device.read().charged_bytes)
             step_seconds = time.perf_counter() - step_started
-        if not inference:
+            whole = len(charges) != brief_steps or charges[-1] >= enough_bytes
+            if not whole:
+                break
+        if whole and not inference:
             report["evaluation_batch_size"] = session.evaluate(batch_size)
             session.step(batch_size)  # the next epoch begins with what the evaluation left
         reading = device.read()
@@ -166,6 +171,7 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             "charged_bytes": reading.charged_bytes,
             "growing_bytes": _growing(charges),
             "steps": len(charges),
+            "whole": whole,
             "live_bytes": reading.live_bytes,
             "detail": dict(reading.detail),
         }

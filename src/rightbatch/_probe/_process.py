@@ -101,11 +101,17 @@ class ProbeProcess:
             send_bytes(self._commands, pickle.dumps(header))
 
     def run(
-        self, batch_size: int, steps: int, limit: int | None = None, most_steps: int | None = None
+        self,
+        batch_size: int,
+        steps: int,
+        limit: int | None = None,
+        most_steps: int | None = None,
+        enough: tuple[int, int] = (0, 0),
     ) -> Probe:
         """Run training steps and one evaluation; `limit` is heard with the first run.
 
-        At least `steps`, and more of them up to `most_steps` while the charge still grows.
+        At least `steps`, and more of them up to `most_steps` while the charge still grows. With
+        `enough` of (steps, bytes) it ends after so many steps if its charge is below the bytes.
 
         Raises:
             BuildError: if the session could not even be built.
@@ -113,7 +119,8 @@ class ProbeProcess:
         started = time.perf_counter()
         with suppress(BrokenPipeError):
             most = most_steps or steps
-            send(self._commands, batch_size=batch_size, steps=steps, most_steps=most, limit=limit)
+            about = {"steps": steps, "most_steps": most, "enough": enough}
+            send(self._commands, batch_size=batch_size, limit=limit, **about)
         while (report := receive(self._reports)) is not None:
             event = report.pop("event")
             if event == "probe":

@@ -26,9 +26,10 @@ class Probe:
     a word, as the kernel ends it when memory runs out) or `failed` (an error that is not memory).
     `peak_bytes`, `charged_bytes` and `live_bytes` are those of `rightbatch._device.Reading`;
     after a failure they are None. `growing_bytes` is what the second half of the `steps` added to
-    the charge; as much again is expected of twice as many. `seconds` is the wall time of all steps,
-    `step_seconds` that of the last training step (of the last evaluation, for inference). `process`
-    counts the processes; probes of one process ran one after the other.
+    the charge; as much again is expected of twice as many. A run that is not `whole` ended early,
+    since it left room for a larger size. `seconds` is the wall time of all steps, `step_seconds`
+    that of the last training step (of the last evaluation, for inference). `process` counts the
+    processes; probes of one process ran one after the other.
     """
 
     batch_size: int
@@ -39,6 +40,7 @@ class Probe:
     charged_bytes: int | None = None
     growing_bytes: int = 0
     steps: int | None = None
+    whole: bool = True
     live_bytes: int | None = None
     step_seconds: float | None = None
     evaluation_batch_size: int | None = None
