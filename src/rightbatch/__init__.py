@@ -4,6 +4,7 @@ import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
 rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
+rb.Elastic          one update by a batch of any size, in parts that fit, in a loop of one's own
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
 rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
@@ -24,6 +25,9 @@ from rightbatch._errors import (
 
 if TYPE_CHECKING:
     from rightbatch._batch import count_examples, split_batch
+    from rightbatch._elastic.events import Event
+    from rightbatch._elastic.exactness import Exactness
+    from rightbatch._elastic.step import Elastic, StepReport
     from rightbatch._fit import FitResult, fit
     from rightbatch._memory.calibrate import Calibration, calibrate
     from rightbatch._memory.replay import ReplayResult
@@ -38,6 +42,9 @@ __version__ = "0.1.0"
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
     "Calibration": "_memory.calibrate",
+    "Elastic": "_elastic.step",
+    "Event": "_elastic.events",
+    "Exactness": "_elastic.exactness",
     "FitResult": "_fit",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
@@ -45,6 +52,7 @@ _LAZY = {
     "Probe": "_probe",
     "ReplayResult": "_memory.replay",
     "Session": "_workload",
+    "StepReport": "_elastic.step",
     "TrainResult": "_train",
     "Workload": "_workload",
     "calibrate": "_memory.calibrate",
@@ -58,6 +66,9 @@ _LAZY = {
 
 __all__ = [
     "Calibration",
+    "Elastic",
+    "Event",
+    "Exactness",
     "FitResult",
     "MissingExtraError",
     "NoiseEstimate",
@@ -68,6 +79,7 @@ __all__ = [
     "ReplayResult",
     "RightbatchError",
     "Session",
+    "StepReport",
     "TrainResult",
     "UsageError",
     "Workload",

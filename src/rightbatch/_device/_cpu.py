@@ -44,7 +44,7 @@ class CPU:
         del x
         self._children.start()  # its stack is no workload's either
         self._base_resident = _resident()
-        self._base_private = _private()
+        self._base_private = private_bytes()
 
     def capacity(self) -> int:
         """What the machine and every enclosing cgroup leave, less room for a second process."""
@@ -153,7 +153,7 @@ def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _private() -> int:
+def private_bytes() -> int:
     return _status("VmData")[0] if sys.platform.startswith("linux") else _resident()
 
 

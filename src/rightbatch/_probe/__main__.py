@@ -169,7 +169,7 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             "step_seconds": step_seconds,
             "peak_bytes": reading.peak_bytes,
             "charged_bytes": reading.charged_bytes,
-            "growing_bytes": _growing(charges),
+            "growing_bytes": _growing(charges) if whole else 0,  # the first steps always grow
             "steps": len(charges),
             "whole": whole,
             "live_bytes": reading.live_bytes,

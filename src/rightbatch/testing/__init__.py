@@ -16,6 +16,13 @@ values that they compare.
 from __future__ import annotations
 
 from rightbatch.testing._device import DeviceContract
+from rightbatch.testing._faults import Injected, inject_out_of_memory, limited_memory
 from rightbatch.testing._session import SessionContract
 
-__all__ = ["DeviceContract", "SessionContract"]
+__all__ = [
+    "DeviceContract",
+    "Injected",
+    "SessionContract",
+    "inject_out_of_memory",
+    "limited_memory",
+]

@@ -1,0 +1,133 @@
+"""The gradient of a whole batch from its parts: an attempt that succeeds everywhere or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch import _faults
+from rightbatch._batch import Batch, to_device
+from rightbatch._device import is_out_of_memory
+from rightbatch._device._caches import allocator_retries
+from rightbatch._elastic.ranks import Ranks
+from rightbatch._errors import UsageError
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """An attempt that succeeded: `parameter.grad` is the gradient of the whole batch.
+
+    `count` is that of all processes, `parts` and `loss` (the mean) those of this one. `is_short`
+    says that one part was enough for some process, `was_searched` that an allocator had to search
+    for room.
+    """
+
+    count: float
+    parts: int
+    loss: Tensor
+    norm: Tensor | None
+    is_short: bool
+    was_searched: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Memory ran out, here or in another process."""
+
+    place: _faults.Place
+    message: str
+
+
+class WholeGradient:
+    """Runs the parts of a batch, weighted by their counts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        count: Callable[[Batch], float],
+        split: Callable[[Batch, int], Sequence[Batch]],
+        backward: Callable[[Tensor], object],
+        complete: Callable[[], Tensor | None] | None,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        """`complete` runs when the gradient is reduced; it returns its norm if it took it."""
+        self._model = model
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._loss, self._count, self._split = loss, count, split
+        self._backward, self._complete = backward, complete
+        self._ranks = ranks
+        self._device = device
+        self._searches = allocator_retries(device)
+
+    def gather(self, batch: Batch, size: int) -> Gathered | Failure:
+        """Add up the gradients of parts of at most `size` examples; none are there before.
+
+        Raises:
+            UsageError: if the batch has nothing that counts.
+        """
+        place: _faults.Place = "forward"
+        failure: Failure | None = None
+        loss = torch.zeros((), device=self._device)
+        count, number = 0.0, 0
+        try:
+            parts = self._split(batch, size)
+            counts = [float(self._count(part)) for part in parts]
+            count, number = sum(counts), len(parts)
+            for part, n in zip(parts, counts, strict=True):
+                if n == 0:
+                    continue  # the mean over nothing is not a number
+                _faults.enter(place := "forward")
+                one = self._loss(self._model, to_device(part, self._device)) * (n / count)
+                _faults.enter(place := "backward")
+                self._backward(one)
+                loss = loss + one.detach()
+            _faults.enter(place := "synchronization")
+            self._ranks.prepare(self._parameters)
+            if self._complete is None:
+                _faults.enter(place := "hook")
+        except BaseException as error:
+            failure = caught(error, place)
+        # From here no frame of the attempt is alive, nor what it allocated.
+        failures, total, short, searches = self._ranks.total(
+            float(failure is not None), count, float(number == 1), float(self._has_searched())
+        )
+        if failures:
+            return failure or Failure(place, "another process ran out of memory")
+        if not total > 0:
+            raise UsageError(f"the batch holds nothing to average over: its count is {total:g}")
+        self._ranks.reduce(self._parameters, count / total)
+        norm: Tensor | None = None
+        if self._complete is not None:
+            try:
+                _faults.enter("hook")
+                norm = self._complete()
+            except BaseException as error:
+                failure = caught(error, "hook")
+            if self._ranks.total(float(failure is not None))[0]:
+                return failure or Failure("hook", "another process ran out of memory")
+        return Gathered(total, number, loss, norm, short > 0, searches > 0)
+
+    def _has_searched(self) -> bool:
+        searches = allocator_retries(self._device)
+        searched, self._searches = searches > self._searches, searches
+        return searched
+
+
+def caught(error: BaseException, place: _faults.Place) -> Failure:
+    """What went wrong, in words only: the error holds frames, and those hold tensors.
+
+    Raises:
+        the error itself, where it is not about memory.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    lines = str(error).splitlines()
+    return Failure(place, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)

@@ -1,0 +1,172 @@
+"""Several processes over gloo: they decide together, and end with the same weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from elastic_tasks import (
+    SIZES,
+    batch_norm,
+    classify,
+    convolution,
+    mlp,
+    relative_difference,
+    weights,
+)
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import rightbatch as rb
+from rightbatch._elastic.ranks import bare_model
+from rightbatch.testing import inject_out_of_memory
+
+PLACES = ("forward", "backward", "synchronization", "optimizer", "hook")
+STEPS = 12
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+
+
+def together(
+    work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any
+) -> list[list[torch.Tensor]]:
+    """What `work(rank, world_size, ...)` returns in each of so many processes."""
+    torch.multiprocessing.spawn(
+        _one, args=(work, world_size, folder, arguments), nprocs=world_size, join=True
+    )
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def _one(
+    rank: int, work: Callable[..., Any], world_size: int, folder: Path, arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
+    torch.save(work(rank, world_size, *arguments), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def share_of(batch: Any, rank: int, world_size: int) -> Any:
+    """Unequal shares: the first process has the most."""
+    inputs, labels = batch
+    cuts = [
+        len(labels) * (i + 1) * i // (world_size * (world_size + 1)) for i in range(world_size + 1)
+    ]
+    cuts[-1] = len(labels)
+    return inputs[cuts[rank] : cuts[rank + 1]], labels[cuts[rank] : cuts[rank + 1]]
+
+
+def train(rank: int, world_size: int, seed: int, faults: bool, task: str = "convolution") -> Any:
+    model, loss, batches = {"convolution": convolution, "batch_norm": batch_norm}[task]()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    step = rb.Elastic(parallel, optimizer, loss, micro_batch_size=4, clip_norm=1.0, check=False)
+    chance = random.Random(f"{seed} {rank}")
+    for number in range(STEPS):
+        share = share_of(batches[number % len(SIZES)], rank, world_size)
+        if faults and chance.random() < 0.6 / world_size / 2:
+            with inject_out_of_memory(chance.choice(PLACES), when=chance.randint(0, 1)):
+                step(share)
+        else:
+            step(share)
+    return [
+        *weights(model),
+        torch.tensor([step.micro_batch_size, step.counts.get("out_of_memory", 0)]),
+    ]
+
+
+def alone() -> list[torch.Tensor]:
+    model, loss, batches = convolution()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    for number in range(STEPS):
+        optimizer.zero_grad()
+        loss(model, batches[number % len(SIZES)]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return weights(model)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_with_unequal_shares_train_as_one_process_on_the_whole(
+    tmp_path: Path, world_size: int
+) -> None:
+    ends = together(train, world_size, tmp_path, 0, False)
+    for end in ends:
+        assert relative_difference(end[:-1], alone()) <= 1e-10
+
+
+@pytest.mark.parametrize(("world_size", "seed"), [(2, 1), (4, 2)])
+def test_failures_in_any_process_are_survived_by_all_of_them(
+    tmp_path: Path, world_size: int, seed: int
+) -> None:
+    ends = together(train, world_size, tmp_path, seed, True)
+    for end in ends:
+        assert all(torch.equal(a, b) for a, b in zip(end[:-1], ends[0][:-1], strict=True))
+        assert end[-1][0] == ends[0][-1][0]
+        assert relative_difference(end[:-1], alone()) <= 1e-10
+    assert any(end[-1][1] > 0 for end in ends)
+
+
+def test_buffers_are_those_of_the_first_process(tmp_path: Path) -> None:
+    one, other = together(train, 2, tmp_path, 3, True, "batch_norm")
+    assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
+
+
+def train_partly(rank: int, world_size: int) -> Any:
+    """Each process uses a layer of its own, and none uses the last one."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 1) for _ in range(world_size + 1)])
+    parallel = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    step = rb.Elastic(
+        parallel, optimizer, lambda m, batch: m[rank](batch).mean(), micro_batch_size=2, check=False
+    )
+    before = weights(model)
+    step(torch.ones(4, 3))
+    return [*before, *weights(model)]
+
+
+def test_what_another_process_uses_is_updated_and_what_none_uses_is_left(tmp_path: Path) -> None:
+    ends = together(train_partly, 2, tmp_path)
+    for tensors in ends:
+        before, after = tensors[:6], tensors[6:]
+        moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert moved == [True] * 4 + [False] * 2
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def refused(rank: int, world_size: int) -> Any:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    )
+    try:
+        rb.Elastic(
+            model, torch.optim.SGD(model.parameters(), 0.1), classify, group=dist.group.WORLD
+        )
+    except rb.UsageError as error:
+        return [torch.tensor("SyncBatchNorm" in str(error))]
+    return [torch.tensor(False)]
+
+
+def test_layers_that_communicate_in_the_forward_pass_are_refused(tmp_path: Path) -> None:
+    assert all(bool(said) for (said,) in together(refused, 2, tmp_path))
+
+
+def test_fsdp_is_refused_with_the_way_round() -> None:
+    class FSDPModule(nn.Linear):
+        pass
+
+    with pytest.raises(rb.UsageError, match="DistributedDataParallel, or FSDP with a micro-batch"):
+        bare_model(nn.Sequential(FSDPModule(2, 2)))
+
+
+def test_data_parallel_is_refused() -> None:
+    model, _, _ = mlp()
+    with pytest.raises(rb.UsageError, match="use DistributedDataParallel"):
+        bare_model(nn.DataParallel(model))

@@ -1,0 +1,151 @@
+"""The optimizer's step ends whole: what fails half way is put back and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from elastic_tasks import classify, elastic, equal, mlp, weights
+from torch import nn
+
+import rightbatch as rb
+from rightbatch._elastic import update as updates
+from rightbatch.testing import inject_out_of_memory
+
+BUILT_IN: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
+    "AdamW, amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "Adadelta": lambda p: torch.optim.Adadelta(p),
+    "Adamax": lambda p: torch.optim.Adamax(p),
+    "ASGD": lambda p: torch.optim.ASGD(p),
+    "Rprop": lambda p: torch.optim.Rprop(p),
+    "Adafactor": lambda p: torch.optim.Adafactor(p),
+}
+
+
+class FailsHalfWay(torch.optim.AdamW):
+    """Runs out of memory when half of its parameters are updated; not torch's own class."""
+
+    failures = 0
+
+    def step(self, closure: Any = None) -> Any:
+        if self.failures:
+            self.failures -= 1
+            groups = [dict(group) for group in self.param_groups]
+            half = groups[0]["params"][: len(groups[0]["params"]) // 2]
+            whole, self.param_groups[0]["params"] = self.param_groups[0]["params"], half
+            super().step()
+            self.param_groups[0]["params"] = whole
+            self.param_groups[0]["lr"] = 7.0
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().step(closure)
+
+
+def trained(make: Callable[[Any], torch.optim.Optimizer], **faults: Any) -> nn.Module:
+    model, loss, batches = mlp(dropout=0.0)
+    optimizer = make(model.parameters())
+    step = rb.Elastic(model, optimizer, loss, micro_batch_size=8)
+    if faults:
+        with inject_out_of_memory(**faults):
+            for batch in batches:
+                step(batch)
+    else:
+        for batch in batches:
+            step(batch)
+    return model
+
+
+@pytest.fixture
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(updates.CHUNK_BYTES, "cpu", 400)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_chunks_make_the_optimizers_own_update(name: str) -> None:
+    model, loss, batches = mlp(dropout=0.0)
+    plain = BUILT_IN[name](model.parameters())
+    for batch in batches:
+        plain.zero_grad()
+        for part in rb.split_batch(batch, 8):
+            (loss(model, part) * (len(part[1]) / len(batch[1]))).backward()
+        plain.step()
+    assert equal(weights(trained(BUILT_IN[name])), weights(model))
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_failure_half_way_is_put_back_and_completed(name: str, when: int) -> None:
+    disturbed = trained(BUILT_IN[name], at="optimizer", when=when)
+    assert equal(weights(disturbed), weights(trained(BUILT_IN[name])))
+
+
+def test_any_other_optimizer_is_put_back_whole_with_its_settings() -> None:
+    model, loss, batches = mlp(dropout=0.0)
+    optimizer = FailsHalfWay(model.parameters(), lr=0.01)
+    step = rb.Elastic(model, optimizer, loss, micro_batch_size=8)
+    step(batches[0])
+    optimizer.failures = 1
+    report = step(batches[1])
+    assert [event.kind for event in report.events] == ["rolled_back"]
+    assert optimizer.param_groups[0]["lr"] == 0.01
+
+    plain, other, _ = elastic(mlp(dropout=0.0), micro_batch_size=8)
+    del other
+    undisturbed = FailsHalfWay(plain.parameters(), lr=0.01)
+    again = rb.Elastic(plain, undisturbed, loss, micro_batch_size=8)
+    again(batches[0])
+    again(batches[1])
+    assert equal(weights(model), weights(plain))
+
+
+def test_an_update_that_had_to_be_given_up_is_completed_by_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(updates, "PAUSES", (0.0,))
+    model, loss, batches = mlp(dropout=0.0)
+    optimizer = FailsHalfWay(model.parameters(), lr=0.01)
+    step = rb.Elastic(model, optimizer, loss, micro_batch_size=8)
+    before = weights(model)
+    optimizer.failures = 2
+    with pytest.raises(rb.NothingFitsError, match="not updated yet"):
+        step(batches[0])
+    assert equal(weights(model), before)
+    step(batches[1])
+
+    plain, _, _ = mlp(dropout=0.0)
+    undisturbed = FailsHalfWay(plain.parameters(), lr=0.01)
+    again = rb.Elastic(plain, undisturbed, loss, micro_batch_size=8)
+    again(batches[0])
+    again(batches[1])
+    assert equal(weights(model), weights(plain))
+
+
+def test_another_error_of_an_optimizer_is_the_users_and_nothing_is_changed() -> None:
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step()
+            raise ValueError("a bug")
+
+    model, _, batches = mlp(dropout=0.0)
+    step = rb.Elastic(model, Broken(model.parameters(), lr=0.1), classify, micro_batch_size=8)
+    before = weights(model)
+    with pytest.raises(ValueError, match="a bug"):
+        step(batches[0])
+    assert equal(weights(model), before)
+
+
+def test_the_optimizers_step_is_its_own_again_afterwards() -> None:
+    model, loss, batches = mlp(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rb.Elastic(model, optimizer, loss, micro_batch_size=8)(batches[0])
+    assert "step" not in vars(optimizer)
