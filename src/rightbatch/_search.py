@@ -28,6 +28,8 @@ HELD_SHARE = 0.17
 """What glibc's malloc holds beyond the line when a ceiling is nearly reached, as a share of the
 room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py. Less finds the edge
 from above more often: a failure is quick, but costs a process."""
+STILL_TO_COME = 0.15
+"""What the charge of a brief run may lack, as a share of the same room: up to 13% was seen."""
 REACH = 0.9
 """How much of the room that a survivor left is taken at once: what malloc holds grows too."""
 CAUTION = 0.01
@@ -261,7 +263,8 @@ def _enough(size: int, line: Line, q: Question, high: int | None) -> int:
     gain = max(2 * TOLERANCE * size, 4)
     if not q.slack or min(q.largest, high - 1 if high is not None else q.largest) < size + gain:
         return 0
-    return max(int(q.ceiling_bytes - line.slope * gain), 0)
+    room = q.ceiling_bytes - line.intercept
+    return max(int(q.ceiling_bytes - line.slope * gain - STILL_TO_COME * room), 0)
 
 
 def _edge(line: Line, q: Question, best: Probe) -> float:
