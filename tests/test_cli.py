@@ -174,7 +174,9 @@ def test_the_version_is_that_of_the_package(place: Place) -> None:
         (("predict", "good.py:workload", "--batch", "0"), "batch is at least 1"),
         (("predict", "good.py:workload", "--batch", "4", "--device", "mps"), "CUDA's memory only"),
         (("predict", "--replay", "none.json.gz"), "there is no file none.json.gz"),
-        (("train", "good.py:workload", "--epochs", "1"), "train takes a model of an integration"),
+        (("train", "good.py:workload", "--epochs", "0"), "epochs is at least 1"),
+        (("train", "good.py:workload", "--epochs", "1", "--batch", "many"), "batch is 'auto' or"),
+        (("train", "good.py:workload", "--epochs", "1", "--resume"), "nothing to resume"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -17,10 +17,10 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
     1: {"_device", "_errors", "_units", "_progress", "_faults"},
-    2: {"_batch", "_workload", "_factory", "_worst", "_session", "_probe"},
+    2: {"_batch", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
     3: {"_memory", "_noise"},
     4: {"_search", "_choose", "_nothing_fits", "_fit", "_predict"},
-    5: {"_elastic", "_train"},
+    5: {"_elastic", "_checkpoint", "_processes", "_loop", "_train"},
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from rightbatch import Session, UsageError, Workload
-from rightbatch._session import InferenceSession, WorkloadSession, _move_state, open_session
+from rightbatch._session import InferenceSession, WorkloadSession, move_state, open_session
 from rightbatch.testing import SessionContract
 
 FEATURES = 6
@@ -207,7 +207,7 @@ def test_an_optimizer_goes_on_from_the_state_it_has() -> None:
 def test_state_that_exists_moves_with_the_model_and_the_step_count_stays() -> None:
     workload = build()
     by_hand(workload.model, workload.optimizer, [workload.data[:2]])
-    _move_state(workload.optimizer, "meta")
+    move_state(workload.optimizer, "meta")
     states = list(workload.optimizer.state.values())
     assert states
     for state in states:

@@ -132,7 +132,9 @@ def predict(
 
 @app.command
 def train(
-    workload: Annotated[str, Parameter(help="a model such as yolo26n.yaml, with --data")],
+    workload: Annotated[
+        str, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")
+    ],
     /,
     *,
     epochs: Annotated[int, Parameter(help="passes over the data")],
@@ -140,6 +142,11 @@ def train(
     data: Data = None,
     imgsz: ImageSize = None,
     out: Annotated[Path, Parameter(help="folder for the results")] = Path("runs/rightbatch"),
+    micro_batch: Annotated[str, Parameter(help="auto, or examples at once to begin with")] = "auto",
+    resume: Annotated[
+        bool, Parameter(negative="", help="go on with the training in --out")
+    ] = False,
+    checkpoint_seconds: Annotated[float, Parameter(help="time between two saves")] = 30.0,
     memory: Memory = None,
     margin: Margin = 0.05,
     max_batch: MaxBatch = None,
@@ -147,8 +154,9 @@ def train(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Train through the framework's own trainer, at a size that was measured.
+    """Train at a size that was measured; running out of memory is survived.
 
+    Example: rightbatch train train.py:workload --epochs 5 --out runs/one
     Example: rightbatch train yolo26n.yaml --data parts/data.yaml --imgsz 160 --epochs 5
     """
     from rightbatch._train import train
@@ -159,6 +167,9 @@ def train(
             batch=batch,
             epochs=epochs,
             out=out,
+            micro_batch=int(micro_batch) if micro_batch.isdigit() else micro_batch,
+            resume=resume,
+            checkpoint_seconds=checkpoint_seconds,
             memory=memory,
             margin=margin,
             max_batch=max_batch,
@@ -184,8 +195,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if "--json" in tokens and error.exit_code != 2:
             print(_document(error.to_dict()))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        stderr.print("rightbatch: interrupted; nothing was left behind")
+    except KeyboardInterrupt as interruption:
+        stderr.print(f"rightbatch: {str(interruption) or 'interrupted; nothing was left behind'}")
         sys.exit(INTERRUPTED)
     sys.exit(0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rightbatch._batch import Batch, to_device
 from rightbatch._errors import UsageError
+from rightbatch._precision import autocast, scaler
 from rightbatch._workload import Session, Workload
 from rightbatch._worst import WorstExamples
 
@@ -44,11 +44,9 @@ class WorkloadSession:
         self._device = device
         self._seed = seed
         self._model = workload.model.to(device)
-        _move_state(workload.optimizer, device)
+        move_state(workload.optimizer, device)
         self._examples = WorstExamples(workload.data, workload.collate, workload.size, seed)
-        self._scaler = torch.amp.GradScaler(
-            torch.device(device).type, enabled=workload.precision == "fp16"
-        )
+        self._scaler = scaler(workload, device)
         self._batches: tuple[int, Iterator[Batch]] | None = None
         # What is held from one step to the next is part of the peak: the batch and the loss stay
         # alive while the next batch is loaded, as they do in `for batch in loader`.
@@ -68,7 +66,7 @@ class WorkloadSession:
         self._model.train()
         self._batch = to_device(next(self._loader(batch_size)), self._device)
         w.optimizer.zero_grad()
-        with self._autocast():
+        with autocast(self._workload, self._device):
             self._loss = w.loss(self._model, self._batch)
         if not isinstance(self._loss, torch.Tensor) or self._loss.numel() != 1:
             raise UsageError(
@@ -91,7 +89,7 @@ class WorkloadSession:
         batch = to_device(w.collate([examples.data[index] for index in chosen]), self._device)
         was_training = self._model.training
         self._model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self._workload, self._device):
             if w.predict is not None:
                 w.predict(self._model, batch)
             else:
@@ -117,13 +115,6 @@ class WorkloadSession:
             self._batches = (batch_size, iter(loader))
         return self._batches[1]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self._workload.precision
-        if precision == "fp32":
-            return nullcontext()
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        return torch.autocast(torch.device(self._device).type, dtype)
-
 
 class InferenceSession(WorkloadSession):
     """The same without training: `evaluate` runs `predict`, or the model on the batch's inputs."""
@@ -135,7 +126,7 @@ class InferenceSession(WorkloadSession):
         w = self._workload
         self._model.eval()
         self._batch = to_device(next(self._loader(batch_size)), self._device)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self._workload, self._device):
             if w.predict is not None:
                 self._output = w.predict(self._model, self._batch)
             else:
@@ -155,7 +146,7 @@ class _Batches:
         return self._examples.sequence(self._batch_size, drop_last=self._drop_last)
 
 
-def _move_state(optimizer: torch.optim.Optimizer, device: str) -> None:
+def move_state(optimizer: torch.optim.Optimizer, device: str) -> None:
     """Move what the optimizer holds already; its parameters were moved with the model."""
     for state in optimizer.state.values():
         for key, value in state.items():

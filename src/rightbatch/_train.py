@@ -1,15 +1,18 @@
-"""`train`: run a training at a batch size, found and chosen first if that is asked for."""
+"""`train`: a whole training at a batch size, found and chosen first if that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from rightbatch._choose import choose
-from rightbatch._errors import UsageError
+from rightbatch._device import is_out_of_memory
+from rightbatch._errors import NothingFitsError, RightbatchError, UsageError, WorkloadError
 from rightbatch._factory import resolve
 from rightbatch._fit import FitResult, fit
 from rightbatch._units import format_seconds
@@ -19,7 +22,9 @@ from rightbatch._units import format_seconds
 class TrainResult:
     """A finished training. `steps` are updates, `examples` those that all of them saw.
 
-    `largest` is what `fit` found where the size was chosen, `reason` says why this one.
+    `micro_batch_size` is the one in use at the end, `out_of_memory_events` how often memory ran out
+    and was survived. `largest` is what `fit` found where the size was chosen, `reason` says why
+    this one.
     """
 
     batch_size: int
@@ -51,33 +56,35 @@ def train(
     batch: int | str = "auto",
     epochs: int,
     out: str | Path,
+    micro_batch: int | str = "auto",
+    resume: bool = False,
     memory: int | str | None = None,
     margin: float = 0.05,
     max_batch: int | None = None,
     device: str | None = None,
     seed: int = 0,
+    checkpoint_seconds: float = 30.0,
     progress: bool = True,
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train a model of an integration through that framework's own trainer.
+    """Train a workload, or a model of an integration through that framework's own trainer.
 
     `batch` is the batch size, or `"auto"`: the smaller of the largest that fits and the largest
-    that leaves enough updates (`rightbatch._choose`). Results are written into the folder `out`.
-    `settings` go to the framework's training as they are, `options` to its spec (`data=`,
-    `imgsz=`).
+    that leaves enough updates (`rightbatch._choose`). A workload's batches are cut into parts of
+    `micro_batch` examples, which shrink where memory runs out; the batch size stays. Everything is
+    written into the folder `out`, from which `resume` goes on at the next example. Started by
+    torchrun, the processes train together.
+
+    `checkpoint_seconds` lie between two saves. `settings` go to a framework's training as they are,
+    `options` to its spec (`data=`, `imgsz=`).
 
     Raises:
-        UsageError: for a workload without a trainer of its own, or a batch that cannot be meant.
-        NothingFitsError: if `batch="auto"` finds that nothing fits.
+        UsageError: for what cannot be meant, or an `out` that holds another training.
+        NothingFitsError: if not even one example fits.
+        WorkloadError: if the workload fails for a reason of its own.
     """
     factory = resolve(workload, **options)
-    run = getattr(factory, "train", None)
-    if run is None:
-        raise UsageError(
-            "train takes a model of an integration (yolo26n.yaml with --data); a Workload is "
-            "trained by your own loop at the size that `fit` finds"
-        )
     if isinstance(batch, str) and batch.isdigit():
         batch = int(batch)
     if not (batch == "auto" or (isinstance(batch, int) and batch >= 1)):
@@ -85,10 +92,9 @@ def train(
     if epochs < 1:
         raise UsageError(f"epochs is at least 1, not {epochs}")
 
-    largest: FitResult | None = None
-    if isinstance(batch, int):
-        size, reason = batch, f"{batch} was asked for"
-    else:
+    def choice() -> _Choice:
+        if isinstance(batch, int):
+            return _Choice(batch, f"{batch} was asked for", None)
         largest = fit(
             factory,
             memory=memory,
@@ -98,16 +104,107 @@ def train(
             seed=seed,
             progress=progress,
         )
-        choice = choose(
+        chosen = choose(
             largest.batch_size,
             largest.smallest_batch_size,
             largest.examples or largest.batch_size,
             epochs,
         )
-        size, reason = choice.batch_size, choice.reason
-    done = run(
-        batch=size, epochs=epochs, out=Path(out), device=device, seed=seed, **(settings or {})
+        return _Choice(chosen.batch_size, chosen.reason, largest)
+
+    out = Path(out).expanduser()
+    if hasattr(factory, "train"):
+        if resume:
+            raise UsageError("resume is for a Workload; a framework's trainer has its own")
+        return _by_framework(factory, choice(), epochs, out, device, seed, dict(settings or {}))
+    if settings:
+        raise UsageError(f"a Workload takes no settings, got {', '.join(sorted(settings))}")
+
+    from rightbatch._checkpoint import Checkpoints
+    from rightbatch._loop import Loop, built
+    from rightbatch._processes import opened
+
+    checkpoints = Checkpoints(out, checkpoint_seconds)
+    if checkpoints.exist and not resume:
+        raise UsageError(
+            f"{out} holds a training: --resume (resume=True) goes on with it, or take another --out"
+        )
+    with _named(), opened(device) as processes, built(factory, seed, processes) as workload:
+        if resume and batch == "auto":
+            began = checkpoints.asked()["batch_size"]
+            chosen = _Choice(began, f"the training began with {began}", None)
+        else:
+            chosen = processes.from_first(choice() if processes.is_first else None)
+        if micro_batch == "auto" and chosen.largest is not None:
+            micro_batch = min(chosen.batch_size, chosen.largest.batch_size)
+        loop = Loop(
+            workload,
+            batch_size=chosen.batch_size,
+            micro_batch_size=micro_batch,
+            epochs=epochs,
+            out=out,
+            checkpoints=checkpoints,
+            processes=processes,
+            memory=memory,
+            margin=margin,
+            seed=seed,
+            progress=progress and processes.is_first,
+        )
+        if resume:
+            loop.resume()
+        standing = loop.run()
+    return TrainResult(
+        batch_size=chosen.batch_size,
+        micro_batch_size=loop.step.micro_batch_size or chosen.batch_size,
+        steps=standing.steps,
+        examples=standing.examples,
+        seconds=standing.seconds,
+        out_of_memory_events=standing.out_of_memory_events,
+        metrics=standing.metrics,
+        out=str(out),
+        reason=chosen.reason,
+        largest=chosen.largest,
     )
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """What the workload itself raises, as the error that says so."""
+    try:
+        yield
+    except RightbatchError:
+        raise
+    except Exception as error:
+        what: dict[str, Any] = {
+            "error_type": type(error).__name__,
+            "error_message": str(error),
+        }
+        said = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            raise NothingFitsError(f"memory ran out outside of a step: {said}", **what) from error
+        trace = "".join(traceback.format_exception(error))
+        reason = f"the workload fails, and not for want of memory: {said}"
+        raise WorkloadError(reason, traceback=trace, **what) from error
+
+
+@dataclass(frozen=True)
+class _Choice:
+    batch_size: int
+    reason: str
+    largest: FitResult | None
+
+
+def _by_framework(
+    factory: Any,
+    chosen: _Choice,
+    epochs: int,
+    out: Path,
+    device: str | None,
+    seed: int,
+    settings: dict[str, Any],
+) -> TrainResult:
+    size = chosen.batch_size
+    done = factory.train(batch=size, epochs=epochs, out=out, device=device, seed=seed, **settings)
     return TrainResult(
         batch_size=size,
         micro_batch_size=size,
@@ -117,6 +214,6 @@ def train(
         out_of_memory_events=done.out_of_memory_events,
         metrics=done.metrics,
         out=str(done.out),
-        reason=reason,
-        largest=largest,
+        reason=chosen.reason,
+        largest=chosen.largest,
     )

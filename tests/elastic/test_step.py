@@ -320,6 +320,15 @@ def test_a_real_limit_of_the_operating_system_is_survived() -> None:
     assert relative_difference(weights(model), weights(whole)) < 1e-5
 
 
+def test_batch_norm_is_not_left_with_one_example() -> None:
+    model, step, batches = elastic(batch_norm(), micro_batch_size=4)
+    assert len(batches[2][1]) == 13
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    step(batches[2])
+    assert seen[-4:] == [4, 3, 3, 3]
+
+
 def test_parts_without_anything_to_count_are_passed_over() -> None:
     model, step, _ = elastic(transformer(), micro_batch_size=1)
     tokens = torch.zeros(3, 9, dtype=torch.int64)

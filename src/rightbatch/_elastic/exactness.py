@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._batch import Batch
+from rightbatch._elastic.gradients import has_batch_norm
 from rightbatch._elastic.state import random_state
 
 EXAMPLES, FEWEST = 8, 4
 """How many examples are compared; each half has two at least, as BatchNorm needs."""
 _DROPOUTS = nn.modules.dropout._DropoutNd
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _why(model: nn.Module) -> str:
-    if any(isinstance(m, _BATCH_NORMS) and m.training for m in model.modules()):
+    if has_batch_norm(model):
         return (
             "BatchNorm normalizes over the micro-batch, not over the batch; GroupNorm or LayerNorm "
             "do not depend on it"

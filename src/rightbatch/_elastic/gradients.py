@@ -15,6 +15,7 @@ from rightbatch._device._caches import allocator_retries
 from rightbatch._elastic.ranks import Ranks
 from rightbatch._errors import UsageError
 
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -65,10 +66,13 @@ class WholeGradient:
         self._backward, self._complete = backward, complete
         self._ranks = ranks
         self._device = device
+        self._needs_two = has_batch_norm(model)
         self._searches = allocator_retries(device)
 
     def gather(self, batch: Batch, size: int) -> Gathered | Failure:
         """Add up the gradients of parts of at most `size` examples; none are there before.
+
+        `batch` is None where this process has nothing to add to the others' examples.
 
         Raises:
             UsageError: if the batch has nothing that counts.
@@ -78,7 +82,7 @@ class WholeGradient:
         loss = torch.zeros((), device=self._device)
         count, number = 0.0, 0
         try:
-            parts = self._split(batch, size)
+            parts = [] if batch is None else self._parts(batch, size)
             counts = [float(self._count(part)) for part in parts]
             count, number = sum(counts), len(parts)
             for part, n in zip(parts, counts, strict=True):
@@ -115,10 +119,30 @@ class WholeGradient:
                 return failure or Failure("hook", "another process ran out of memory")
         return Gathered(total, number, loss, norm, short > 0, searches > 0)
 
+    def _parts(self, batch: Batch, size: int) -> Sequence[Batch]:
+        """Parts of at most `size` examples; BatchNorm cannot train on one, so none is left over."""
+        if not self._needs_two:
+            return self._split(batch, size)
+        number = len(self._split(batch, 1))
+        if number <= max(size, 3 if size == 2 else 1):  # three are two and one
+            return [batch]
+        halves = self._split(batch, -(-number // 2))
+        return [part for half in halves for part in self._parts(half, size)]
+
     def _has_searched(self) -> bool:
         searches = allocator_retries(self._device)
         searched, self._searches = searches > self._searches, searches
         return searched
+
+
+def least_examples(model: nn.Module) -> int:
+    """Of a part: BatchNorm over vectors has one value per channel and example."""
+    return 2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model normalizes over the examples that it is given at once."""
+    return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def caught(error: BaseException, place: _faults.Place) -> Failure:

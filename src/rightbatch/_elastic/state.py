@@ -62,6 +62,14 @@ def random_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy (where it is imported), torch and its devices."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Put back what `random_state` returned."""
     random.setstate(state["python"])

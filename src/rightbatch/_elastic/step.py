@@ -19,7 +19,14 @@ from rightbatch._device._caches import release
 from rightbatch._elastic.events import Event, Kind, tell
 from rightbatch._elastic.exactness import EXAMPLES, Exactness, compare
 from rightbatch._elastic.find import find
-from rightbatch._elastic.gradients import Failure, Gathered, Loss, WholeGradient, caught
+from rightbatch._elastic.gradients import (
+    Failure,
+    Gathered,
+    Loss,
+    WholeGradient,
+    caught,
+    least_examples,
+)
 from rightbatch._elastic.ranks import bare_model, ranks_of
 from rightbatch._elastic.size import MicroBatchSize
 from rightbatch._elastic.state import StateBefore
@@ -136,7 +143,8 @@ class Elastic:
             ranks=self._ranks,
             device=self._device,
         )
-        self._micro = _fixed(micro_batch_size)
+        self._least = least_examples(self._model)
+        self._micro = _fixed(micro_batch_size, self._least)
         self._steps = 0
         self._events: list[Event] = []
         self.exactness: Exactness | None = None
@@ -148,7 +156,7 @@ class Elastic:
         return self._micro.size if self._micro else None
 
     def __call__(self, batch: Batch) -> StepReport:
-        """One update by `batch`, in parts.
+        """One update by `batch`, in parts; None is the batch of a process that has no examples.
 
         Raises:
             NothingFitsError: if memory runs out at one example, everything being as before the
@@ -157,7 +165,7 @@ class Elastic:
         started = time.perf_counter()
         self._events = []
         self._undoable.finish()
-        if self._check:
+        if self._check and batch is not None:
             self._compare(batch)
         micro = self._micro = self._micro or self._found(batch)
         self._before.take()
@@ -201,7 +209,7 @@ class Elastic:
             self._before.restore()
             release(self._device)
             if size == 1:
-                raise self._nothing_fits(done)
+                raise self._nothing_fits(done, size)
             size = max(size // 2, 1)
             self._tell("out_of_memory", f"{done.message}; {size} at once are tried", size, done)
         return done
@@ -259,7 +267,7 @@ class Elastic:
         )
         size = self._ranks.smallest(start.size)
         self._tell("found", start.reason, size)
-        return MicroBatchSize(size, size)
+        return MicroBatchSize(max(size, self._least), size, self._least)
 
     def _attempt(self, batch: Batch, size: int) -> Gathered | Failure:
         """The whole update, or why there was none."""
@@ -286,7 +294,7 @@ class Elastic:
         answer = micro.failed()
         ran_out = f"memory ran out in {failure.place} at micro-batch {size} ({failure.message})"
         if answer == "none":
-            raise self._nothing_fits(failure)
+            raise self._nothing_fits(failure, size)
         what = {"again": "emptied the cache to try again", "smaller": f"trying {micro.size}"}
         self._tell("out_of_memory", f"{ran_out}; {what[answer]}", micro.size, failure)
 
@@ -333,9 +341,10 @@ class Elastic:
         self._events.append(event)
         self._on_event(event)
 
-    def _nothing_fits(self, failure: Failure) -> NothingFitsError:
+    def _nothing_fits(self, failure: Failure, size: int) -> NothingFitsError:
+        examples = "one example" if size == 1 else f"{size} examples, the fewest for BatchNorm"
         return NothingFitsError(
-            f"memory ran out in {failure.place} at one example: {failure.message}. Everything is "
+            f"memory ran out in {failure.place} at {examples}: {failure.message}. Everything is "
             "as before the step. `rightbatch fit` says what one example needs and what would save "
             "memory",
             error_type="OutOfMemoryError",
@@ -353,9 +362,9 @@ class Elastic:
             self._optimizer.step()
 
 
-def _fixed(size: int | str) -> MicroBatchSize | None:
+def _fixed(size: int | str, least: int) -> MicroBatchSize | None:
     if size == "auto":
         return None
     if not isinstance(size, int) or size < 1:
         raise UsageError(f"micro_batch_size is 'auto' or a number of at least 1, not {size!r}")
-    return MicroBatchSize(size, size)
+    return MicroBatchSize(max(size, least), max(size, least), least)

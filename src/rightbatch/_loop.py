@@ -1,0 +1,375 @@
+"""The training of a `Workload`: loader, schedule, evaluation, checkpoints, and what is written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from rightbatch import _faults
+from rightbatch._batch import Batch
+from rightbatch._checkpoint import Checkpoints
+from rightbatch._device import is_out_of_memory
+from rightbatch._device._caches import release
+from rightbatch._elastic import Elastic, Event, StepReport
+from rightbatch._elastic.events import tell
+from rightbatch._elastic.gradients import has_batch_norm
+from rightbatch._elastic.state import random_state, seed_all, set_random_state
+from rightbatch._errors import UsageError
+from rightbatch._factory import Factory
+from rightbatch._precision import autocast, scaler
+from rightbatch._processes import Processes
+from rightbatch._progress import Live
+from rightbatch._session import move_state
+from rightbatch._units import format_seconds
+from rightbatch._workload import Workload
+
+
+@dataclass
+class Standing:
+    """Where a training stands: the next step is `step` of `epoch`."""
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    out_of_memory_events: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def built(factory: Factory, seed: int, processes: Processes) -> Iterator[Workload]:
+    """The workload, built from the seed; the caller's random states are as before in the end.
+
+    Raises:
+        UsageError: if the factory returns something else.
+    """
+    before = random_state(processes.device)
+    try:
+        seed_all(seed)
+        workload = factory()
+        if not isinstance(workload, Workload):
+            raise UsageError(
+                f"the factory returned {type(workload).__name__}, expected a rightbatch.Workload"
+            )
+        seed_all(seed + processes.rank)  # dropout is not the same in every process
+        yield workload
+    finally:
+        set_random_state(before, processes.device)
+
+
+class Loop:
+    """Trains a workload at one batch size, from the start or from its last checkpoint.
+
+    Files in `out`: `last.pt` (where it stands), `model.pt` (weights at the end), `history.jsonl` (a
+    line per epoch), `events.jsonl` (a line per change of the micro-batch).
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        batch_size: int,
+        micro_batch_size: int | str,
+        epochs: int,
+        out: Path,
+        checkpoints: Checkpoints,
+        processes: Processes,
+        memory: int | str | None = None,
+        margin: float = 0.05,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if isinstance(workload.data, IterableDataset) or not hasattr(workload.data, "__len__"):
+            raise UsageError(
+                "train takes a map-style data set, whose order it can resume; a stream is trained "
+                "in your own loop, with rightbatch.Elastic as its step"
+            )
+        self._workload = workload
+        self._batch_size, self._epochs = batch_size, epochs
+        self._out, self._seed, self._progress = out, seed, progress
+        self._checkpoints = checkpoints
+        self._processes = processes
+        self._device = processes.device
+        self._examples = len(workload.data)
+        self._cuts = _cuts(self._examples, batch_size, workload)
+        self._model = workload.model.to(self._device)
+        move_state(workload.optimizer, str(self._device))
+        processes.share([*self._model.parameters(), *self._model.buffers()])
+        schedule = workload.scheduler
+        steps = len(self._cuts) * epochs
+        self._scheduler = schedule(workload.optimizer, steps) if schedule else None
+        self._scaler = scaler(workload, self._device)
+        self.standing = Standing()
+        self.step = Elastic(
+            self._model,
+            workload.optimizer,
+            self._loss,
+            micro_batch_size=micro_batch_size,
+            count=workload.count,
+            split=workload.split,
+            scaler=self._scaler,
+            clip_norm=workload.clip_norm,
+            scheduler=self._scheduler,
+            on_event=self._happened,
+            group=processes.group,
+            memory=memory,
+            margin=margin,
+        )
+        self._stopped: int | None = None
+        self._shown = 0.0
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint.
+
+        Raises:
+            UsageError: if there is none, or it is of another training.
+        """
+        state = self._checkpoints.read_same(self._asked())
+        self._model.load_state_dict(state["model"])
+        self._workload.optimizer.load_state_dict(state["optimizer"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.step.load_state_dict(state["elastic"])
+        self.standing = Standing(**state["standing"])
+        if self._processes.is_first:  # what was written after the checkpoint comes again
+            steps = self.standing.steps
+            self._keep("history.jsonl", lambda line: line["steps"] <= steps)
+            self._keep("events.jsonl", lambda line: line["step"] < steps)
+        if self._processes.world_size == 1:
+            set_random_state(state["random"], self._device)
+        else:
+            seed_all(self._seed + self._processes.rank + self.standing.steps)
+
+    def run(self) -> Standing:
+        """Train to the end.
+
+        Raises:
+            KeyboardInterrupt: if it was interrupted, with a checkpoint of where it stands.
+        """
+        at = self.standing
+        self._out.mkdir(parents=True, exist_ok=True)
+        if not at.steps:
+            self._save()  # from here on there is something to resume
+        steps = len(self._cuts) * self._epochs
+        with self._signals(), Live("train", enabled=self._progress, total=steps) as live:
+            while at.epoch < self._epochs:
+                self._epoch(live)
+        return at
+
+    def _epoch(self, live: Live) -> None:
+        at = self.standing
+        losses, weights = torch.zeros((), dtype=torch.float64), 0.0
+        began = time.perf_counter() - at.epoch_seconds
+        before = at.seconds - at.epoch_seconds
+        self._model.train()
+        for batch in self._loader():
+            report = self.step(batch)
+            losses = losses.to(report.mean_loss.device) + report.mean_loss * report.count
+            weights += report.count
+            start, stop = self._cuts[at.step]
+            at.examples += stop - start
+            at.step, at.steps = at.step + 1, at.steps + 1
+            at.epoch_seconds = time.perf_counter() - began
+            at.seconds = before + at.epoch_seconds
+            self._show(live, report)
+            if self._processes.any(self._stopped is not None):
+                self._interrupted()
+            if self._checkpoints.is_due:
+                self._save()
+        loss = self._processes.mean(float(losses) / weights if weights else float("nan"))
+        at.metrics = {"loss": loss} | self._evaluated()
+        at.epoch, at.step, at.epoch_seconds = at.epoch + 1, 0, 0.0
+        at.seconds = before + time.perf_counter() - began
+        if self._processes.is_first:
+            self._append(
+                "history.jsonl",
+                {
+                    "epoch": at.epoch,
+                    "steps": at.steps,
+                    "examples": at.examples,
+                    "seconds": round(at.seconds, 3),
+                    "micro_batch_size": self.step.micro_batch_size,
+                    **at.metrics,
+                },
+            )
+        if at.epoch == self._epochs:
+            if self._processes.is_first:
+                torch.save(self._model.state_dict(), self._out / "model.pt")
+            self._save()
+
+    def _loader(self) -> Iterator[Batch]:
+        """The rest of the epoch, in an order that the seed and the epoch determine."""
+        at = self.standing
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + at.epoch)
+        order = torch.randperm(self._examples, generator=generator).tolist()
+        batches = [order[start:stop] for start, stop in self._cuts[at.step :]]
+        loader: DataLoader[Any] = DataLoader(
+            self._workload.data,
+            batch_sampler=[self._processes.share_of(batch) for batch in batches],
+            num_workers=self._workload.workers,
+            collate_fn=_Collate(self._workload.collate),
+            generator=generator,
+        )
+        return iter(loader)
+
+    def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        with autocast(self._workload, self._device):
+            return self._workload.loss(model, batch)
+
+    def _evaluated(self) -> dict[str, float]:
+        """The loss over the evaluation data, and what the workload's own `evaluate` says."""
+        w = self._workload
+        metrics: dict[str, float] = {}
+        self._model.eval()
+        if w.evaluation_data is not None:
+            total, count = 0.0, 0.0
+            loader: DataLoader[Any] = DataLoader(
+                w.evaluation_data,
+                batch_size=self.step.micro_batch_size or self._batch_size,
+                num_workers=w.workers,
+                collate_fn=w.collate,
+                generator=torch.Generator(),
+            )
+            for batch in loader:
+                for loss, n in self.step.evaluate(batch):
+                    total, count = total + float(loss) * n, count + n
+            metrics["evaluation_loss"] = total / count if count else float("nan")
+        if w.evaluate is not None:
+            metrics |= {name: float(value) for name, value in self._users_evaluation().items()}
+        self._model.train()
+        return metrics
+
+    def _users_evaluation(self) -> Mapping[str, float]:
+        """Called once more with an emptied cache where memory ran out: its batches are its own."""
+        evaluate = self._workload.evaluate
+        assert evaluate is not None
+        try:
+            _faults.enter("evaluation")
+            with torch.no_grad():
+                return evaluate(self._model)
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+        release(self._device)
+        reason = "memory ran out in the workload's evaluate; emptied the cache to try again"
+        size = self.step.micro_batch_size or 0
+        self._happened(Event("out_of_memory", self.standing.steps, reason, size, "evaluation"))
+        with torch.no_grad():
+            return evaluate(self._model)
+
+    def _asked(self) -> dict[str, Any]:
+        return {
+            "batch_size": self._batch_size,
+            "examples": self._examples,
+            "seed": self._seed,
+            "drop_last": self._workload.drop_last,
+        }
+
+    def _save(self) -> None:
+        if not self._processes.is_first:
+            return
+        self._checkpoints.write(
+            {
+                "asked": self._asked(),
+                "model": self._model.state_dict(),
+                "optimizer": self._workload.optimizer.state_dict(),
+                "scheduler": self._scheduler.state_dict() if self._scheduler else None,
+                "scaler": self._scaler.state_dict(),
+                "elastic": self.step.state_dict(),
+                "standing": vars(self.standing),
+                "random": random_state(self._device),
+            }
+        )
+
+    def _happened(self, event: Event) -> None:
+        self.standing.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
+        if self._processes.is_first:
+            tell(event)
+            self._append("events.jsonl", event.to_dict())
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self._out / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        path = self._out / name
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if wanted(json.loads(line))]
+            path.write_text("".join(f"{line}\n" for line in lines))
+
+    def _show(self, live: Live, report: StepReport) -> None:
+        """Twice a second at most, since reading the loss waits for the device."""
+        at = self.standing
+        if not self._progress or at.seconds - self._shown < 0.5:
+            return
+        self._shown = at.seconds
+        text = f"epoch {at.epoch + 1} of {self._epochs}, loss {report.loss:.4g}"
+        live.show(f"{text}, {at.examples / at.seconds:.3g} examples/s", at.steps)
+
+    def _interrupted(self) -> None:
+        self._save()
+        at = self.standing
+        raise KeyboardInterrupt(
+            f"interrupted after {at.steps} updates ({format_seconds(at.seconds)}); "
+            f"--resume goes on from there"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the training between two steps; a second Ctrl-C at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stopped is not None:
+                raise KeyboardInterrupt("interrupted at once; --resume goes on from the last save")
+            self._stopped = number
+
+        before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+
+def _cuts(examples: int, batch_size: int, workload: Workload) -> list[tuple[int, int]]:
+    """Where an epoch's order is cut into batches.
+
+    BatchNorm cannot train on the one example that may be left over; then the last two batches
+    share their examples.
+    """
+    starts = range(0, examples, batch_size)
+    cuts = [(start, min(start + batch_size, examples)) for start in starts]
+    if workload.drop_last and examples >= batch_size:
+        return [(start, stop) for start, stop in cuts if stop - start == batch_size]
+    if cuts[-1][1] - cuts[-1][0] == 1 and len(cuts) > 1 and has_batch_norm(workload.model):
+        start = cuts[-2][0]
+        middle = start + (examples - start + 1) // 2
+        cuts[-2:] = [(start, middle), (middle, examples)] if batch_size > 2 else [(start, examples)]
+    return cuts
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """None for a process that has no example in the last, small batch."""
+
+    collate: Callable[[list[Any]], Batch]
+
+    def __call__(self, items: list[Any]) -> Batch:
+        return self.collate(items) if items else None

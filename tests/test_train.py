@@ -1,0 +1,269 @@
+"""`train`: the whole loop of a workload, killed and resumed, alone and in several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rightbatch as rb
+import train_workloads as made
+from rightbatch.testing import inject_out_of_memory
+
+HERE = Path(__file__).parent
+EPOCHS = 3
+
+
+def train(out: Path, factory: Any = made.workload, **options: Any) -> rb.TrainResult:
+    options = {"batch": 8, "micro_batch": 4, "epochs": EPOCHS, "device": "cpu"} | options
+    return rb.train(factory, out=out, progress=False, **options)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / "model.pt")  # type: ignore[no-any-return]
+
+
+def same(one: Path, other: Path) -> bool:
+    mine, theirs = weights(one), weights(other)
+    return all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_trains_evaluates_and_writes_what_it_did(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", epochs=8)
+    assert (result.batch_size, result.micro_batch_size) == (8, 4)
+    assert result.steps == 8 * ceil(made.EXAMPLES / 8)
+    assert result.examples == 8 * made.EXAMPLES
+    assert result.out_of_memory_events == 0
+    assert result.metrics["accuracy"] > 0.8
+    history = lines(tmp_path / "run" / "history.jsonl")
+    assert [line["epoch"] for line in history] == list(range(1, 9))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["evaluation_loss"] == pytest.approx(result.metrics["evaluation_loss"])
+    model = made.workload().model
+    model.load_state_dict(weights(tmp_path / "run"))
+
+
+def test_the_schedule_ends_with_the_training(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_same_seed_makes_the_same_training_and_leaves_the_callers_random_state(
+    tmp_path: Path,
+) -> None:
+    random.seed(5)
+    torch.manual_seed(5)
+    train(tmp_path / "one")
+    drawn = random.random(), float(torch.rand(()))
+    train(tmp_path / "two")
+    train(tmp_path / "other", seed=1)
+    random.seed(5)
+    torch.manual_seed(5)
+    assert drawn == (random.random(), float(torch.rand(())))
+    assert same(tmp_path / "one", tmp_path / "two")
+    assert not same(tmp_path / "one", tmp_path / "other")
+
+
+def test_every_epoch_sees_every_example_once_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIGHTBATCH_TEST_SEEN", str(tmp_path / "seen"))
+    with inject_out_of_memory("backward", when=(2, 9, 14)):
+        train(tmp_path / "run")
+    seen = [int(line) for line in (tmp_path / "seen").read_text().split()]
+    epochs = [seen[i * made.EXAMPLES : (i + 1) * made.EXAMPLES] for i in range(EPOCHS)]
+    assert all(sorted(epoch) == list(range(made.EXAMPLES)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert Counter(seen) == dict.fromkeys(range(made.EXAMPLES), EPOCHS)
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "optimizer", "hook", "evaluation"])
+def test_a_failure_leaves_the_end_of_the_training_as_it_is(tmp_path: Path, place: Any) -> None:
+    train(tmp_path / "undisturbed")
+    with inject_out_of_memory(place, when=1) as injected:
+        result = train(tmp_path / "disturbed")
+    assert injected.failed == [1]
+    assert result.out_of_memory_events == 1
+    assert same(tmp_path / "undisturbed", tmp_path / "disturbed")
+    events = lines(tmp_path / "disturbed" / "events.jsonl")
+    assert [event["place"] for event in events if event["place"]] == [place]
+
+
+def test_memory_that_runs_out_in_the_users_evaluation_is_survived(tmp_path: Path) -> None:
+    parts = ceil(made.EXAMPLES / 4)  # the loss of the evaluation data comes first
+    with inject_out_of_memory("evaluation", when=parts):
+        result = train(tmp_path / "run")
+    assert result.out_of_memory_events == 1
+    assert "accuracy" in result.metrics
+
+
+def command(out: Path, *more: str, function: str = "workload") -> list[str]:
+    workload = f"{HERE / 'train_workloads.py'}:{function}"
+    arguments = [workload, "--device", "cpu", "--out", str(out), "--json", *more]
+    return [sys.executable, "-m", "rightbatch", "train", *arguments]
+
+
+def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, **options), capture_output=True, text=True, check=False
+    )
+
+
+ALWAYS = ("--batch", "8", "--micro-batch", "4", "--epochs", "100000", "--checkpoint-seconds", "0")
+
+
+def killed(out: Path, kind: int, *, after_steps: int) -> subprocess.CompletedProcess[str]:
+    """A training that `kind` ended in the middle of an epoch."""
+    process = subprocess.Popen(
+        command(out, *ALWAYS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while process.poll() is None:
+            time.sleep(0.05)
+            if (out / "last.pt").exists():
+                steps = torch.load(out / "last.pt", weights_only=False)["standing"]["steps"]
+                if steps > after_steps and steps % ceil(made.EXAMPLES / 8):
+                    break
+        process.send_signal(kind)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_was_ended_resumes_at_the_next_example(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
+    out = tmp_path / "ended"
+    done = killed(out, kind, after_steps=30)
+    assert done.returncode in (-kind, 130)
+    if kind != signal.SIGKILL:
+        assert "--resume goes on from there" in done.stderr
+        assert "Traceback" not in done.stderr
+    steps = torch.load(out / "last.pt", weights_only=False)["standing"]["steps"]
+    epochs = str(ceil(steps / ceil(made.EXAMPLES / 8)) + 1)
+    resumed = run(out, *ALWAYS[:4], "--epochs", epochs, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    document = json.loads(resumed.stdout)
+    assert document["steps"] == int(epochs) * ceil(made.EXAMPLES / 8)
+    assert document["examples"] == int(epochs) * made.EXAMPLES
+
+
+def test_a_resumed_training_ends_bit_for_bit_as_one_that_was_never_ended(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    ended = tmp_path / "ended"
+    with pytest.raises(rb.WorkloadError, match="the power went"):
+        train(ended, made_to_fail, checkpoint_seconds=0)
+    at = torch.load(ended / "last.pt", weights_only=False)["standing"]
+    assert at["step"] > 0, "in the middle of an epoch"
+    result = train(ended, resume=True)
+    assert result.examples == EPOCHS * made.EXAMPLES
+    assert same(tmp_path / "whole", ended)
+    assert [line["epoch"] for line in lines(ended / "history.jsonl")] == [1, 2, 3]
+
+
+def made_to_fail() -> rb.Workload:
+    from dataclasses import replace
+
+    workload = made.workload()
+    calls = iter(range(10_000))
+
+    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        if next(calls) == 20:
+            raise RuntimeError("the power went")
+        return made.loss(model, batch)
+
+    return replace(workload, loss=loss)
+
+
+def test_auto_finds_the_size_and_says_why(tmp_path: Path) -> None:
+    done = run(tmp_path / "run", "--epochs", "40", "--memory", "1GiB")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["batch_size"] == 4
+    assert document["largest"]["batch_size"] == made.EXAMPLES
+    assert "trains better here" in document["reason"]
+    resumed = run(tmp_path / "run", "--epochs", "41", "--resume")
+    assert json.loads(resumed.stdout)["batch_size"] == 4
+
+
+def test_two_processes_of_torchrun_train_as_one(tmp_path: Path) -> None:
+    train(tmp_path / "alone", made.plain)
+    arguments = command(tmp_path / "two", *ALWAYS[:4], "--epochs", "3", function="plain")[3:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", "-m", "rightbatch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "alone"), weights(tmp_path / "two")
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-10, atol=1e-12)
+    assert len(lines(tmp_path / "two" / "history.jsonl")) == EPOCHS
+
+
+def test_a_folder_that_holds_a_training_is_not_written_over(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    before = weights(tmp_path / "run")
+    with pytest.raises(rb.UsageError, match="--resume"):
+        train(tmp_path / "run", epochs=1)
+    assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
+
+
+def test_another_training_is_not_resumed(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(rb.UsageError, match="batch_size was 8, not 16"):
+        train(tmp_path / "run", batch=16, resume=True)
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(rb.UsageError, match="nothing to resume"):
+        train(tmp_path / "none", resume=True)
+
+
+def test_a_stream_is_refused_with_the_way_round(tmp_path: Path) -> None:
+    with pytest.raises(rb.UsageError, match="Elastic as its step"):
+        train(tmp_path / "run", made.stream)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch is 'auto' or a number"),
+        ({"epochs": 0}, "epochs is at least 1"),
+        ({"micro_batch": 0}, "'auto' or a number"),
+        ({"settings": {"lr": 1}}, "takes no settings"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(rb.UsageError, match=message):
+        train(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_is_one_step_an_epoch(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", batch=100, epochs=2)
+    assert (result.steps, result.examples) == (2, 2 * made.EXAMPLES)
