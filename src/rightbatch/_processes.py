@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ from torch import distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """Who this process is among those that train together; `group` is None for one alone."""
+    """Who this process is among those that train together."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    group: Any = None
+
+    @property
+    def group(self) -> Any:
+        """Torch's group of all processes; None for one alone. Not kept: see `opened`."""
+        return dist.group.WORLD if self.world_size > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -83,7 +88,10 @@ def opened(device: str | None) -> Iterator[Processes]:
     if joined:
         dist.init_process_group("nccl" if name.startswith("cuda") else "gloo")
     try:
-        yield Processes(torch.device(name), rank, world_size, dist.group.WORLD)
+        yield Processes(torch.device(name), rank, world_size)
     finally:
         if joined:
+            # What still holds the group would end it only with the interpreter, whose end does not
+            # wait for gloo's threads.
+            gc.collect()
             dist.destroy_process_group()

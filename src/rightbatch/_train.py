@@ -122,49 +122,55 @@ def train(
 
     from rightbatch._checkpoint import Checkpoints
     from rightbatch._loop import Loop, built
-    from rightbatch._processes import opened
+    from rightbatch._processes import Processes, opened
 
     checkpoints = Checkpoints(out, checkpoint_seconds)
     if checkpoints.exist and not resume:
         raise UsageError(
             f"{out} holds a training: --resume (resume=True) goes on with it, or take another --out"
         )
-    with _named(), opened(device) as processes, built(factory, seed, processes) as workload:
-        if resume and batch == "auto":
-            began = checkpoints.asked()["batch_size"]
-            chosen = _Choice(began, f"the training began with {began}", None)
-        else:
-            chosen = processes.from_first(choice() if processes.is_first else None)
-        if micro_batch == "auto" and chosen.largest is not None:
-            micro_batch = min(chosen.batch_size, chosen.largest.batch_size)
-        loop = Loop(
-            workload,
+
+    def run(processes: Processes) -> TrainResult:
+        with built(factory, seed, processes) as workload:
+            if resume and batch == "auto":
+                began = checkpoints.asked()["batch_size"]
+                chosen = _Choice(began, f"the training began with {began}", None)
+            else:
+                chosen = processes.from_first(choice() if processes.is_first else None)
+            parts = micro_batch
+            if parts == "auto" and chosen.largest is not None:
+                parts = min(chosen.batch_size, chosen.largest.batch_size)
+            loop = Loop(
+                workload,
+                batch_size=chosen.batch_size,
+                micro_batch_size=parts,
+                epochs=epochs,
+                out=out,
+                checkpoints=checkpoints,
+                processes=processes,
+                memory=memory,
+                margin=margin,
+                seed=seed,
+                progress=progress and processes.is_first,
+            )
+            if resume:
+                loop.resume()
+            standing = loop.run()
+        return TrainResult(
             batch_size=chosen.batch_size,
-            micro_batch_size=micro_batch,
-            epochs=epochs,
-            out=out,
-            checkpoints=checkpoints,
-            processes=processes,
-            memory=memory,
-            margin=margin,
-            seed=seed,
-            progress=progress and processes.is_first,
+            micro_batch_size=loop.step.micro_batch_size or chosen.batch_size,
+            steps=standing.steps,
+            examples=standing.examples,
+            seconds=standing.seconds,
+            out_of_memory_events=standing.out_of_memory_events,
+            metrics=standing.metrics,
+            out=str(out),
+            reason=chosen.reason,
+            largest=chosen.largest,
         )
-        if resume:
-            loop.resume()
-        standing = loop.run()
-    return TrainResult(
-        batch_size=chosen.batch_size,
-        micro_batch_size=loop.step.micro_batch_size or chosen.batch_size,
-        steps=standing.steps,
-        examples=standing.examples,
-        seconds=standing.seconds,
-        out_of_memory_events=standing.out_of_memory_events,
-        metrics=standing.metrics,
-        out=str(out),
-        reason=chosen.reason,
-        largest=chosen.largest,
-    )
+
+    with _named(), opened(device) as processes:
+        return run(processes)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -146,6 +146,7 @@ class Elastic:
         self._least = least_examples(self._model)
         self._micro = _fixed(micro_batch_size, self._least)
         self._steps = 0
+        self._ended = 0.0
         self._events: list[Event] = []
         self.exactness: Exactness | None = None
         self.counts: dict[Kind, int] = {}
@@ -162,57 +163,90 @@ class Elastic:
             NothingFitsError: if memory runs out at one example, everything being as before the
                 step; or half way through the optimizer's step, which the next call completes.
         """
-        started = time.perf_counter()
-        self._events = []
         self._undoable.finish()
-        if self._check and batch is not None:
-            self._compare(batch)
-        micro = self._micro = self._micro or self._found(batch)
-        self._before.take()
-        attempts = 1
-        while isinstance(done := self._attempt(batch, micro.size), Failure):
-            self._recover(done, micro)
-            attempts += 1
+        report = self.gradients(batch)
+        with self.atomic_update():
+            self._update()
         if self._scheduler is not None:
             self._scheduler.step()
         if self._shares_buffers:
             self._ranks.share(list(self._model.buffers()))
+        return replace(
+            report, seconds=report.seconds + time.perf_counter() - self._ended, events=self.events
+        )
+
+    def gradients(self, batch: Batch) -> StepReport:
+        """Only the gradient of the whole `batch`, in `parameter.grad`; the update is the caller's.
+
+        For frameworks whose loop updates by itself, with `atomic_update` around that.
+
+        Raises:
+            NothingFitsError: if memory runs out at one example.
+        """
+        started = time.perf_counter()
+        self._events = []
+        if self._check and batch is not None:
+            self._compare(batch)
+        micro = self._micro = self._micro or self._found(batch)
+        self._before.take()
+        self._optimizer.zero_grad()
+        attempts = 1
+        while isinstance(done := self._gradient.gather(batch, micro.size), Failure):
+            self._recover(done, micro)
+            attempts += 1
         size = micro.size
         self._after(done, micro)
         self._steps += 1
+        self._ended = time.perf_counter()
         return StepReport(
             step=self._steps - 1,
             count=done.count,
             micro_batch_size=size,
             micro_batches=done.parts,
             attempts=attempts,
-            seconds=time.perf_counter() - started,
+            seconds=self._ended - started,
             gradient_norm=done.norm,
             mean_loss=done.loss,
-            events=tuple(self._events),
+            events=self.events,
         )
+
+    def atomic_update(self) -> AbstractContextManager[None]:
+        """Inside, the optimizer's `step` ends whole, whoever calls it."""
+        return self._undoable.armed() if self._rollback else nullcontext()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened since the last step, or the last evaluation, began."""
+        return tuple(self._events)
 
     def evaluate(
         self, batch: Batch, function: Callable[[nn.Module, Batch], Any] | None = None
     ) -> list[tuple[Any, float]]:
         """`function(model, part)` without gradients for every part of `batch`, with its count.
 
-        `function` is the loss unless given. Parts shrink as they do in training, for this batch
-        only. The model's mode is the caller's: `model.eval()` comes before.
+        `function` is the loss unless given. A part in which memory runs out is cut in two, the
+        others are not repeated. The model's mode is the caller's: `model.eval()` comes before.
 
         Raises:
             NothingFitsError: if memory runs out at one example.
         """
-        size = self._micro.size if self._micro else len(self._split(batch, 1))
-        self._before.take()
-        while isinstance(done := self._evaluated(batch, size, function or self._loss), Failure):
-            self._before.restore()
+        self._events = []
+        parts = [batch] if self._micro is None else list(self._split(batch, self._micro.size))
+        results: list[tuple[Any, float]] = []
+        while parts:
+            done = self._evaluated(parts[0], function or self._loss)
+            if not isinstance(done, Failure):
+                results.append(done)
+                parts.pop(0)
+                continue
             release(self._device)
+            size = len(self._split(parts[0], 1))
             if size == 1:
                 raise self._nothing_fits(done, size)
-            size = max(size // 2, 1)
-            self._tell("out_of_memory", f"{done.message}; {size} at once are tried", size, done)
-        return done
+            half = -(-size // 2)
+            parts[:1] = self._split(parts[0], half)
+            self._tell("out_of_memory", f"{done.message}; {half} at once are tried", half, done)
+        return results
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch, the number of steps and of events; weights are the model's to save."""
@@ -269,15 +303,6 @@ class Elastic:
         self._tell("found", start.reason, size)
         return MicroBatchSize(max(size, self._least), size, self._least)
 
-    def _attempt(self, batch: Batch, size: int) -> Gathered | Failure:
-        """The whole update, or why there was none."""
-        self._optimizer.zero_grad()
-        done = self._gradient.gather(batch, size)
-        if isinstance(done, Gathered):
-            with self._undoable.armed() if self._rollback else nullcontext():
-                self._update()
-        return done
-
     def _complete(self) -> Tensor | None:
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
@@ -309,18 +334,15 @@ class Elastic:
         self._before.restore()
 
     def _evaluated(
-        self, batch: Batch, size: int, function: Callable[[nn.Module, Batch], Any]
-    ) -> list[tuple[Any, float]] | Failure:
-        results = []
+        self, part: Batch, function: Callable[[nn.Module, Batch], Any]
+    ) -> tuple[Any, float] | Failure:
         try:
             with torch.no_grad():
-                for part in self._split(batch, size):
-                    _faults.enter("evaluation")
-                    here = to_device(part, self._device)
-                    results.append((function(self._model, here), float(self._count(here))))
+                _faults.enter("evaluation")
+                here = to_device(part, self._device)
+                return function(self._model, here), float(self._count(here))
         except BaseException as error:
             return caught(error, "evaluation")
-        return results
 
     def _after(self, done: Gathered, micro: MicroBatchSize) -> None:
         size = micro.size
