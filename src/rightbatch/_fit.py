@@ -179,6 +179,10 @@ class _Search:
             self._ready = self._ready or error.ready
             raise self._not_built(error) from None
         self._ready = self._ready or process.ready
+        crashed = probe.failure is not None and probe.failure.type == "ProcessDied"
+        if crashed and any(p.is_ok and p.batch_size < probe.batch_size for p in self._probes):
+            # Libraries that do not check what malloc returns crash where memory runs out.
+            probe = replace(probe, outcome="killed")
         self._probes.append(probe)
 
     def _prediction(self) -> int | None:

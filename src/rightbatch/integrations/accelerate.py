@@ -1,0 +1,57 @@
+"""Accelerate: `Elastic` on objects that `Accelerator.prepare` returned.
+
+::
+
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    step = elastic(accelerator, model, optimizer, loss)
+    for batch in loader:
+        report = step(batch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+
+from rightbatch._batch import Batch
+from rightbatch._elastic import Elastic
+from rightbatch._errors import MissingExtraError, UsageError
+
+
+def elastic(
+    accelerator: Any,
+    model: nn.Module,
+    optimizer: Any,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    **options: Any,
+) -> Elastic:
+    """An `Elastic` over prepared objects; `options` are those of `Elastic`.
+
+    Mixed precision and DDP stay as they were prepared. The accumulation is Elastic's own, so the
+    loader's batch is the batch of the update.
+
+    Raises:
+        MissingExtraError: if accelerate is not installed.
+        UsageError: for FSDP, DeepSpeed and Megatron, or with accumulation in the accelerator.
+    """
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "transformers")
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.utils import DistributedType
+
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"Elastic cannot retry a step of {kind.value}, whose forward pass communicates; use "
+            "DDP, or a micro-batch that `rightbatch fit` found"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UsageError(
+            "gradient_accumulation_steps is 1 with Elastic, which accumulates by itself: give the "
+            "loader the whole batch"
+        )
+    bare = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return Elastic(model, bare, loss, scaler=accelerator.scaler, **options)

@@ -1,0 +1,162 @@
+"""Lightning: a callback that makes each batch of the loader one update, in parts that fit.
+
+::
+
+    trainer = L.Trainer(callbacks=[ElasticBatches()])
+    trainer.fit(module, loader)
+
+The module's `training_step`, `validation_step` and optimizer stay as they are. `self.log` inside
+them is called once a part, weighted by its size where Lightning averages over an epoch.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch._batch import Batch, count_examples, split_batch
+from rightbatch._elastic import Elastic, StepReport
+from rightbatch._errors import MissingExtraError, UsageError
+
+if find_spec("lightning") is not None:
+    from lightning.pytorch.callbacks import Callback
+elif find_spec("pytorch_lightning") is not None:
+    from pytorch_lightning.callbacks import Callback
+else:
+    raise MissingExtraError("lightning", "lightning")
+
+
+class ElasticBatches(Callback):
+    """The loader's batch becomes the batch of the update; `options` are those of `Elastic`.
+
+    `report` is that of the last step. Gradient clipping, the schedule and checkpoints of the
+    trainer are kept.
+
+    Raises:
+        UsageError: when training begins, for manual optimization, several optimizers, accumulation
+            in the trainer, a strategy other than one device or DDP, or fp16 with a scaler.
+    """
+
+    def __init__(self, *, micro_batch_size: int | str = "auto", **options: Any) -> None:
+        self._options = {"micro_batch_size": micro_batch_size, **options}
+        self._training_step: Any = None
+        self._validation_step: Any = None
+        self._state: dict[str, Any] | None = None
+        self._batch_index = 0
+        self._dataloader: tuple[int, ...] = ()
+        self.elastic: Elastic | None = None
+        self.report: StepReport | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take the module's steps into our hands."""
+        if stage != "fit":
+            return
+        _refuse(trainer, pl_module)
+        self._training_step = pl_module.training_step
+        self._validation_step = pl_module.validation_step
+        self._clip = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        pl_module.automatic_optimization = False
+        pl_module.training_step = lambda batch, batch_idx=0: self._train(
+            trainer, pl_module, batch, batch_idx
+        )
+        pl_module.validation_step = lambda batch, batch_idx=0, *loader: self._validate(
+            trainer, pl_module, batch, batch_idx, loader
+        )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give them back."""
+        if self._training_step is None:
+            return
+        for name in ("training_step", "validation_step"):
+            vars(pl_module).pop(name, None)
+        pl_module.automatic_optimization = True
+        self._training_step = self._validation_step = None
+        self.elastic = None
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Step the schedules that go by epochs."""
+        self._step_schedules(trainer, "epoch", trainer.current_epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goes into Lightning's checkpoints."""
+        return self.elastic.state_dict() if self.elastic else self._state or {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Comes out of Lightning's checkpoints, before the first step."""
+        self._state = state_dict or None
+
+    def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> dict[str, Tensor]:
+        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        self._batch_index = index
+        report = self.report = elastic(batch)
+        self._step_schedules(trainer, "step", trainer.global_step)
+        return {"loss": report.mean_loss}
+
+    def _validate(
+        self, trainer: Any, module: Any, batch: Batch, index: int, loader: tuple[int, ...]
+    ) -> None:
+        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        elastic.evaluate(batch, lambda _, part: self._validation_step(part, index, *loader))
+
+    def _make(self, trainer: Any, module: Any) -> Elastic:
+        wrapped = module.optimizers()
+        several = trainer.world_size > 1
+        elastic = Elastic(
+            module,
+            wrapped.optimizer,
+            self._loss,
+            backward=module.manual_backward,
+            update=wrapped.step,
+            before_update=lambda: self._clipped(module, wrapped),
+            group=torch.distributed.group.WORLD if several else None,
+            **{"count": count_examples, "split": split_batch} | self._options,
+        )
+        if self._state is not None:
+            elastic.load_state_dict(self._state)
+        return elastic
+
+    def _loss(self, module: nn.Module, part: Batch) -> Tensor:
+        out = self._training_step(part, self._batch_index)
+        loss = out["loss"] if isinstance(out, dict) else out
+        if loss is None:
+            raise UsageError("training_step returned no loss; Elastic needs one for every part")
+        return loss  # type: ignore[no-any-return]
+
+    def _clipped(self, module: Any, optimizer: Any) -> None:
+        value, algorithm = self._clip
+        if value:
+            module.clip_gradients(
+                optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm or "norm"
+            )
+
+    def _step_schedules(self, trainer: Any, interval: str, count: int) -> None:
+        for config in trainer.lr_scheduler_configs:
+            if config.interval != interval or count % config.frequency:
+                continue
+            if config.reduce_on_plateau:
+                config.scheduler.step(trainer.callback_metrics[config.monitor])
+            else:
+                config.scheduler.step()
+
+
+def _refuse(trainer: Any, module: Any) -> None:
+    if not module.automatic_optimization:
+        raise UsageError(
+            "the module optimizes by itself (automatic_optimization=False): call "
+            "rightbatch.Elastic in its training_step instead of this callback"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise UsageError(
+            "accumulate_grad_batches is 1 with ElasticBatches, which accumulates by itself: give "
+            "the loader the whole batch"
+        )
+    strategy = type(trainer.strategy).__name__
+    if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
+        raise UsageError(f"ElasticBatches runs on one device or with DDP, not with {strategy}")
+    if len(trainer.optimizers) > 1:
+        raise UsageError("ElasticBatches takes one optimizer")
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise UsageError("ElasticBatches takes bf16-mixed or full precision, not 16-mixed")

@@ -1,0 +1,182 @@
+"""Transformers: a `Trainer` whose training and evaluation survive running out of memory.
+
+::
+
+    from rightbatch.integrations.transformers import ElasticTrainer
+    trainer = ElasticTrainer(model=model, args=arguments, train_dataset=data)
+
+With a trainer of one's own, `class Mine(ElasticMixin, TheirTrainer)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch._batch import Batch, count_examples
+from rightbatch._elastic import Elastic
+from rightbatch._errors import MissingExtraError, UsageError
+
+if find_spec("transformers") is None:
+    raise MissingExtraError("transformers", "transformers")
+from transformers import Trainer
+from transformers.trainer_pt_utils import nested_concat
+
+_IGNORED = -100
+
+
+class ElasticMixin:
+    """Runs each of the trainer's micro-batches in parts that fit; placed before a `Trainer`.
+
+    `micro_batch_size` is the most examples at once, `elastic_options` are all that `Elastic` is
+    told. Callbacks, logging, saving, resuming and the trainer's own batch stay as they are.
+
+    Raises:
+        UsageError: with several processes, FSDP or DeepSpeed.
+    """
+
+    elastic_options: dict[str, Any]
+
+    def __init__(
+        self, *arguments: Any, micro_batch_size: int | str = "auto", **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.elastic_options = {"micro_batch_size": micro_batch_size}
+        self.elastic: Elastic | None = None
+        self._armed = ExitStack()
+        self._items: Tensor | int | None = None
+        self._scale = 1.0
+        trainer: Any = self
+        if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
+            raise UsageError(
+                "ElasticTrainer runs in one process on one device: with several, use your own loop "
+                "with rightbatch.Elastic on the DDP model"
+            )
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            raise UsageError("ElasticTrainer does not run with DeepSpeed or FSDP")
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """One of the trainer's micro-batches, added to the gradients that there are."""
+        trainer: Any = self
+        model.train()
+        if hasattr(trainer.optimizer, "train") and callable(trainer.optimizer.train):
+            trainer.optimizer.train()
+        inputs = trainer._prepare_inputs(inputs)
+        elastic = self.elastic = self.elastic or self._make(model)
+        self._items = num_items_in_batch
+        self._scale = (
+            _count(inputs) / float(num_items_in_batch)
+            if num_items_in_batch is not None
+            else 1 / trainer.current_gradient_accumulation_steps
+        )
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        before = [p.grad for p in parameters]  # of earlier micro-batches of this update
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            report = elastic.gradients(inputs)
+        finally:
+            for parameter, gradient in zip(parameters, before, strict=True):
+                if gradient is not None:
+                    own = parameter.grad
+                    parameter.grad = gradient if own is None else gradient.add_(own)
+        return report.mean_loss * self._scale
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """The parts' losses, logits and labels, put together again."""
+        trainer: Any = self
+        elastic = self.elastic = self.elastic or self._make(model)
+
+        def predict(model: nn.Module, part: Batch) -> Any:
+            own: Any = super(ElasticMixin, trainer)
+            return own.prediction_step(model, part, prediction_loss_only, ignore_keys=ignore_keys)
+
+        results = elastic.evaluate(trainer._prepare_inputs(inputs), predict)
+        losses = [(loss, count) for (loss, _, _), count in results if loss is not None]
+        whole = sum(count for _, count in losses)
+        mean = sum(loss * (count / whole) for loss, count in losses) if losses else None
+        logits, labels = (_together([result[field] for result, _ in results]) for field in (1, 2))
+        return mean, logits, labels
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """Train; the optimizer's step is whole or not at all while it lasts."""
+        try:
+            return super().train(*arguments, **keywords)  # type: ignore[misc]
+        finally:
+            self._armed.close()
+            self.elastic = None
+
+    def _make(self, model: nn.Module) -> Elastic:
+        trainer: Any = self
+        optimizer = trainer.optimizer
+        bare = getattr(optimizer, "optimizer", optimizer)
+        if bare is None:  # evaluation alone
+            bare = torch.optim.SGD(model.parameters(), lr=0.0)
+        elastic = Elastic(
+            model,
+            bare,
+            self._loss_of,
+            count=_count,
+            split=_split,
+            backward=lambda loss: trainer.accelerator.backward(loss * self._scale),
+            **self.elastic_options,
+        )
+        self._armed.enter_context(elastic.atomic_update())
+        return elastic
+
+    def _loss_of(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
+        trainer: Any = self
+        items = None if self._items is None else _count(part)
+        with trainer.compute_loss_context_manager():
+            loss: Tensor = trainer.compute_loss(model, part, num_items_in_batch=items)
+        return loss
+
+
+class ElasticTrainer(ElasticMixin, Trainer):
+    """Transformers' `Trainer`, elastic."""
+
+
+def _count(inputs: dict[str, Any]) -> float:
+    """What Transformers' losses average over: labels that are not ignored, else examples."""
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor):
+        return float((labels != _IGNORED).sum())
+    return float(count_examples(inputs))
+
+
+def _split(inputs: Any, n: int) -> Sequence[dict[str, Any]]:
+    """Parts of the tensors that have an entry per example; anything else belongs to each part."""
+    tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
+    total = max((len(value) for value in tensors.values() if value.ndim), default=0)
+    return [
+        {
+            key: value[start : start + n]
+            if isinstance(value, Tensor) and value.ndim and len(value) == total
+            else value
+            for key, value in inputs.items()
+        }
+        for start in range(0, total, n)
+    ]
+
+
+def _together(parts: list[Any]) -> Any:
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = nested_concat(whole, part, padding_index=_IGNORED)
+    return whole
