@@ -101,6 +101,15 @@ def that_is_killed() -> rb.Workload:
     return workload(loss=deadly)
 
 
+def that_crashes() -> rb.Workload:
+    def crashing(model: nn.Module, batch: Any) -> torch.Tensor:
+        if len(batch[1]) > 5:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return loss(model, batch)
+
+    return workload(loss=crashing)
+
+
 def with_wrong_shapes() -> rb.Workload:
     return workload(nn.Linear(17, 1))
 

@@ -161,6 +161,13 @@ def test_a_killed_probe_is_a_size_that_does_not_fit() -> None:
     assert any(p.outcome == "killed" for p in result.probes)
 
 
+@only_enforced
+def test_a_crash_above_a_size_that_survived_is_a_size_that_does_not_fit() -> None:
+    result = fit(made.that_crashes, max_batch=64)
+    assert result.batch_size == 5
+    assert any(p.outcome == "killed" for p in result.probes)
+
+
 def test_a_shape_error_is_reported_as_itself() -> None:
     with pytest.raises(rb.WorkloadError, match="shapes cannot be multiplied") as caught:
         fit(made.with_wrong_shapes)

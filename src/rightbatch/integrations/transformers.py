@@ -177,6 +177,8 @@ def _split(inputs: Any, n: int) -> Sequence[dict[str, Any]]:
 
 def _together(parts: list[Any]) -> Any:
     whole = parts[0]
+    if whole is None:  # only the loss was asked for
+        return None
     for part in parts[1:]:
         whole = nested_concat(whole, part, padding_index=_IGNORED)
     return whole

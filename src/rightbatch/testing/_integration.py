@@ -1,0 +1,97 @@
+"""What every integration of `Elastic` does, wherever memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+from unittest import SkipTest
+
+import pytest
+import torch
+from torch import Tensor
+
+from rightbatch._faults import PLACES, Place
+from rightbatch.testing._faults import inject_out_of_memory
+
+
+class IntegrationContract:
+    """Subclass it with `train`: a short training through the framework, evaluation included.
+
+    It is the same training every time it is called: same weights, same data in the same order.
+    Batches are larger than `micro_batch_size`, and no part is left with one example. Override
+    `resumed` where the framework resumes. `is_exact` is False where parts do not make the whole
+    (BatchNorm, a loss that does not split); then `tolerance` is not looked at.
+    """
+
+    micro_batch_size: ClassVar[int] = 4
+    whole: ClassVar[int] = 64
+    is_exact: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 1e-5
+
+    def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        """Train in parts of `micro_batch_size`, write into `folder`; returns the weights."""
+        raise NotImplementedError
+
+    def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        """The same training, ended in the middle and resumed from what was saved."""
+        raise SkipTest("it does not resume")
+
+    @pytest.fixture
+    def undisturbed(self, tmp_path: Path) -> Sequence[Tensor]:
+        return self._trained(tmp_path / "undisturbed", self.micro_batch_size)
+
+    def test_the_same_training_ends_at_the_same_weights(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path
+    ) -> None:
+        assert _equal(self._trained(tmp_path / "again", self.micro_batch_size), undisturbed)
+
+    def test_parts_end_where_the_whole_does(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path
+    ) -> None:
+        if not self.is_exact:
+            raise SkipTest("parts do not make the whole here")
+        whole = self._trained(tmp_path / "whole", self.whole)
+        assert _difference(undisturbed, whole) <= self.tolerance
+
+    @pytest.mark.parametrize("place", PLACES)
+    @pytest.mark.parametrize("when", [2])
+    def test_a_failure_leaves_the_end_as_it_is(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path, place: Place, when: int
+    ) -> None:
+        with inject_out_of_memory(place, when) as injected:
+            ended = self._trained(tmp_path / "disturbed", self.micro_batch_size)
+        assert injected.failed == [when], f"{place} was entered {injected.entries} times"
+        if place != "evaluation" or self.is_exact:
+            assert _equal(ended, undisturbed)
+
+    def test_a_size_that_fails_twice_is_halved_and_the_training_goes_on(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path
+    ) -> None:
+        with inject_out_of_memory("backward", (0, 1)) as injected:
+            ended = self._trained(tmp_path / "disturbed", self.micro_batch_size)
+        assert injected.failed == [0, 1]
+        if self.is_exact:
+            assert _difference(ended, undisturbed) <= self.tolerance
+
+    def test_a_resumed_training_ends_where_one_does_that_was_never_ended(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path
+    ) -> None:
+        ended = [t.detach().clone() for t in self.resumed(tmp_path, self.micro_batch_size)]
+        assert _equal(ended, undisturbed)
+
+    def _trained(self, folder: Path, micro_batch_size: int) -> list[Tensor]:
+        folder.mkdir()
+        return [t.detach().clone() for t in self.train(folder, micro_batch_size)]
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    apart = sum(
+        float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)
+    )
+    size = sum(float(b.double().square().sum()) for b in other)
+    return float((apart / size) ** 0.5)

@@ -1,0 +1,307 @@
+"""`Elastic` inside the frameworks that people train with, each under the same contract."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import rightbatch as rb
+from rightbatch.testing import IntegrationContract
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+EXAMPLES, BATCH, EPOCHS = 40, 12, 2
+
+
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(EXAMPLES, 6, generator=generator)
+    return TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class TestPlain(IntegrationContract):
+    def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        step = rb.Elastic(model, optimizer, loss, micro_batch_size=micro_batch_size)
+        for _ in range(EPOCHS):
+            for batch in DataLoader(data(), BATCH):
+                step(batch)
+            step.evaluate(data().tensors)
+        return list(model.state_dict().values())
+
+
+class TestOurOwnLoop(IntegrationContract):
+    def train(self, folder: Path, micro_batch_size: int, **options: Any) -> Sequence[Tensor]:
+        rb.train(
+            self.workload,
+            out=folder / "run",
+            batch=BATCH,
+            micro_batch=micro_batch_size,
+            epochs=EPOCHS,
+            device="cpu",
+            progress=False,
+            **options,
+        )
+        return list(torch.load(folder / "run" / "model.pt").values())
+
+    def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        folder = folder / "ended"
+        folder.mkdir()
+        self.left = 6
+        with pytest.raises(rb.WorkloadError, match="the power went"):
+            self.train(folder, micro_batch_size, checkpoint_seconds=0)
+        self.left = None
+        return self.train(folder, micro_batch_size, resume=True)
+
+    left: int | None = None
+
+    def workload(self) -> rb.Workload:
+        model = network()
+
+        def failing(model: nn.Module, batch: Any) -> Tensor:
+            if self.left is not None:
+                self.left -= 1
+                if self.left < 0:
+                    raise RuntimeError("the power went")
+            return loss(model, batch)
+
+        return rb.Workload(
+            model=model,
+            loss=failing,
+            optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+            data=data(),
+            evaluation_data=data(),
+        )
+
+
+class TestAccelerate(IntegrationContract):
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> Iterator[None]:
+        pytest.importorskip("accelerate")
+        yield
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        from accelerate import Accelerator
+
+        from rightbatch.integrations.accelerate import elastic
+
+        accelerator = Accelerator(cpu=True)
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data(), BATCH))
+        step = elastic(accelerator, model, optimizer, loss, micro_batch_size=micro_batch_size)
+        for _ in range(EPOCHS):
+            for batch in loader:
+                step(batch)
+            step.evaluate(data().tensors)
+        return list(accelerator.unwrap_model(model).state_dict().values())
+
+    def test_accumulation_in_the_accelerator_is_refused(self) -> None:
+        from accelerate import Accelerator
+
+        from rightbatch.integrations.accelerate import elastic
+
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        model = network()
+        with pytest.raises(rb.UsageError, match="gradient_accumulation_steps is 1"):
+            elastic(accelerator, model, torch.optim.SGD(model.parameters(), 0.1), loss)
+
+
+class TestTransformers(IntegrationContract):
+    """A language model, whose loss averages over tokens of the whole accumulated batch."""
+
+    accumulation = 2
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("transformers")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+
+    def trainer(self, folder: Path, micro_batch_size: int, **more: Any) -> Any:
+        from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+        from rightbatch.integrations.transformers import ElasticTrainer
+
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=30,
+            n_positions=12,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        generator = torch.Generator().manual_seed(1)
+        texts = []
+        for _ in range(EXAMPLES):
+            tokens = torch.randint(1, 30, (10,), generator=generator)
+            labels = tokens.clone()
+            labels[int(torch.randint(3, 10, (), generator=generator)) :] = -100
+            texts.append({"input_ids": tokens, "labels": labels})
+        arguments = TrainingArguments(
+            output_dir=str(folder / "out"),
+            per_device_train_batch_size=BATCH // 2,
+            per_device_eval_batch_size=BATCH,
+            gradient_accumulation_steps=self.accumulation,
+            num_train_epochs=EPOCHS,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            learning_rate=1e-3,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            **more,
+        )
+        return ElasticTrainer(
+            model=GPT2LMHeadModel(config),
+            args=arguments,
+            train_dataset=texts,
+            eval_dataset=texts[:15],
+            micro_batch_size=micro_batch_size,
+        )
+
+    def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        trainer = self.trainer(folder, micro_batch_size)
+        trainer.train()
+        return list(trainer.model.state_dict().values())
+
+    def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        self.train(folder, micro_batch_size)
+        first = min((folder / "out").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        trainer = self.trainer(folder, micro_batch_size)
+        trainer.train(resume_from_checkpoint=str(first))
+        return list(trainer.model.state_dict().values())
+
+    def test_it_trains_as_the_trainer_without_it(self, tmp_path: Path) -> None:
+        from transformers import Trainer
+
+        elastic = self.trainer(tmp_path / "elastic", 4)
+        plain = self.trainer(tmp_path / "plain", 4)
+        plain.__class__ = Trainer
+        mine, theirs = elastic.train(), plain.train()
+        assert mine.training_loss == pytest.approx(theirs.training_loss, rel=1e-5)
+        for one, other in zip(elastic.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert elastic.evaluate()["eval_loss"] == pytest.approx(
+            plain.evaluate()["eval_loss"], rel=1e-5
+        )
+
+    def test_predictions_are_put_together_again(self, tmp_path: Path) -> None:
+        trainer = self.trainer(tmp_path, 2)
+        found = trainer.predict(trainer.eval_dataset)
+        assert found.predictions.shape == (15, 10, 30)
+        assert found.label_ids.shape == (15, 10)
+
+
+class TestLightning(IntegrationContract):
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("lightning")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    def module(self) -> Any:
+        import lightning.pytorch as lightning
+
+        class Module(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = network()
+
+            def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+                value = loss(self.network, batch)
+                self.log("train_loss", value, on_epoch=True)
+                return value
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                self.log("validation_loss", loss(self.network, batch))
+
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+                schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+                return [optimizer], [schedule]
+
+        return Module()
+
+    def trainer(self, folder: Path, callbacks: list[Any], **more: Any) -> Any:
+        import lightning.pytorch as lightning
+
+        return lightning.Trainer(
+            **{"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1} | more,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            gradient_clip_val=0.5,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=False,
+        )
+
+    def train(self, folder: Path, micro_batch_size: int, **more: Any) -> Sequence[Tensor]:
+        from rightbatch.integrations.lightning import ElasticBatches
+
+        module = self.module()
+        checkpoint = more.pop("checkpoint", None)
+        trainer = self.trainer(folder, [ElasticBatches(micro_batch_size=micro_batch_size)], **more)
+        loaders = DataLoader(data(), BATCH), DataLoader(data(), BATCH)
+        trainer.fit(module, *loaders, ckpt_path=checkpoint)
+        trainer.save_checkpoint(folder / "end.ckpt")
+        return list(module.state_dict().values())
+
+    def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        self.train(folder, micro_batch_size, max_epochs=1)
+        return self.train(folder, micro_batch_size, checkpoint=folder / "end.ckpt")
+
+    def test_it_trains_as_lightning_without_it(self, tmp_path: Path) -> None:
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "elastic").mkdir()
+        module = self.module()
+        trainer = self.trainer(tmp_path / "plain", [])
+        trainer.fit(module, DataLoader(data(), BATCH), DataLoader(data(), BATCH))
+        mine = self.train(tmp_path / "elastic", 4)
+        for one, other in zip(mine, module.state_dict().values(), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+    def test_the_module_is_its_own_again_afterwards(self, tmp_path: Path) -> None:
+        from rightbatch.integrations.lightning import ElasticBatches
+
+        module = self.module()
+        self.trainer(tmp_path, [ElasticBatches(micro_batch_size=4)]).fit(
+            module, DataLoader(data(), BATCH)
+        )
+        assert module.automatic_optimization
+        assert "training_step" not in vars(module)
+
+    def test_accumulation_in_the_trainer_is_refused(self, tmp_path: Path) -> None:
+        from rightbatch.integrations.lightning import ElasticBatches
+
+        trainer = self.trainer(tmp_path, [ElasticBatches()], accumulate_grad_batches=2)
+        with pytest.raises(rb.UsageError, match="accumulate_grad_batches is 1"):
+            trainer.fit(self.module(), DataLoader(data(), BATCH))
+
+
+warnings.filterwarnings("ignore", module="lightning")
