@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rightbatch as rb
-from rightbatch.testing import IntegrationContract
+from rightbatch.testing import IntegrationContract, inject_out_of_memory
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -302,6 +302,95 @@ class TestLightning(IntegrationContract):
         trainer = self.trainer(tmp_path, [ElasticBatches()], accumulate_grad_batches=2)
         with pytest.raises(rb.UsageError, match="accumulate_grad_batches is 1"):
             trainer.fit(self.module(), DataLoader(data(), BATCH))
+
+
+@pytest.mark.yolo
+class TestUltralytics(IntegrationContract):
+    """The detection loss divides by a sum over the batch, so parts are not the whole."""
+
+    is_exact = False
+    micro_batch_size = 6
+    when = 1  # there are two validations
+
+    @pytest.fixture(autouse=True)
+    def _data(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        pytest.importorskip("ultralytics")
+        from rightbatch.examples import render_parts
+
+        if "data" not in vars(type(self)):
+            folder = tmp_path_factory.mktemp("parts") / "parts"
+            type(self).data = render_parts(folder, images=12, validation=6, size=64)
+
+    data: Path
+
+    def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
+        from ultralytics import YOLO
+
+        model = self.trained(YOLO("yolo26n.yaml"), folder, micro_batch_size)
+        return list(model.model.state_dict().values())
+
+    def trained(self, model: Any, folder: Path, batch: int) -> Any:
+        from rightbatch.integrations.ultralytics import make_elastic
+
+        model.add_callback("on_pretrain_routine_start", self.made(make_elastic))
+        model.train(
+            data=str(self.data),
+            epochs=2,
+            batch=batch,
+            nbs=batch,
+            imgsz=64,
+            device="cpu",
+            workers=0,
+            project=str(folder),
+            name="run",
+            plots=False,
+            verbose=False,
+            exist_ok=True,
+        )
+        return model
+
+    def made(self, make: Any) -> Any:
+        def callback(trainer: Any) -> None:
+            self.elastic = make(trainer)
+
+        return callback
+
+    def test_without_a_failure_it_trains_as_ultralytics_does(
+        self, undisturbed: Sequence[Tensor], tmp_path: Path
+    ) -> None:
+        self.made = lambda make: lambda trainer: None  # type: ignore[method-assign]
+        plain = self.train(tmp_path, self.micro_batch_size)
+        for one, other in zip(plain, undisturbed, strict=True):
+            assert torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4)
+
+    def test_memory_that_runs_out_in_the_second_epoch_and_in_validation_is_counted(
+        self, tmp_path: Path
+    ) -> None:
+        with (
+            inject_out_of_memory("forward", (3, 4)),
+            inject_out_of_memory("evaluation", 0),
+        ):
+            self.train(tmp_path, self.micro_batch_size)
+        assert self.elastic.out_of_memory_events == 3
+
+
+def test_parts_of_a_detection_batch_keep_their_objects() -> None:
+    pytest.importorskip("ultralytics")
+    from rightbatch.integrations._ultralytics_elastic import split
+
+    batch = {
+        "img": torch.arange(3.0).reshape(3, 1, 1, 1),
+        "im_file": ["a", "b", "c"],
+        "batch_idx": torch.tensor([0.0, 0.0, 2.0]),
+        "cls": torch.tensor([[1.0], [2.0], [3.0]]),
+        "bboxes": torch.rand(3, 4),
+    }
+    first, second = split(batch, 2)
+    assert first["im_file"] == ["a", "b"]
+    assert first["cls"].tolist() == [[1.0], [2.0]]
+    assert second["cls"].tolist() == [[3.0]]
+    assert second["batch_idx"].tolist() == [0.0]
+    assert torch.equal(second["bboxes"], batch["bboxes"][2:])
 
 
 warnings.filterwarnings("ignore", module="lightning")

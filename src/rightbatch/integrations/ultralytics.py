@@ -9,7 +9,8 @@ In a script that exists, one line is added::
     results = model.train(data="coco8.yaml", epochs=5, batch=-1)
 
 `batch=-1` is then the largest batch that survived real training steps within 95% of the memory,
-`batch=0.7` the largest within 70%; on CUDA, on the CPU, and with several GPUs.
+`batch=0.7` the largest within 70%; on CUDA, on the CPU, and with several GPUs. On one device memory
+that runs out in any epoch, or in validation, is survived too: the batch is run in parts.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rightbatch._errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from rightbatch._fit import FitResult
     from rightbatch._workload import Session
+    from rightbatch.integrations._ultralytics_elastic import ElasticYolo
 
 _FAMILIES = ("yolo", "rtdetr")
 _TRACKERS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "sync")
@@ -55,12 +57,24 @@ def install() -> None:
 
     @functools.wraps(original)
     def train(trainer: Any) -> Any:
-        if trainer.args.batch < 1 and int(os.environ.get("RANK", -1)) == -1:
-            _measure(trainer)
+        if int(os.environ.get("RANK", -1)) == -1:
+            if trainer.args.batch < 1:
+                _measure(trainer)
+            make_elastic(trainer)
         return original(trainer)
 
     train.rightbatch_original = original  # type: ignore[attr-defined]
     BaseTrainer.train = train
+
+
+def make_elastic(trainer: Any) -> ElasticYolo | None:
+    """Let a trainer survive memory that runs out; None with several GPUs.
+
+    Ultralytics starts their processes itself, and these are not ours.
+    """
+    from rightbatch.integrations._ultralytics_elastic import ElasticYolo
+
+    return None if int(trainer.world_size or 1) > 1 else ElasticYolo(trainer)
 
 
 def uninstall() -> None:
@@ -163,13 +177,18 @@ class YoloFactory:
         model = YOLO(self.overrides["model"])
         if on_epoch is not None:
             model.add_callback("on_fit_epoch_end", lambda trainer: on_epoch(trainer.epoch + 1))
+        elastic: list[ElasticYolo | None] = []
+        model.add_callback(
+            "on_pretrain_routine_start", lambda trainer: elastic.append(make_elastic(trainer))
+        )
         started = time.perf_counter()
         model.train(**arguments, batch=batch, nbs=batch, epochs=epochs)
         trainer = model.trainer
+        survived = sum(each.out_of_memory_events for each in elastic if each is not None)
         return Trained(
             examples=len(trainer.train_loader.dataset),
             epochs=trainer.epoch + 1,
-            out_of_memory_events=trainer._oom_retries,
+            out_of_memory_events=trainer._oom_retries + survived,
             metrics={key: float(value) for key, value in model.metrics.results_dict.items()},
             out=Path(trainer.save_dir),
             seconds=time.perf_counter() - started,
