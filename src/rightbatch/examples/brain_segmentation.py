@@ -1,14 +1,13 @@
 """Training in three dimensions on a head: `python -m rightbatch.examples.brain_segmentation`.
 
-A 3D U-Net tells grey matter, white matter and the rest apart. A whole head at batch size 1 may be
-more than the memory holds; then an example is a patch of it, cut out as it is needed, and a batch
-of several patches is one update though one patch is in memory at a time. Afterwards the whole head
-is segmented with a window that slides over it.
+A 3D U-Net tells grey matter, white matter and the rest apart. Even one whole head at a time may
+take more memory than there is. Then an example is a patch of it, cut out when it is needed, and
+several are one update with the activations of one in memory. The trained network sees the whole
+head through a window that slides over it.
 
-The data is *one* head: the MNI152 template that comes with nilearn, the average of 152 people,
-without the skull. Its "volumes" are that head turned, scaled, moved, and with other contrast, shade
-and noise; the one that is held out is too. So what this shows is how memory behaves, and that the
-training works. The Dice scores say nothing about other people's heads.
+The data is *one* head: nilearn's MNI152 template, the average of 152 people, without the skull. All
+"volumes", the one held out too, are that head turned, scaled, moved, with other contrast, shade and
+noise. So this shows how memory behaves; its Dice scores say nothing about other people's heads.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -37,14 +36,11 @@ from rightbatch._units import format_bytes, format_seconds
 
 # The letters of a shape: N examples, C channels, D × H × W voxels.
 CLASSES = ("background", "grey", "white")
-PATCH, BATCH, EPOCHS, MEMORY = 40, 4, 4, "640MiB"
+PATCH, BATCH, EPOCHS, MEMORY = 40, 4, 3, "640MiB"
 VOLUMES, PATCHES = 8, 12  # of the training; a patch is an example
 _LARGEST = 8  # no larger batch is tried: what fits is the question here, not how much more
-_STRIDES = (2, 2)
+_STEP = 4  # the U-Net halves sides twice
 _SHADES = torch.tensor([[0, 0, 0], [230, 159, 0], [86, 180, 233]], dtype=torch.uint8)
-
-Norm = Literal["group", "instance", "batch"]
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -55,40 +51,28 @@ class Head:
     labels: Tensor
 
     @property
-    def shape(self) -> Shape:
-        """Rounded up to what the U-Net can halve so many times; beyond the image is background."""
-        step = 2 ** len(_STRIDES)
-        depth, height, width = (-(-side // step) * step for side in self.image.shape)
-        return depth, height, width
+    def shape(self) -> list[int]:
+        """Rounded up to a multiple of `_STEP`; beyond the image is background."""
+        return [-(-side // _STEP) * _STEP for side in self.image.shape]
 
 
 def load_head(resolution: int = 2) -> Head:
-    """The template at so many millimetres a voxel, from files inside the nilearn package.
-
-    nilearn's masks of grey and white matter overlap, since each is cut off at 20%. A voxel here is
-    of the tissue that has the larger share in it, and background where neither has half.
-
-    Raises:
-        MissingExtraError: without nilearn.
-    """
-    datasets = _imported("nilearn.datasets", "nilearn")
-    names = ("load_mni152_template", "load_mni152_gm_template", "load_mni152_wm_template")
-    images = [getattr(datasets, name)(resolution=resolution) for name in names]
-    image, grey, white = (torch.tensor(each.get_fdata(), dtype=torch.float32) for each in images)
+    """The template at so many millimetres a voxel, from files inside the nilearn package."""
+    nilearn = _imported("nilearn.datasets", "nilearn")
+    loads = (getattr(nilearn, f"load_mni152_{of}template") for of in ("", "gm_", "wm_"))
+    image, grey, white = (torch.tensor(load(resolution).get_fdata()).float() for load in loads)
+    # nilearn's masks of the two overlap, since each is cut off at a share of 20% in a voxel. Here
+    # it is the larger share that counts, and where neither is half, it is background.
     labels = torch.where(grey >= white, 1, 2) * (torch.maximum(grey, white) > 0.5)
     return Head(image.clamp(0, 1), labels.to(torch.uint8))
 
 
 class Patches(Dataset[dict[str, Tensor]]):
-    """Examples cut from jittered volumes, the same ones for the same index.
-
-    Only the voxels of the patch are computed; no jittered volume is ever held whole, unless
-    `patch` is None: then an example is a volume.
-    """
+    """Examples cut from jittered volumes, which are never made whole, unless `patch` is None."""
 
     def __init__(self, head: Head, patch: int | None, volumes: Sequence[int]) -> None:
         self._head = head
-        self._shape: Shape = head.shape if patch is None else (patch, patch, patch)
+        self._shape = head.shape if patch is None else [patch] * 3
         self._volumes = volumes
         self._each = 1 if patch is None else PATCHES
 
@@ -97,7 +81,7 @@ class Patches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         volume = self._volumes[index // self._each]
-        generator = torch.Generator().manual_seed(1_000 * volume + index % self._each)
+        generator = torch.Generator().manual_seed(1_000 * (volume + 1) + index % self._each)
         room = [whole - side for whole, side in zip(self._head.shape, self._shape, strict=True)]
         start = [int(torch.randint(r + 1, (), generator=generator)) for r in room]
         return self._cut(volume, start, generator)
@@ -105,8 +89,8 @@ class Patches(Dataset[dict[str, Tensor]]):
     def _cut(self, volume: int, start: list[int], noise: torch.Generator) -> dict[str, Tensor]:
         head, whole = self._head, torch.tensor(self._head.image.shape)
         draw = torch.Generator().manual_seed(volume)  # what all patches of a volume have in common
-        turn, scale, move, shade = (torch.randn(3, generator=draw) for _ in range(4))
-        contrast = 1 + 0.2 * (2 * torch.rand((), generator=draw) - 1)
+        turn, scale, move, shade = torch.randn(4, 3, generator=draw)
+        contrast = 0.8 + 0.4 * torch.rand((), generator=draw)
         skew = torch.zeros(3, 3)
         skew[[0, 0, 1], [1, 2, 2]] = 0.1 * turn
         affine = torch.linalg.matrix_exp(skew - skew.T) * (1 + 0.05 * scale)
@@ -114,72 +98,47 @@ class Patches(Dataset[dict[str, Tensor]]):
         voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - (whole - 1) / 2
         # From -1 at one end of the image to 1 at the other, and x first, as grid_sample wants it.
         places_DHW3 = (voxels @ affine.T + 2 * move) * 2 / (whole - 1)
-        grid_NDHW3 = places_DHW3.flip(-1)[None]
+        grid = places_DHW3.flip(-1)[None]
         image, labels = (
-            grid_sample(source[None, None].float(), grid_NDHW3, mode=mode, align_corners=True)[0]
+            grid_sample(source[None, None].float(), grid, mode=mode, align_corners=True)[0]
             for source, mode in ((head.image, "bilinear"), (head.labels, "nearest"))
         )
         image = image**contrast * (1 + 0.1 * (places_DHW3 @ shade))
-        image = image + 0.05 * torch.randn(image.shape, generator=noise)
-        return {"image": image, "label": labels}
+        return {"image": image + 0.05 * torch.randn(image.shape, generator=noise), "label": labels}
 
 
-def network(norm: Norm = "group", checkpointing: bool = False) -> nn.Module:
-    """MONAI's U-Net; with `checkpointing` its blocks are recomputed, not kept, for backward.
-
-    BatchNorm would then count every patch twice in its running mean and variance.
-
-    Raises:
-        MissingExtraError: without MONAI.
-    """
+def network(norm: str = "group", checkpointing: bool = False) -> nn.Module:
+    """MONAI's U-Net; `norm` is group, instance or batch. `checkpointing` recomputes its blocks."""
     nets = _imported("monai.networks.nets.unet", "monai")
-    kind = nets.CheckpointUNet if checkpointing else nets.UNet
     # The last block normalizes its output. Groups divide 8 channels, and not 3 classes, so the
     # classes come from a convolution behind it.
-    unet = kind(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=8,
-        channels=(32, 64, 128),
-        strides=_STRIDES,
-        num_res_units=1,
-        norm=("group", {"num_groups": 8}) if norm == "group" else norm,
-    )
+    groups = ("group", {"num_groups": 8}) if norm == "group" else norm
+    kind = nets.CheckpointUNet if checkpointing else nets.UNet  # BatchNorm then counts all twice
+    unet = kind(3, 1, 8, channels=(32, 64, 128), strides=(2, 2), num_res_units=1, norm=groups)
     return nn.Sequential(unet, nn.Conv3d(8, len(CLASSES), 1))
 
 
 def workload(
-    head: Head | None = None,
-    *,
-    patch: int | None = PATCH,
-    norm: Norm = "group",
-    checkpointing: bool = False,
-    volumes: int = VOLUMES,
+    head: Head | None = None, *, patch: int | None = PATCH, volumes: int = VOLUMES, **kind: Any
 ) -> rb.Workload:
     """Segmentation by patches of `patch` voxels a side (a multiple of 4), or None: whole heads.
 
-    Where `head` is None it is loaded here, and a probe counts what loading needs; that hides what
-    small batches need. `functools.partial(workload, load_head())` loads it once, for all probes.
-
-    Raises:
-        MissingExtraError: without MONAI or nilearn.
+    `kind` goes to `network`. Without a `head` it is loaded here, and a probe counts what loading
+    needs: `functools.partial(workload, load_head())` loads it once, for all probes.
     """
     head = head or load_head()
-    model = network(norm, checkpointing)
-    # Its Dice is taken for each example by itself and then averaged (`batch=False`); taken over
-    # the batch, the gradients of parts would not add up to that of the whole.
-    criterion = _imported("monai.losses", "monai").DiceCELoss(
-        to_onehot_y=True, softmax=True, batch=False
-    )
+    model = network(**kind)
+    dice_and_ce = _imported("monai.losses", "monai").DiceCELoss
+    # With `batch=True` Dice is one of all examples, and the parts' gradients are not the whole's.
+    criterion = dice_and_ce(to_onehot_y=True, softmax=True, batch=False)
     held_out = Patches(head, None, [volumes])[0]
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        value: Tensor = criterion(model(batch["image"]), batch["label"])
-        return value
+        return cast(Tensor, criterion(model(batch["image"]), batch["label"]))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        predicted = segment(model, held_out["image"], patch or min(head.shape))
-        return dice(predicted, held_out["label"][0])
+        window = patch or min(head.shape)
+        return dice(segment(model, held_out["image"], window), held_out["label"][0])
 
     return rb.Workload(
         model=model,
@@ -189,33 +148,28 @@ def workload(
         size=lambda index: 1,  # all alike, so there is no need to cut some to see
         evaluate=evaluate,
         scheduler=lambda optimizer, steps: OneCycleLR(optimizer, 5e-3, total_steps=steps),
-        name="brain segmentation",
     )
 
 
 @torch.no_grad()
 def segment(model: nn.Module, image_CDHW: Tensor, patch: int) -> Tensor:
     """The class of each voxel (DHW), by a window of `patch` voxels that slides, one at a time."""
-    device = next(model.parameters()).device
     infer = _imported("monai.inferers", "monai").sliding_window_inference
-    scores_NCDHW: Tensor = infer(image_CDHW[None].to(device), (patch,) * 3, 1, model, overlap=0.25)
-    return scores_NCDHW[0].argmax(0).cpu()
+    image_NCDHW = image_CDHW[None].to(next(model.parameters()).device)
+    return cast(Tensor, infer(image_NCDHW, (patch,) * 3, 1, model)[0].argmax(0).cpu())
 
 
 def dice(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Per class, twice the voxels in common over the voxels of both; 1 where neither has any."""
-    scores = {}
-    for value, name in enumerate(CLASSES):
-        ours, theirs = predicted == value, truth == value
-        both = int(ours.sum() + theirs.sum())
-        scores[f"dice_{name}"] = 2 * int((ours & theirs).sum()) / both if both else 1.0
-    return scores
+    """Per class, twice the voxels in common over the voxels of both."""
+    pairs = [(predicted == value, truth == value) for value in range(len(CLASSES))]
+    scores = [2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1) for a, b in pairs]
+    return {f"dice_{name}": score for name, score in zip(CLASSES, scores, strict=True)}
 
 
-def exactness(head: Head, norm: Norm) -> rb.Exactness | None:
-    """Of an update by `BATCH` patches in micro-batches of one."""
-    w = workload(head, patch=32, norm=norm)
-    step = rb.Elastic(w.model, w.optimizer, w.loss, micro_batch_size=1, on_event=lambda event: None)
+def exactness(head: Head, norm: str, patch: int = 32) -> rb.Exactness | None:
+    """Of an update by `BATCH` patches in micro-batches of one; None if it could not be told."""
+    w = workload(head, patch=patch, norm=norm)
+    step = rb.Elastic(w.model, w.optimizer, w.loss, micro_batch_size=1, on_event=lambda _: None)
     step(default_collate([w.data[index] for index in range(BATCH)]))
     return step.exactness
 
@@ -225,10 +179,10 @@ def draw(image: Tensor, truth: Tensor, predicted: Tensor, picture: Path) -> Path
     middle = image.shape[2] // 2
     grey = (image[:, :, middle, None].clamp(0, 1) * 255).byte().expand(-1, -1, 3)
     panels = [grey, *(_SHADES[each[:, :, middle].long()] for each in (truth, predicted))]
-    # The first axis runs to the right, the second to the front, which is up in such pictures.
+    # The second axis runs to the front, which is up in such pictures.
     pixels = torch.cat([panel.transpose(0, 1).flip(0) for panel in panels], dim=1)
-    pixels = pixels.repeat_interleave(3, 0).repeat_interleave(3, 1)
-    _imported("PIL.Image", "pillow").fromarray(pixels.numpy()).save(picture)
+    enlarged = pixels.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()
+    _imported("PIL.Image", "pillow").fromarray(enlarged).save(picture)
     return picture
 
 
@@ -238,10 +192,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/brain"), help="folder for results")
     parser.add_argument("--memory", default=MEMORY, help=f"what may be used, by default {MEMORY}")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    arguments = parser.parse_args()
     console = Console(highlight=False)
     try:
-        run(arguments.out, arguments.memory, arguments.epochs, console)
+        run(**vars(parser.parse_args()), console=console)
     except rb.RightbatchError as error:
         console.print(f"rightbatch: {error}", markup=False)
         return error.exit_code
@@ -249,45 +202,44 @@ def main() -> int:
 
 
 def run(out: Path, memory: str, epochs: int, console: Console) -> None:
-    """All of it."""
+    """All of it; `memory` is the ceiling of what is tried, not of the training."""
     started = time.perf_counter()
     _imported("PIL.Image", "pillow")  # before the work, not after it
     torch.manual_seed(0)
     head = load_head()
-    fits = Table("an example", "largest batch", "peak", title=f"what fits into {memory}")
-    for patch, checkpointing in ((32, False), (64, False), (None, False), (None, True)):
-        name = "the whole head" if patch is None else f"{patch} voxels a side"
-        name += ", checkpointed" if checkpointing else ""
-        factory = functools.partial(workload, head, patch=patch, checkpointing=checkpointing)
-        try:
-            found = rb.fit(factory, memory=memory, max_batch=_LARGEST)
-            more = " or more" if found.batch_size == _LARGEST else ""
-            fits.add_row(name, f"{found.batch_size}{more}", format_bytes(found.peak_bytes))
-        except rb.NothingFitsError as error:
-            fits.add_row(name, "none", format_bytes(error.measured["needed_bytes"]))
-        console.print(name, time.perf_counter() - started)
-    console.print(fits)
+    console.print(_what_fits(head, memory))
     for norm in ("group", "batch"):
-        console.print(f"{norm} norm, {BATCH} patches one by one: {exactness(head, norm)}")
-    done = rb.train(
-        functools.partial(workload, head),
-        batch=BATCH,
-        micro_batch=1,
-        epochs=epochs,
-        out=out / "train",
-        resume=(out / "train" / "last.pt").exists(),
-    )
-    console.print(done, markup=False)
-    console.print({name: round(value, 3) for name, value in done.metrics.items()})
+        console.print(f"{norm} norm, {BATCH} patches in parts: {exactness(head, norm)}")
+    factory = functools.partial(workload, head)
+    done = rb.train(factory, batch=BATCH, micro_batch=1, epochs=epochs, out=out / "train")
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in done.metrics.items())
+    console.print(f"{done!s}\n{scores}", markup=False)
     model = network()
-    model.load_state_dict(torch.load(out / "train" / "model.pt"))
+    model.load_state_dict(torch.load(out / "train" / "model.pt", map_location="cpu"))
     example = Patches(head, None, [VOLUMES])[0]
     predicted = segment(model.eval(), example["image"], PATCH)
     picture = draw(example["image"][0], example["label"][0], predicted, out / "slice.png")
     console.print(f"{picture}, after {format_seconds(time.perf_counter() - started)}")
 
 
+def _what_fits(head: Head, memory: str) -> Table:
+    fits = Table("an example", "largest batch", "memory", title=f"what trains within {memory}")
+    for patch, checkpointing in ((32, False), (64, False), (None, False), (None, True)):
+        name = f"{patch} voxels a side" if patch else "the whole head"
+        name += ", recomputed for backward" * checkpointing
+        factory = functools.partial(workload, head, patch=patch, checkpointing=checkpointing)
+        try:
+            found = rb.fit(factory, memory=memory, max_batch=_LARGEST)
+            most = f"{found.batch_size}" + " or more" * (found.batch_size == _LARGEST)
+            fits.add_row(name, most, format_bytes(found.peak_bytes))
+        except rb.NothingFitsError as error:
+            needed = error.measured["needed_bytes"]
+            fits.add_row(name, "none", f"needs {format_bytes(needed)}" if needed else "unknown")
+    return fits
+
+
 def _imported(module: str, package: str) -> Any:
+    """When it is used, and without its types, which are not there on every machine."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
