@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -284,6 +285,9 @@ class Elastic:
             )
 
     def _found(self, batch: Batch) -> MicroBatchSize:
+        if batch is None:  # the other processes have examples to measure
+            size = max(self._ranks.smallest(sys.maxsize >> 16), self._least)
+            return MicroBatchSize(size, size, self._least)
         self._before.take()
 
         def run(n: int) -> None:
@@ -299,9 +303,9 @@ class Elastic:
             limit=self._limit,
             margin=self._margin,
         )
-        size = self._ranks.smallest(start.size)
+        size = max(self._ranks.smallest(start.size), self._least)
         self._tell("found", start.reason, size)
-        return MicroBatchSize(max(size, self._least), size, self._least)
+        return MicroBatchSize(size, size, self._least)
 
     def _complete(self) -> Tensor | None:
         if self._scaler is not None:
