@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,12 @@ def test_a_resumed_training_ends_bit_for_bit_as_one_that_was_never_ended(tmp_pat
     result = train(ended, resume=True)
     assert result.examples == EPOCHS * made.EXAMPLES
     assert same(tmp_path / "whole", ended)
-    assert [line["epoch"] for line in lines(ended / "history.jsonl")] == [1, 2, 3]
+    mine, whole = lines(ended / "history.jsonl"), lines(tmp_path / "whole" / "history.jsonl")
+    assert [line["epoch"] for line in mine] == [1, 2, 3]
+    assert [line["loss"] for line in mine] == pytest.approx([line["loss"] for line in whole])
 
 
 def made_to_fail() -> rb.Workload:
-    from dataclasses import replace
-
     workload = made.workload()
     calls = iter(range(10_000))
 
@@ -262,6 +263,15 @@ def test_what_cannot_be_meant_is_refused(
     with pytest.raises(rb.UsageError, match=message):
         train(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_empty_data_is_refused(tmp_path: Path) -> None:
+    def empty() -> rb.Workload:
+        nothing = torch.utils.data.TensorDataset(torch.zeros(0, 6), torch.zeros(0))
+        return replace(made.plain(), data=nothing)
+
+    with pytest.raises(rb.UsageError, match="data is empty"):
+        train(tmp_path / "run", empty)
 
 
 def test_a_batch_larger_than_the_data_is_one_step_an_epoch(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from rightbatch import _faults
@@ -45,6 +46,8 @@ class Standing:
     examples: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    loss_sum: Tensor | float = 0.0
+    loss_count: float = 0.0
     out_of_memory_events: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -104,6 +107,8 @@ class Loop:
         self._processes = processes
         self._device = processes.device
         self._examples = len(workload.data)
+        if not self._examples:
+            raise UsageError("the workload's data is empty")
         self._cuts = _cuts(self._examples, batch_size, workload)
         self._model = workload.model.to(self._device)
         move_state(workload.optimizer, str(self._device))
@@ -172,14 +177,13 @@ class Loop:
 
     def _epoch(self, live: Live) -> None:
         at = self.standing
-        losses, weights = torch.zeros((), dtype=torch.float64), 0.0
         began = time.perf_counter() - at.epoch_seconds
         before = at.seconds - at.epoch_seconds
         self._model.train()
         for batch in self._loader():
             report = self.step(batch)
-            losses = losses.to(report.mean_loss.device) + report.mean_loss * report.count
-            weights += report.count
+            at.loss_sum = at.loss_sum + report.mean_loss * report.count  # waits for no device
+            at.loss_count += report.count
             start, stop = self._cuts[at.step]
             at.examples += stop - start
             at.step, at.steps = at.step + 1, at.steps + 1
@@ -190,7 +194,8 @@ class Loop:
                 self._interrupted()
             if self._checkpoints.is_due:
                 self._save()
-        loss = self._processes.mean(float(losses) / weights if weights else float("nan"))
+        loss = self._processes.mean(float(at.loss_sum) / at.loss_count)
+        at.loss_sum, at.loss_count = 0.0, 0.0
         at.metrics = {"loss": loss} | self._evaluated()
         at.epoch, at.step, at.epoch_seconds = at.epoch + 1, 0, 0.0
         at.seconds = before + time.perf_counter() - began
@@ -290,7 +295,7 @@ class Loop:
                 "scheduler": self._scheduler.state_dict() if self._scheduler else None,
                 "scaler": self._scaler.state_dict(),
                 "elastic": self.step.state_dict(),
-                "standing": vars(self.standing),
+                "standing": vars(self.standing) | {"loss_sum": float(self.standing.loss_sum)},
                 "random": random_state(self._device),
             }
         )
