@@ -12,6 +12,7 @@ Any other one is a single chunk: all that it changes is copied before.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class UndoableUpdate:
         self._on_undo = on_undo
         self._pending: list[list[Where]] = []
         self._entered = False
+        self._scratch = _Scratch()
 
     @contextmanager
     def armed(self) -> Iterator[None]:
@@ -121,7 +123,7 @@ class UndoableUpdate:
         """Update the chunk; what went wrong, with the chunk as it was before, or None."""
         before: _Before | None = None
         try:
-            before = _Before(self._optimizer, chunk)
+            before = _Before(self._optimizer, chunk, self._scratch)
             with self._only(chunk):
                 plain()
             if not self._entered:  # after the first chunk, so that a fault comes half way
@@ -186,10 +188,36 @@ class UndoableUpdate:
                 group["params"] = all_of_them
 
 
+class _Scratch:
+    """Where copies lie on a CPU: memory that is asked for anew is paid for page by page.
+
+    It is as large as the largest chunk with its state. A GPU's allocator keeps what is freed.
+    """
+
+    _ALIGNMENT = 64
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @torch.no_grad()
+    def copies(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Copies that last until the next call."""
+        sizes = [-(-t.nbytes // self._ALIGNMENT) * self._ALIGNMENT for t in tensors]
+        if any(t.device.type != "cpu" for t in tensors):
+            return [tensor.clone() for tensor in tensors]
+        if sum(sizes) > len(self._memory):
+            self._memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        copies = []
+        for tensor, start in zip(tensors, itertools.accumulate(sizes, initial=0), strict=False):
+            flat = self._memory[start : start + tensor.nbytes].view(tensor.dtype)
+            copies.append(flat.view(tensor.shape).copy_(tensor))
+        return copies
+
+
 class _Before:
     """Parameters, and all that the optimizer knows of them, as they were."""
 
-    def __init__(self, optimizer: Optimizer, chunk: list[Where]) -> None:
+    def __init__(self, optimizer: Optimizer, chunk: list[Where], scratch: _Scratch) -> None:
         self._optimizer = optimizer
         self._groups = [
             (group, {k: v for k, v in group.items() if k != "params"})
@@ -204,8 +232,7 @@ class _Before:
             if state:
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
         self._tensors = tensors
-        with torch.no_grad():
-            self._copies = [tensor.clone() for tensor in tensors]
+        self._copies = scratch.copies(tensors)
 
     def put_back(self) -> None:
         with torch.no_grad():
