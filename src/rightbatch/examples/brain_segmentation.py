@@ -36,7 +36,7 @@ from rightbatch._units import format_bytes, format_seconds
 
 # The letters of a shape: N examples, C channels, D × H × W voxels.
 CLASSES = ("background", "grey", "white")
-PATCH, BATCH, EPOCHS, MEMORY = 40, 4, 3, "640MiB"
+PATCH, BATCH, EPOCHS, MEMORY = 40, 4, 3, "1200MiB"
 VOLUMES, PATCHES = 8, 12  # of the training; a patch is an example
 _LARGEST = 8  # no larger batch is tried: what fits is the question here, not how much more
 _STEP = 4  # the U-Net halves sides twice
