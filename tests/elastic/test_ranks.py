@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ def _one(
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     torch.save(work(rank, world_size, *arguments), folder / f"{rank}.pt")
+    dist.barrier()
+    gc.collect()  # else the group may end with the interpreter, amid gloo's threads
     dist.destroy_process_group()
 
 
