@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("startup", "fit", "predict", "noise")
+ALL = ("startup", "fit", "predict", "noise", "elastic")
 
 
 def main() -> int:
