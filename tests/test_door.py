@@ -16,8 +16,8 @@ ROOT = Path(rightbatch.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    1: {"_device", "_errors", "_units", "_progress", "_faults"},
-    2: {"_batch", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
+    1: {"_device", "_errors", "_units", "_progress", "_faults", "_random"},
+    2: {"_batch", "_norm", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
     3: {"_memory", "_noise"},
     4: {"_search", "_choose", "_nothing_fits", "_fit", "_predict"},
     5: {"_elastic", "_checkpoint", "_processes", "_loop", "_train"},

@@ -24,13 +24,13 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._device._caches import release
 from rightbatch._elastic import Elastic, Event, StepReport
 from rightbatch._elastic.events import tell
-from rightbatch._elastic.gradients import has_batch_norm
-from rightbatch._elastic.state import random_state, seed_all, set_random_state
 from rightbatch._errors import UsageError
 from rightbatch._factory import Factory
+from rightbatch._norm import has_batch_norm
 from rightbatch._precision import autocast, scaler
 from rightbatch._processes import Processes
 from rightbatch._progress import Live
+from rightbatch._random import random_state, seed_all, set_random_state
 from rightbatch._session import move_state
 from rightbatch._units import format_seconds
 from rightbatch._workload import Workload

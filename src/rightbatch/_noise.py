@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rightbatch._batch import map_tensors
 from rightbatch._errors import UsageError
+from rightbatch._norm import has_batch_norm
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -261,7 +262,6 @@ def _interval(steps: Tensor, seed: int) -> tuple[float, float]:
 
 
 def _notes(model: nn.Module) -> list[str]:
-    kind = nn.modules.batchnorm._BatchNorm
-    if any(isinstance(module, kind) for module in model.modules()):
+    if has_batch_norm(model):
         return ["with BatchNorm the value depends on the micro-batch's size"]
     return []

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._batch import Batch
-from rightbatch._elastic.gradients import has_batch_norm
-from rightbatch._elastic.state import random_state
+from rightbatch._norm import has_batch_norm
+from rightbatch._random import random_state
 
 EXAMPLES, FEWEST = 8, 4
 """How many examples are compared; each half has two at least, as BatchNorm needs."""

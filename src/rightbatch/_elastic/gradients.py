@@ -14,8 +14,8 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._device._caches import allocator_retries
 from rightbatch._elastic.ranks import Ranks
 from rightbatch._errors import UsageError
+from rightbatch._norm import has_batch_norm
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -133,16 +133,6 @@ class WholeGradient:
         searches = allocator_retries(self._device)
         searched, self._searches = searches > self._searches, searches
         return searched
-
-
-def least_examples(model: nn.Module) -> int:
-    """Of a part: BatchNorm over vectors has one value per channel and example."""
-    return 2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the model normalizes over the examples that it is given at once."""
-    return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def caught(error: BaseException, place: _faults.Place) -> Failure:

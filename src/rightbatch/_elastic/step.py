@@ -20,19 +20,13 @@ from rightbatch._device._caches import release
 from rightbatch._elastic.events import Event, Kind, tell
 from rightbatch._elastic.exactness import EXAMPLES, Exactness, compare
 from rightbatch._elastic.find import find
-from rightbatch._elastic.gradients import (
-    Failure,
-    Gathered,
-    Loss,
-    WholeGradient,
-    caught,
-    least_examples,
-)
+from rightbatch._elastic.gradients import Failure, Gathered, Loss, WholeGradient, caught
 from rightbatch._elastic.ranks import bare_model, ranks_of
 from rightbatch._elastic.size import MicroBatchSize
 from rightbatch._elastic.state import StateBefore
 from rightbatch._elastic.update import UndoableUpdate
 from rightbatch._errors import NothingFitsError, UsageError
+from rightbatch._norm import least_examples
 from rightbatch._units import parse_bytes
 
 

@@ -11,7 +11,6 @@ import gc
 import os
 import pickle
 import queue
-import random
 import signal
 import sys
 import threading
@@ -89,9 +88,10 @@ def _load(header: Header) -> Any:
     import torch
 
     import rightbatch._session  # noqa: F401  what a session needs, before the base is taken
+    from rightbatch._random import seed_all
 
     _first_step(torch)
-    _seed(header.seed, torch)
+    seed_all(header.seed)
     factory = pickle.loads(header.factory)
     load = getattr(factory, "load", None)
     return load() if load is not None else factory
@@ -102,13 +102,6 @@ def _first_step(torch: Any) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()
     torch.optim.AdamW([parameter]).step()
-
-
-def _seed(seed: int, torch: Any) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
 
 
 def _build(
