@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch._noise import exact_noise_scale
+from rightbatch._noise import NormalizationNoise, exact_noise_scale
 
 WIDTH, SIGMA = 20, 1.0
 
@@ -254,3 +254,71 @@ def test_processes_together_see_what_one_process_sees_of_their_parts(tmp_path: P
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)["steps"]
         expected = noise.state_dict()["steps"]
         assert torch.allclose(torch.tensor(found), torch.tensor(expected), rtol=1e-4)
+
+
+class Normalized(nn.Module):
+    """A layer of each watched kind, over sequences of vectors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        kinds = {
+            "layer": lambda: nn.LayerNorm(8),
+            "rms": lambda: nn.RMSNorm(8),
+            "group": lambda: nn.GroupNorm(2, 8),
+        }
+        self.kind, self.norm = kind, kinds[kind]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.kind == "group":
+            x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        else:
+            x = self.norm(x)
+        return self.second(torch.tanh(x)).mean(dim=1)
+
+
+def classified(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "group"])
+def test_one_backward_pass_tells_the_noise_of_normalization_layers_exactly(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Normalized(kind).double()
+    batch = (torch.randn(16, 5, 6, dtype=torch.float64) + 1, torch.randint(3, (16,)))
+    noise = NormalizationNoise(model, every=1)
+    for _ in range(2):
+        model.zero_grad()
+        classified(model, batch).backward()
+        noise.step()
+    found = noise.estimate
+    assert found is not None
+    # Every example's gradient by itself, of the normalization layer's parameters.
+    rows = []
+    for index in range(16):
+        model.zero_grad()
+        classified(model, (batch[0][index : index + 1], batch[1][index : index + 1])).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in model.norm.parameters()]))
+    each = torch.stack(rows)
+    covariance = each.var(dim=0, correction=1).sum()
+    assert found.noise == pytest.approx(float(covariance), rel=1e-5)
+    expected = each.mean(dim=0).square().sum() - covariance / 16
+    assert found.gradient == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_normalization_layers_are_watched_every_so_many_steps_only() -> None:
+    model = Normalized("layer")
+    batch = (torch.randn(8, 5, 6), torch.randint(3, (8,)))
+    noise = NormalizationNoise(model, every=3)
+    for _ in range(9):
+        model.zero_grad()
+        classified(model, batch).backward()
+        noise.step()
+    assert noise.estimate is not None and noise.estimate.steps == 3
+    noise.close()
+
+
+def test_a_model_without_normalization_is_refused_with_the_way_round() -> None:
+    with pytest.raises(rb.UsageError, match="NoiseScale"):
+        NormalizationNoise(Line())

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rightbatch._fit import FitResult, fit
     from rightbatch._memory.calibrate import Calibration, calibrate
     from rightbatch._memory.replay import ReplayResult
-    from rightbatch._noise import NoiseEstimate, NoiseScale
+    from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
     from rightbatch._predict import Prediction, predict, replay
     from rightbatch._probe import Probe
     from rightbatch._train import TrainResult, train
@@ -48,6 +48,7 @@ _LAZY = {
     "FitResult": "_fit",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
+    "NormalizationNoise": "_noise",
     "Prediction": "_predict",
     "Probe": "_probe",
     "ReplayResult": "_memory.replay",
@@ -73,6 +74,7 @@ __all__ = [
     "MissingExtraError",
     "NoiseEstimate",
     "NoiseScale",
+    "NormalizationNoise",
     "NothingFitsError",
     "Prediction",
     "Probe",

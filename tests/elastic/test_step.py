@@ -8,6 +8,7 @@ import random
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -370,3 +371,44 @@ def test_its_state_goes_on_in_another_one() -> None:
     report = other(batches[1])
     assert (report.step, report.micro_batch_size) == (1, 4)
     assert other.counts == {"out_of_memory": 2}
+
+
+def test_the_noise_scale_is_that_of_a_plain_loop_though_memory_runs_out() -> None:
+    found = []
+    for fails in (False, True):
+        model, loss, batches = mlp(dropout=0.0)
+        noise = rb.NoiseScale(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        step = rb.Elastic(
+            model, optimizer, loss, micro_batch_size=3, noise=noise, on_event=lambda event: None
+        )
+        for index, batch in enumerate(batches[:4]):
+            with ExitStack() as stack:
+                if fails and index == 2:
+                    stack.enter_context(inject_out_of_memory(at="backward", when=1))
+                step(batch)
+        found.append(noise.observations)
+    model, loss, batches = mlp(dropout=0.0)
+    noise = rb.NoiseScale(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for batch in batches[:4]:
+        optimizer.zero_grad()
+        examples = len(batch[1])
+        for part in rb.split_batch(batch, 3):
+            n = len(part[1])
+            (loss(model, part) * n / examples).backward()
+            noise.micro_batch(n=n, weight=n / examples)
+        noise.step()
+        optimizer.step()
+    plain, failed = found
+    assert torch.allclose(torch.tensor(plain), torch.tensor(noise.observations), rtol=1e-6)
+    assert torch.allclose(torch.tensor(failed[:2]), torch.tensor(plain[:2]), rtol=1e-12)
+    assert len(failed) == 4
+
+
+def test_noise_with_a_scaler_is_refused_with_the_way_round() -> None:
+    model, loss, _ = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(rb.UsageError, match="bf16"):
+        rb.Elastic(model, optimizer, loss, scaler=scaler, noise=rb.NoiseScale(model))

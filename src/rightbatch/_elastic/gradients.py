@@ -14,6 +14,7 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._device._caches import allocator_retries
 from rightbatch._elastic.ranks import Ranks
 from rightbatch._errors import UsageError
+from rightbatch._noise import NoiseScale
 from rightbatch._norm import has_batch_norm
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -58,14 +59,19 @@ class WholeGradient:
         complete: Callable[[], Tensor | None] | None,
         ranks: Ranks,
         device: torch.device,
+        noise: NoiseScale | None = None,
     ) -> None:
-        """`complete` runs when the gradient is reduced; it returns its norm if it took it."""
+        """`complete` runs when the gradient is reduced; it returns its norm if it took it.
+
+        `noise` watches the attempts that succeed.
+        """
         self._model = model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._loss, self._count, self._split = loss, count, split
         self._backward, self._complete = backward, complete
         self._ranks = ranks
         self._device = device
+        self._noise = noise
         self._needs_two = has_batch_norm(model)
         self._searches = allocator_retries(device)
 
@@ -81,6 +87,8 @@ class WholeGradient:
         failure: Failure | None = None
         loss = torch.zeros((), device=self._device)
         count, number = 0.0, 0
+        if self._noise is not None:
+            self._noise.forget()  # of an attempt before this one
         try:
             parts = [] if batch is None else self._parts(batch, size)
             counts = [float(self._count(part)) for part in parts]
@@ -92,6 +100,8 @@ class WholeGradient:
                 one = self._loss(self._model, to_device(part, self._device)) * (n / count)
                 _faults.enter(place := "backward")
                 self._backward(one)
+                if self._noise is not None:
+                    self._noise.micro_batch(n, n / count)
                 loss = loss + one.detach()
             _faults.enter(place := "synchronization")
             self._ranks.prepare(self._parameters)
@@ -108,6 +118,8 @@ class WholeGradient:
         if not total > 0:
             raise UsageError(f"the batch holds nothing to average over: its count is {total:g}")
         self._ranks.reduce(self._parameters, count / total)
+        if self._noise is not None:
+            self._noise.complete(share=count / total * self._ranks.world_size)
         norm: Tensor | None = None
         if self._complete is not None:
             try:

@@ -26,6 +26,7 @@ from rightbatch._elastic.size import MicroBatchSize
 from rightbatch._elastic.state import StateBefore
 from rightbatch._elastic.update import UndoableUpdate
 from rightbatch._errors import NothingFitsError, UsageError
+from rightbatch._noise import NoiseScale
 from rightbatch._norm import least_examples
 from rightbatch._units import parse_bytes
 
@@ -75,6 +76,8 @@ class Elastic:
     called again for the same batch. `backward(loss)` and `update()` stand in for `loss.backward()`
     and the optimizer's step in frameworks that wrap them. `on_event` hears of every change.
 
+    `noise` watches the parts of every update that has two or more (not with `scaler`).
+
     A model in `DistributedDataParallel` is trained by all of its processes together, without its
     own reduction; `group` names the processes of a model without that wrapper. `rollback=False`
     saves the copies that make the optimizer's step atomic (docs/elastic.md has their cost),
@@ -103,9 +106,15 @@ class Elastic:
         group: Any = None,
         memory: int | str | None = None,
         margin: float = 0.05,
+        noise: NoiseScale | None = None,
         rollback: bool = True,
         check: bool = True,
     ) -> None:
+        if noise is not None and scaler is not None and scaler.is_enabled():
+            raise UsageError(
+                "noise watches gradients of one scale, which a GradScaler changes: train in bf16 "
+                "or fp32, or call NoiseScale with its weight in a loop of your own"
+            )
         self._model = bare_model(model)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         if not self._parameters:
@@ -137,6 +146,7 @@ class Elastic:
             complete=self._complete if completes else None,
             ranks=self._ranks,
             device=self._device,
+            noise=noise,
         )
         self._least = least_examples(self._model)
         self._micro = _fixed(micro_batch_size, self._least)
