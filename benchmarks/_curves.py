@@ -24,6 +24,7 @@ from benchmarks.workloads import factory
 
 RUNS = RESULTS / "tune_runs.jsonl"
 SEEDS = (0, 1, 2)
+MOST_EXPONENT = 4
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Task:
     """What is trained to which target.
 
     `target` is the loss on unseen data (of the last 256 training images, for YOLO). Learning rates
-    are `base_rate` at batch size 16 times `growth` per doubling, and factors of 2 around that;
-    `tries` of them are run with the first seed, and the best with all seeds.
+    are tried with the first seed, in factors of 2 from `base_rate` at batch size 16 times `growth`
+    per doubling, until the best has a worse one on either side; it is run with all seeds. YOLO has
+    one for all sizes, the one that Ultralytics' `optimizer=auto` takes for this data set.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Task:
     sizes: tuple[int, ...]
     base_rate: float = 0.0
     growth: float = 1.0
-    tries: tuple[int, ...] = ()
+    is_rate_given: bool = False
     seeds: tuple[int, ...] = SEEDS
     most_seconds: float = 120.0
 
@@ -48,8 +50,9 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("cifar", 1.6, (4, 8, 16, 32, 64, 128, 256), 0.02, 1.5, (0, 1, -1, 2)),
-        Task("shakespeare", 2.2, (4, 8, 16, 32, 64, 128, 256), 0.004, 1.4, (0, 1, -1, 2)),
+        Task("cifar", 1.65, (4, 8, 16, 32, 64, 128, 256), 0.02, 1.41),
+        Task("shakespeare", 2.2, (4, 8, 16, 32, 64, 128, 256), 0.008, 1.41),
+        Task("yolo26n", 4.0, (4, 8, 16, 32, 64, 128), 0.00143, 1.0, True, (0, 1)),
     )
 }
 
@@ -76,25 +79,41 @@ def measure(task: Task) -> Iterator[Run]:
     def run(size: int, rate: float, seed: int, most_seconds: float) -> Run:
         key = (task.name, task.target, size, round(rate, 8), seed)
         if key not in done:
-            done[key] = train_to_target(task, size, rate, seed, most_seconds)
+            train = yolo_to_target if task.name == "yolo26n" else train_to_target
+            done[key] = train(task, size, rate, seed, most_seconds)
             with RUNS.open("a") as file:
                 file.write(json.dumps(asdict(done[key])) + "\n")
         return done[key]
 
     best: dict[int, Run] = {}
-    for exponent in task.tries:
-        for size in task.sizes:
+    tried: dict[int, dict[int, Run]] = {size: {} for size in task.sizes}
+    while todo := [
+        (size, exponent) for size in task.sizes for exponent in _next(task, tried[size])
+    ]:
+        for size, exponent in todo:
             rate = _rate(task, size) * 2.0**exponent
             # A rate that takes half as long again as the best so far is not the best.
             most = 1.5 * best[size].seconds if size in best else task.most_seconds
-            tried = run(size, rate, task.seeds[0], most)
-            yield tried
-            if tried.reached and (size not in best or tried.examples < best[size].examples):
-                best[size] = tried
+            this = tried[size][exponent] = run(size, rate, task.seeds[0], most)
+            yield this
+            if this.reached and (size not in best or this.examples < best[size].examples):
+                best[size] = this
     for seed in task.seeds[1:]:
         for size in task.sizes:
             if size in best:
                 yield run(size, best[size].learning_rate, seed, task.most_seconds)
+
+
+def _next(task: Task, tried: dict[int, Run]) -> list[int]:
+    """The exponent of 2 to try next: a neighbour of the best one that is missing."""
+    if not tried:
+        return [0]
+    if task.is_rate_given:
+        return []
+    examples = {e: run.examples if run.reached else math.inf for e, run in tried.items()}
+    best = min(examples, key=lambda e: (examples[e], e))
+    missing = [e for e in (best + 1, best - 1) if e not in tried and abs(e) <= MOST_EXPONENT]
+    return missing[:1]
 
 
 def train_to_target(task: Task, size: int, rate: float, seed: int, most_seconds: float) -> Run:
@@ -136,6 +155,64 @@ def train_to_target(task: Task, size: int, rate: float, seed: int, most_seconds:
         if not math.isfinite(seen[-1][0]):
             break
     return Run(task.name, task.target, size, rate, seed, False, steps, examples, seconds)
+
+
+def yolo_settings(size: int, rate: float) -> dict[str, Any]:
+    """Ultralytics' training with an update every `size` images, one optimizer and one rate."""
+    return {
+        "imgsz": 96,
+        "batch": size,
+        "nbs": size,
+        "optimizer": "AdamW",
+        "lr0": rate,
+        "lrf": 1.0,
+        "warmup_epochs": 0,
+        "close_mosaic": 0,
+        "workers": 0,
+        "device": "cpu",
+        "val": False,
+        "save": False,
+        "plots": False,
+        "verbose": False,
+    }
+
+
+def yolo_to_target(task: Task, size: int, rate: float, seed: int, most_seconds: float) -> Run:
+    """The target is reached where the mean loss of the last 256 images (augmented) is."""
+    from ultralytics import YOLO
+
+    class Over(Exception):
+        pass
+
+    losses: list[float] = []
+    began = [0.0]
+    last = -(-256 // size)
+
+    def after_batch(trainer: Any) -> None:
+        losses.append(float(trainer.loss) / trainer.batch_size)
+        mean = statistics.fmean(losses[-last:])
+        late = time.perf_counter() - began[0] > most_seconds
+        if late or (len(losses) >= last and mean <= task.target):
+            raise Over
+
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        made = factory(task.name, Path(folder)).load()
+        arguments = {k: v for k, v in made.overrides.items() if k not in ("model", "imgsz")}
+        model = YOLO(made.overrides["model"])
+        model.add_callback("on_train_start", lambda _: began.__setitem__(0, time.perf_counter()))
+        model.add_callback("on_train_batch_end", after_batch)
+        settings = yolo_settings(size, rate) | {"project": folder, "name": "run", "seed": seed}
+        try:
+            model.train(**arguments, **settings, epochs=10_000)
+        except Over:
+            seconds = time.perf_counter() - began[0]
+        images = len(model.trainer.train_loader.dataset)
+    steps_per_epoch = -(-images // size)
+    epochs, rest = divmod(len(losses), steps_per_epoch)
+    examples = epochs * images + rest * size
+    reached = statistics.fmean(losses[-last:]) <= task.target
+    return Run(task.name, task.target, size, rate, seed, reached, len(losses), examples, seconds)
 
 
 def _crossing(seen: list[tuple[float, ...]], target: float) -> tuple[float, float, float] | None:

@@ -18,14 +18,21 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = {
     1: {"_device", "_errors", "_units", "_progress", "_faults", "_random"},
     2: {"_batch", "_norm", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
-    3: {"_memory", "_noise"},
-    4: {"_search", "_choose", "_nothing_fits", "_fit", "_predict"},
+    3: {"_memory", "_noise", "_throughput", "_scaling", "_pilot"},
+    4: {
+        "_search",
+        "_choose",
+        "_nothing_fits",
+        "_fit",
+        "_predict",
+        "_tune",
+    },
     5: {"_elastic", "_checkpoint", "_processes", "_loop", "_train"},
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # The probe's process opens a session and asks for a need only once it runs.
-LAZY_EXCEPTIONS = {"_probe/__main__.py": {"_session", "_memory"}}
+LAZY_EXCEPTIONS = {"_probe/__main__.py": {"_session", "_memory", "_pilot"}}
 # A framework is imported in its integration and nowhere else.
 AT_HOME = {
     "ultralytics": ("integrations/", "examples/demo.py"),

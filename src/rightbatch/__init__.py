@@ -4,6 +4,7 @@ import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
 rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
+rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
 rb.Elastic          one update by a batch of any size, in parts that fit, in a loop of one's own
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
 rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from rightbatch._memory.calibrate import Calibration, calibrate
     from rightbatch._memory.replay import ReplayResult
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
+    from rightbatch._norm import recalibrate_batchnorm
     from rightbatch._predict import Prediction, predict, replay
     from rightbatch._probe import Probe
     from rightbatch._train import TrainResult, train
+    from rightbatch._tune import Plan, tune
     from rightbatch._workload import Session, Workload
 
 __version__ = "0.1.0"
@@ -51,6 +54,7 @@ _LAZY = {
     "NormalizationNoise": "_noise",
     "Prediction": "_predict",
     "Probe": "_probe",
+    "Plan": "_tune",
     "ReplayResult": "_memory.replay",
     "Session": "_workload",
     "StepReport": "_elastic.step",
@@ -60,9 +64,11 @@ _LAZY = {
     "count_examples": "_batch",
     "fit": "_fit",
     "predict": "_predict",
+    "recalibrate_batchnorm": "_norm",
     "replay": "_predict",
     "split_batch": "_batch",
     "train": "_train",
+    "tune": "_tune",
 }
 
 __all__ = [
@@ -76,6 +82,7 @@ __all__ = [
     "NoiseScale",
     "NormalizationNoise",
     "NothingFitsError",
+    "Plan",
     "Prediction",
     "Probe",
     "ReplayResult",
@@ -90,9 +97,11 @@ __all__ = [
     "count_examples",
     "fit",
     "predict",
+    "recalibrate_batchnorm",
     "replay",
     "split_batch",
     "train",
+    "tune",
 ]
 
 

@@ -131,6 +131,61 @@ def predict(
 
 
 @app.command
+def tune(
+    workload: Annotated[
+        str, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")
+    ],
+    /,
+    *,
+    target: Annotated[str | None, Parameter(help="for example loss=0.45 or accuracy=0.9")] = None,
+    budget: Annotated[str, Parameter(help="how long it may take")] = "3min",
+    objective: Annotated[str, Parameter(help="time, cost or energy")] = "time",
+    base_batch: Annotated[
+        int, Parameter(help="the size that the learning rate was chosen for")
+    ] = 16,
+    epochs: Annotated[int, Parameter(help="of the training that is planned")] = 10,
+    verify: Annotated[bool, Parameter(negative="", help="train short branches as well")] = False,
+    processes: Annotated[int, Parameter(help="devices that will train together")] = 1,
+    bandwidth: Annotated[str, Parameter(help="between them, per second")] = "10GB",
+    plot: Annotated[Path | None, Parameter(help="write the picture into this HTML file")] = None,
+    data: Data = None,
+    imgsz: ImageSize = None,
+    memory: Memory = None,
+    margin: Margin = 0.05,
+    max_batch: MaxBatch = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Find the batch size that reaches the target soonest, and what it takes to train at it.
+
+    Example: rightbatch tune train.py:workload --target loss=0.45 --budget 3min
+    """
+    from rightbatch._tune import tune
+
+    result = tune(
+        workload,
+        target=target,
+        budget=budget,
+        objective=objective,
+        base_batch=base_batch,
+        epochs=epochs,
+        verify=verify,
+        processes=processes,
+        bandwidth=bandwidth,
+        memory=memory,
+        margin=margin,
+        max_batch=max_batch,
+        device=device,
+        seed=seed,
+        **_given(data=data and str(data), imgsz=imgsz),
+    )
+    if plot is not None:
+        result.plot().write_html(plot)
+    _print(result, json)
+
+
+@app.command
 def train(
     workload: Annotated[
         str, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._factory import resolve
 from rightbatch._memory.step import FollowedStep
 from rightbatch._nothing_fits import what_is_needed
-from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready, pickled
+from rightbatch._probe import BuildError, Failure, Header, Probe, ProbeProcess, Ready, header_for
 from rightbatch._progress import Live
 from rightbatch._units import format_bytes, parse_bytes
 
@@ -87,21 +86,30 @@ def fit(
     if max_batch is not None and max_batch < 1:
         raise UsageError(f"max_batch is at least 1, not {max_batch}")
     limit = None if memory is None else parse_bytes(memory)
-    header = Header(
-        factory=pickled(resolve(workload, **options)),
-        sys_path=[path or os.getcwd() for path in sys.path],
-        folder=os.getcwd(),
-        device=device,
-        margin=margin,
-        seed=seed,
-        inference=inference,
-    )
+    factory = resolve(workload, **options)
+    header = header_for(factory, device=device, margin=margin, seed=seed, inference=inference)
     with Live("fit", enabled=progress) as live:
-        search = _Search(header, limit, margin, max_batch, live.show)
-        try:
-            return search.run()
-        finally:
-            search.stop()
+        return largest_batch(header, limit, max_batch=max_batch, show=live.show)
+
+
+def largest_batch(
+    header: Header,
+    limit: int | None,
+    *,
+    max_batch: int | None,
+    show: Callable[[str], object],
+    max_share: float | None = None,
+) -> FitResult:
+    """`fit` of what a header describes; nothing above `max_share` of an epoch is tried.
+
+    Raises:
+        NothingFitsError, WorkloadError, UsageError: as `fit` does.
+    """
+    search = _Search(header, limit, max_batch, max_share, show)
+    try:
+        return search.run()
+    finally:
+        search.stop()
 
 
 class _Search:
@@ -111,14 +119,13 @@ class _Search:
         self,
         header: Header,
         limit: int | None,
-        margin: float,
         max_batch: int | None,
-        show: Callable[[str], None],
+        max_share: float | None,
+        show: Callable[[str], object],
     ) -> None:
         self._header = header
         self._asked_limit = limit
-        self._margin = margin
-        self._max_batch = max_batch
+        self._max_batch, self._max_share = max_batch, max_share
         self._show = show
         self._started_at = time.perf_counter()
         self._processes: list[ProbeProcess] = []
@@ -205,10 +212,13 @@ class _Search:
         examples = self._ready.examples or _UNBOUNDED
         return _search.Question(
             ceiling_bytes=self._ready.ceiling_bytes,
-            largest=min(examples, self._max_batch or examples),
+            largest=min(examples, self._max_batch or self._most(examples)),
             slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
             predicted=self._predicted,
         )
+
+    def _most(self, examples: int) -> int:
+        return examples if self._max_share is None else max(1, int(self._max_share * examples))
 
     def _verdict(self, found: _search.Found) -> FitResult:
         ready = self._ready
@@ -227,7 +237,7 @@ class _Search:
             evaluation_batch_size=probe.evaluation_batch_size,
             examples=ready.examples,
             device=ready.device,
-            margin=self._margin,
+            margin=self._header.margin,
             seconds=time.perf_counter() - self._started_at,
             reason=self._reason(probe),
             probes=tuple(self._probes),
@@ -242,7 +252,11 @@ class _Search:
             text += f", and still growing by {format_bytes(probe.growing_bytes)}"
         above = [p.batch_size for p in self._probes if not p.is_ok and p.outcome != "failed"]
         if probe.batch_size == question.largest:
-            bound = "max_batch" if question.largest == self._max_batch else "the data set's size"
+            bound = "the data set's size"
+            if question.largest == self._max_batch:
+                bound = "max_batch"
+            elif question.largest != self._ready.examples:
+                bound = f"{self._max_share:.0%} of the data set"
             return f"{text}; it is {bound}, so nothing larger was tried"
         if above:
             return f"{text}; {min(above)} ran out of memory"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,7 @@ from rightbatch._memory.replay import ReplayResult, read_recording
 from rightbatch._memory.replay import replay as replay_recording
 from rightbatch._memory.step import FollowedStep
 from rightbatch._memory.trace import Trace
-from rightbatch._probe import Header, ProbeProcess, pickled
+from rightbatch._probe import ProbeProcess, header_for
 from rightbatch._progress import Live
 from rightbatch._units import format_bytes, parse_bytes
 
@@ -153,15 +151,8 @@ def predict(
     chosen = find_gpu(gpu) if gpu is not None and gpu != "all" else None
     limit = chosen.usable_bytes if chosen else None if memory is None else parse_bytes(memory)
     started = time.perf_counter()
-    header = Header(
-        factory=pickled(resolve(workload, **options)),
-        sys_path=[path or os.getcwd() for path in sys.path],
-        folder=os.getcwd(),
-        device="cpu",
-        margin=0.0,
-        seed=seed,
-        inference=inference,
-    )
+    factory = resolve(workload, **options)
+    header = header_for(factory, device="cpu", margin=0.0, seed=seed, inference=inference)
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     with Live("predict", enabled=progress) as live, ProbeProcess(header, 1) as process:
         live.show("following a step")

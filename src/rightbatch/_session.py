@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,9 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rightbatch._batch import Batch, to_device
+from rightbatch._device._caches import synchronize
 from rightbatch._errors import UsageError
 from rightbatch._precision import autocast, scaler
-from rightbatch._workload import Session, Workload
+from rightbatch._workload import Precision, Session, StepSeconds, Workload
 from rightbatch._worst import WorstExamples
 
 _LABELS = {"label", "labels", "label_ids", "target", "targets", "y"}
@@ -62,11 +66,34 @@ class WorkloadSession:
         return self._examples.differ
 
     def step(self, batch_size: int) -> None:
-        w = self._workload
         self._model.train()
         self._batch = to_device(next(self._loader(batch_size)), self._device)
+        self._gradient(self._workload)
+        self._update()
+
+    def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
+        w = self._workload if precision is None else replace(self._workload, precision=precision)
+        device = torch.device(self._device)
+        self._model.train()
+        times = [time.perf_counter()]
+        examples = self._examples
+        batch = w.collate([examples.data[index] for index in examples.ordinary(batch_size)])
+        times.append(time.perf_counter())
+        self._batch = to_device(batch, self._device)
+        self._gradient(w)
+        synchronize(device)
+        times.append(time.perf_counter())
+        self._update()
+        synchronize(device)
+        times.append(time.perf_counter())
+        return StepSeconds(*(stop - start for start, stop in pairwise(times)))
+
+    def modules(self) -> Sequence[nn.Module]:
+        return [self._model]
+
+    def _gradient(self, w: Workload) -> None:
         w.optimizer.zero_grad()
-        with autocast(self._workload, self._device):
+        with autocast(w, self._device):
             self._loss = w.loss(self._model, self._batch)
         if not isinstance(self._loss, torch.Tensor) or self._loss.numel() != 1:
             raise UsageError(
@@ -74,6 +101,9 @@ class WorkloadSession:
                 + (f" of shape {tuple(self._loss.shape)}" if hasattr(self._loss, "shape") else "")
             )
         self._scaler.scale(self._loss).backward()
+
+    def _update(self) -> None:
+        w = self._workload
         if w.clip_norm is not None:
             self._scaler.unscale_(w.optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), w.clip_norm)

@@ -17,6 +17,7 @@ _BYTES = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
 def parse_bytes(text: str | int) -> int:
@@ -51,6 +52,24 @@ def format_bytes(size: float) -> str:
         value, unit = value / 1024, following
     digits = 0 if unit == "B" or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:.{digits}f} {unit}"
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds of `"3min"`, `"90 s"`, `"1.5h"` or a plain number of seconds.
+
+    Raises:
+        UsageError: if it is no duration, or not above zero.
+
+    >>> parse_seconds("3min"), parse_seconds(90)
+    (180.0, 90.0)
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
+    unit = _SECONDS.get(match[2].lower() or "s") if match else None
+    if match is None or unit is None or (seconds := float(match[1]) * unit) <= 0:
+        raise UsageError(
+            f"{text!r} is not a duration; write a number with one of s, min, h, for example 3min"
+        )
+    return seconds
 
 
 def format_seconds(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, default_collate
 from rightbatch._batch import Batch, count_examples, split_batch
 from rightbatch._errors import UsageError
 
-_PRECISIONS = ("fp32", "bf16", "fp16")
+Precision = Literal["fp32", "bf16", "fp16"]
+_PRECISIONS = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Workload:
     clip_norm: float | None = None
     drop_last: bool = False
     workers: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -74,6 +75,16 @@ class Workload:
             )
         if self.workers < 0:
             raise UsageError(f"Workload.workers is 0 or more, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """One training step, taken apart: `loading` its examples in this process, `computing` the
+    forward and backward pass, `updating` the optimizer's step."""
+
+    loading: float
+    computing: float
+    updating: float
 
 
 class Session(Protocol):
@@ -100,6 +111,15 @@ class Session(Protocol):
 
         That is `batch_size`, or what the framework validates with beside such a training batch.
         """
+
+    def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
+        """One training step on ordinary examples, in another `precision` than its own if asked.
+
+        The device has ended its work when a part's time is taken. The loss' value is of no use.
+        """
+
+    def modules(self) -> Sequence[nn.Module]:
+        """What stays on the device; the trained model is the first."""
 
     def close(self) -> None:
         """Stop workers, delete temporary files."""

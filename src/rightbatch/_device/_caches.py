@@ -23,6 +23,14 @@ def release(device: torch.device) -> None:
             trim(0)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def allocator_retries(device: torch.device) -> int:
     """How often CUDA's allocator had to free its cache to serve a request; 0 on other devices."""
     if device.type != "cuda":

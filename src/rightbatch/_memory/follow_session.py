@@ -30,9 +30,6 @@ from rightbatch._workload import Session
 class FollowableSession(Session, Protocol):
     """A session that can be followed; it loads its batches by `recorder.arriving`."""
 
-    def modules(self) -> Sequence[nn.Module]:
-        """What stays on the device from step to step; the model that is trained is the first."""
-
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The one that its steps use."""

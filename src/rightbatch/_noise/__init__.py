@@ -8,7 +8,7 @@ B wastes parallelism, a much larger one wastes examples.
 from __future__ import annotations
 
 from rightbatch._noise.exact import exact_noise_scale
-from rightbatch._noise.observations import NoiseEstimate, Observations, resampled
+from rightbatch._noise.observations import NoiseEstimate, Observations, estimated, resampled
 from rightbatch._noise.of_norms import NormalizationNoise
 from rightbatch._noise.scale import NoiseScale
 
@@ -17,6 +17,7 @@ __all__ = [
     "NoiseScale",
     "NormalizationNoise",
     "Observations",
+    "estimated",
     "exact_noise_scale",
     "resampled",
 ]

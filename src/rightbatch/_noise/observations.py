@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,20 @@ class Observations:
         value = noise / gradient if math.isfinite(high) and gradient > 0 else None
         high = high if value is not None else math.inf
         return NoiseEstimate(value, low, high, self._unit, gradient, noise, count, self._notes)
+
+
+def estimated(
+    observations: Iterable[Sequence[float]],
+    *,
+    unit: str = "examples",
+    notes: tuple[str, ...] = (),
+    seed: int = 0,
+) -> NoiseEstimate | None:
+    """From pairs of |G|² and tr(Σ) that were kept; None with fewer than two."""
+    pairs = [(gradient, noise) for gradient, noise in observations]
+    kept = Observations(max(len(pairs), 2), unit, notes, seed)
+    kept.pairs.extend(pairs)
+    return kept.estimate
 
 
 def resampled(observations: list[tuple[float, float]], seed: int = 0) -> Tensor:

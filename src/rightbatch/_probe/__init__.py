@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rightbatch._probe._process import BuildError, ProbeProcess, Ready
 from rightbatch._probe._record import Failure, Outcome, Probe
-from rightbatch._probe._wire import Header, pickled
+from rightbatch._probe._wire import Header, header_for, pickled
 
 __all__ = [
     "BuildError",
@@ -14,5 +14,6 @@ __all__ = [
     "Probe",
     "ProbeProcess",
     "Ready",
+    "header_for",
     "pickled",
 ]

@@ -39,15 +39,21 @@ def main() -> None:
     if "follow" in first:
         _follow(factory, header, first, inbox, reports)
         return
+    if "pilot" in first:
+        _pilot(factory, header, first, inbox, reports)
+        return
     try:
         session, device = _build(header, factory, first, reports)
     except BaseException as error:
         send(reports, event="build", **_failure(error))
         return
     command: dict[str, Any] = first
-    while command.get("batch_size"):
-        report = _run(session, device, command, header.inference)
-        send(reports, event="probe", **report)
+    while command:
+        if "time" in command:
+            send(reports, event="timed", **_timed(session, command))
+        else:
+            report = _run(session, device, command, header.inference)
+            send(reports, event="probe", **report)
         command = inbox.get()
     session.close()
 
@@ -107,8 +113,17 @@ def _first_step(torch: Any) -> None:
 def _build(
     header: Header, factory: Any, first: dict[str, Any], reports: BinaryIO
 ) -> tuple[Any, Any]:
-    from rightbatch._device import open_device
     from rightbatch._session import open_session
+
+    device = _enforced(header, first, reports)
+    session = open_session(factory, device.name, seed=header.seed, inference=header.inference)
+    send(reports, event="ready", examples=session.examples)
+    return session, device
+
+
+def _enforced(header: Header, first: dict[str, Any], reports: BinaryIO) -> Any:
+    """The device, with what may be used of it."""
+    from rightbatch._device import open_device
 
     device = open_device(header.device)
     device.prepare()
@@ -121,9 +136,7 @@ def _build(
     about["capability"] = device.capability
     send(reports, event="device", **about)
     device.reset_peak()
-    session = open_session(factory, device.name, seed=header.seed, inference=header.inference)
-    send(reports, event="ready", examples=session.examples)
-    return session, device
+    return device
 
 
 def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) -> dict[str, Any]:
@@ -172,6 +185,70 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
         report |= _failure(error)
     report["seconds"] = time.perf_counter() - started
     return report
+
+
+def _timed(session: Any, command: dict[str, Any]) -> dict[str, Any]:
+    """Steps of one size for some seconds, taken apart."""
+    from rightbatch._device._energy import joules_so_far
+    from rightbatch._norm import ValuesPerChannel
+
+    model = session.modules()[0]
+    values = ValuesPerChannel(model)
+    where = next(model.parameters()).device
+    try:
+        before, began = joules_so_far(where), time.perf_counter()
+        steps: list[dict[str, float]] = []
+        while not steps or time.perf_counter() - began < command["seconds"]:
+            steps.append(vars(session.timed_step(command["time"], command["precision"])))
+        seconds, after = time.perf_counter() - began, joules_so_far(where)
+        watts = None if before is None or after is None else (after - before) / seconds
+        return {
+            "outcome": "ok",
+            "steps": steps,
+            "watts": watts,
+            "values_per_channel": values.least,
+        }
+    except BaseException as error:
+        return _failure(error)
+    finally:
+        values.close()
+
+
+def _pilot(
+    factory: Any,
+    header: Header,
+    first: dict[str, Any],
+    inbox: queue.Queue[dict[str, Any]],
+    reports: BinaryIO,
+) -> None:
+    """A short training of a copy, and branches from its end, request after request."""
+    from rightbatch._pilot import PilotPlan
+    from rightbatch._pilot.of_workload import WorkloadPilot
+
+    def show(text: str) -> None:
+        send(reports, event="shown", text=text)
+
+    try:
+        device = _enforced(header, first, reports)
+        plan = PilotPlan(**first["pilot"])
+        if hasattr(factory, "session"):
+            report = factory.pilot(device.name, plan, show)
+            pilot = None
+        else:
+            pilot = WorkloadPilot(factory(), device.name, plan)
+            report = pilot.run(show)
+    except BaseException as error:
+        send(reports, event="build", **_failure(error))
+        return
+    send(reports, event="pilot", **vars(report))
+    while command := inbox.get():
+        assert pilot is not None
+        try:
+            found = pilot.branches(command["branches"], command["examples"], show)
+        except BaseException as error:
+            send(reports, event="build", **_failure(error))
+            return
+        send(reports, event="branches", found=found)
 
 
 def _growing(charges: list[int]) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +157,68 @@ class ProbeProcess:
         failure = {"type": "ProcessDied", "message": f"the process ended with status {code}"}
         return Followed([{"outcome": "failed", "failure": failure}] * len(tasks))
 
+    def time(
+        self,
+        batch_size: int,
+        seconds: float = 0.0,
+        limit: int | None = None,
+        precision: str | None = None,
+    ) -> dict[str, Any]:
+        """Training steps on ordinary examples for some `seconds`, one at least.
+
+        Returns `outcome`, `steps` (each the fields of `StepSeconds`), the mean `watts` where the
+        device tells, and `values_per_channel`, the least that a BatchNorm had; or `failure`.
+
+        Raises:
+            BuildError: if the session could not even be built.
+        """
+        with suppress(BrokenPipeError):
+            about = {"seconds": seconds, "limit": limit, "precision": precision}
+            send(self._commands, time=batch_size, **about)
+        return self._answer("timed")
+
+    def pilot(
+        self, plan: Mapping[str, Any], limit: int | None, show: Callable[[str], object]
+    ) -> dict[str, Any]:
+        """A short training as `rightbatch._pilot.PilotPlan` says; the fields of `PilotReport`.
+
+        Raises:
+            BuildError: if it fails; its outcome says whether for want of memory.
+        """
+        with suppress(BrokenPipeError):
+            send(self._commands, pilot=dict(plan), limit=limit)
+        return self._answer("pilot", show)
+
+    def branches(
+        self, tries: Sequence[Mapping[str, Any]], examples: int, show: Callable[[str], object]
+    ) -> list[dict[str, Any]]:
+        """What becomes of the pilot's training at several sizes; after `pilot`.
+
+        Raises:
+            BuildError: if one fails.
+        """
+        with suppress(BrokenPipeError):
+            send(self._commands, branches=[dict(one) for one in tries], examples=examples)
+        found: list[dict[str, Any]] = self._answer("branches", show)["found"]
+        return found
+
+    def _answer(
+        self, event: str, show: Callable[[str], object] = lambda text: None
+    ) -> dict[str, Any]:
+        while (report := receive(self._reports)) is not None:
+            said = report.pop("event")
+            if said == event:
+                return report
+            if said == "shown":
+                show(report["text"])
+            elif said == "build":
+                raise BuildError(report["outcome"], Failure(**report["failure"]), self.ready)
+            elif said in ("device", "ready"):
+                self._about |= report
+                self.ready = Ready(**self._about)
+        outcome, failure = self._death()
+        raise BuildError(outcome, failure, self.ready)
+
     def stop(self) -> None:
         """End the process; its workers end with it."""
         if os.name == "posix":
@@ -177,12 +239,7 @@ class ProbeProcess:
         self.stop()
 
     def _ended(self, batch_size: int, seconds: float) -> Probe:
-        """The process is gone without a report: killed for memory, or crashed."""
-        code = self._process.wait()
-        self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace")[-20000:]
-        failure = Failure("ProcessDied", f"the probe's process ended with status {code}", said)
-        outcome: Outcome = "killed" if death_by_memory(code, said) else "failed"
+        outcome, failure = self._death()
         if "examples" not in self._about:
             raise BuildError(outcome, failure, self.ready)
         return Probe(
@@ -192,3 +249,11 @@ class ProbeProcess:
             self.number,
             failure=failure,
         )
+
+    def _death(self) -> tuple[Outcome, Failure]:
+        """The process is gone without a report: killed for memory, or crashed."""
+        code = self._process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace")[-20000:]
+        failure = Failure("ProcessDied", f"the probe's process ended with status {code}", said)
+        return ("killed" if death_by_memory(code, said) else "failed"), failure

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -23,6 +25,25 @@ class Header:
     margin: float
     seed: int
     inference: bool
+
+
+def header_for(
+    factory: object, *, device: str | None, margin: float, seed: int, inference: bool = False
+) -> Header:
+    """For processes that find modules and files as this one does.
+
+    Raises:
+        UsageError: if the factory cannot be sent to another process.
+    """
+    return Header(
+        factory=pickled(factory),
+        sys_path=[path or os.getcwd() for path in sys.path],
+        folder=os.getcwd(),
+        device=device,
+        margin=margin,
+        seed=seed,
+        inference=inference,
+    )
 
 
 def send_bytes(stream: BinaryIO, data: bytes) -> None:

@@ -6,9 +6,11 @@ import pickle
 import random
 import shutil
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +18,10 @@ from ultralytics import YOLO
 from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import autocast
 
+from rightbatch._device._caches import synchronize
 from rightbatch._errors import UsageError
 from rightbatch._memory.recorder import arriving
+from rightbatch._workload import StepSeconds
 from rightbatch._worst import smaller_last_batch
 
 if TYPE_CHECKING:
@@ -65,6 +69,28 @@ class YoloSession:
         rest = smaller_last_batch(len(self._train_data), batch_size)
         images = rest if rest and self._steps % 3 == 0 else batch_size
         self._batch = arriving(lambda: self._worst_batch(self._train_data, images))
+        self._gradient()
+        self._update(batch_size)
+
+    def timed_step(self, batch_size: int, precision: str | None = None) -> StepSeconds:
+        trainer = self._trainer
+        if precision is not None:
+            raise UsageError("Ultralytics has its own mixed precision: amp=True or False")
+        trainer.batch_size = trainer.args.batch = batch_size
+        trainer._model_train()
+        times = [time.perf_counter()]
+        data = self._train_data
+        chosen = random.choices(range(len(data)), k=batch_size)
+        self._batch = data.collate_fn([data[index] for index in chosen])
+        for do in (self._gradient, lambda: self._update(batch_size)):
+            times.append(time.perf_counter())
+            do()
+            synchronize(trainer.device)
+        times.append(time.perf_counter())
+        return StepSeconds(*(stop - start for start, stop in pairwise(times)))
+
+    def _gradient(self) -> None:
+        trainer = self._trainer
         amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
         with autocast(amp, device=trainer.device.type), _largest_multi_scale():
             self._batch = trainer.preprocess_batch(self._batch)
@@ -75,6 +101,9 @@ class YoloSession:
                 loss, trainer.loss_items = trainer.model(self._batch)
             self._loss = loss.sum()
         trainer.scaler.scale(self._loss).backward()
+
+    def _update(self, batch_size: int) -> None:
+        trainer = self._trainer
         trainer.optimizer_step()
         if batch_size < trainer.args.nbs:
             # It accumulates: gradients are there already when the next forward begins.

@@ -32,6 +32,7 @@ from rightbatch._errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from rightbatch._fit import FitResult
+    from rightbatch._pilot import PilotPlan, PilotReport
     from rightbatch._workload import Session
     from rightbatch.integrations._ultralytics_elastic import ElasticYolo
 
@@ -149,6 +150,12 @@ class YoloFactory:
         from rightbatch.integrations._ultralytics_session import YoloSession
 
         return YoloSession(self, device, inference=inference)
+
+    def pilot(self, device: str, plan: PilotPlan, show: Callable[[str], object]) -> PilotReport:
+        """A short training, for `tune`; called in a probe's process, after `load`."""
+        from rightbatch.integrations._ultralytics_pilot import run_pilot
+
+        return run_pilot(self, device, plan, show)
 
     def train(
         self,

@@ -1,0 +1,69 @@
+"""What a learning rate becomes when the batch size changes, and where the rule is from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+_LEAST_LEFT = 0.01
+"""Of 1 − κ(1−β): below, β2 would lose its memory, and the power is taken instead."""
+
+_SGD = "gain of AdaScale (Johnson 2020, arXiv 2007.05105; McCandlish 2018, arXiv 1812.06162)"
+_ADAM = "square root of the batch size, with beta2 and eps (Malladi 2022, arXiv 2205.10287)"
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Factors from one batch size to another, which is `batch_factor` times as large.
+
+    `beta2` is the new value and `epsilon_factor` on ε, both for Adam and its kin only.
+    """
+
+    batch_factor: float
+    learning_rate_factor: float
+    beta2: float | None
+    epsilon_factor: float | None
+    rule: str
+
+
+def scaling(
+    betas: tuple[float, float] | None, before: int, after: int, noise_scale: float
+) -> Scaling:
+    """How to change an optimizer's settings with the batch size; `betas` are None for SGD.
+
+    SGD: the gain of AdaScale (Johnson 2020, arXiv 2007.05105), which is the law of McCandlish et
+    al. (2018): the best rate is proportional to 1/(1 + φ/B), linear far below the noise scale φ and
+    constant far above; where the noise scale is infinite, it is linear. Adam and its kin: the
+    square root (Malladi 2022, arXiv 2205.10287), with β2 and ε; 1 − β2 grows by the factor, or β2
+    is taken to its power where that would leave nothing of it (Marek 2025, arXiv 2507.07101). β1
+    stays.
+    """
+    factor = after / before
+    if betas is None:
+        rate = factor
+        if math.isfinite(noise_scale):
+            rate = (1 + noise_scale / before) / (1 + noise_scale / after)
+        return Scaling(factor, rate, None, None, _SGD)
+    root = math.sqrt(factor)
+    return Scaling(factor, root, scaled_beta2(betas[1], factor), 1 / root, _ADAM)
+
+
+def scaled_beta2(beta2: float, batch_factor: float) -> float:
+    """1 − β2 grows by the factor, or β2 is taken to its power where nothing would be left of it."""
+    changed = 1 - batch_factor * (1 - beta2)
+    return float(changed if changed >= _LEAST_LEFT else beta2**batch_factor)
+
+
+def scale_optimizer(optimizer: Optimizer, batch_factor: float, rate_factor: float) -> None:
+    """Change the learning rate, and where there are, β2 and ε, by the rule of `scaling`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * rate_factor
+        if "initial_lr" in group:
+            group["initial_lr"] = group["initial_lr"] * rate_factor
+        if "betas" in group:
+            beta1, beta2 = group["betas"]
+            group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))
+            if "eps" in group:
+                group["eps"] = group["eps"] / math.sqrt(batch_factor)

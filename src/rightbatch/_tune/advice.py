@@ -1,0 +1,213 @@
+"""What a person should know about a chosen batch size, each said only where it applies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rightbatch._noise import NoiseEstimate
+from rightbatch._scaling import Scaling
+from rightbatch._tune.decide import Expected
+
+FEW_VALUES = 16
+"""Per channel: below, BatchNorm's errors rise (Wu and He 2018, arXiv 1803.08494)."""
+FEW_UPDATES = 10
+WARM_UP_ABOVE = 1.5
+FASTER = 1.2
+"""What mixed precision must gain to be worth a word."""
+IMPROVES = 0.02
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`code` names it for programs, `figure` is the number it rests on, `text` is a sentence with
+    that figure and `remedy` what to do."""
+
+    code: str
+    text: str
+    figure: float
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.remedy}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that advice depends on.
+
+    `values_per_channel` are those of the BatchNorm with the fewest, at the chosen micro-batch;
+    `loading` is seconds of loading beside one of computing; `bf16` how many times as fast a step is
+    in it; `losses` are the pilot's, smoothed.
+    """
+
+    chosen: Expected
+    noise: NoiseEstimate
+    scaling: Scaling
+    base_batch: int
+    examples: int
+    drop_last: bool
+    workers: int
+    batch_norm: bool
+    values_per_channel: float | None
+    loading: float
+    bf16: float | None
+    unsteady: float
+    losses: list[tuple[int, float]]
+    target_reached: bool | None
+
+
+def advise(s: Situation) -> list[Advice]:
+    """Everything that applies, what matters most first."""
+    return [
+        *_training(s),
+        *_noise(s),
+        *_normalization(s),
+        *_learning_rate(s),
+        *_epoch(s),
+        *_speed(s),
+    ]
+
+
+def _training(s: Situation) -> Iterator[Advice]:
+    if len(s.losses) >= 20:
+        share = len(s.losses) // 10
+        first = sum(loss for _, loss in s.losses[share : 2 * share]) / share
+        last = sum(loss for _, loss in s.losses[-share:]) / share
+        if last > (1 - IMPROVES) * first:
+            yield Advice(
+                "not_improving",
+                f"The pilot's loss went from {first:.4g} to {last:.4g}: it did not learn.",
+                last / first,
+                "Check the learning rate and --base-batch, or give a longer --budget; the noise "
+                "scale is that of an untrained model.",
+            )
+    if s.target_reached is False:
+        yield Advice(
+            "target_not_reached",
+            f"The pilot ended before the target, at a loss of {s.losses[-1][1]:.4g}.",
+            s.losses[-1][1],
+            "The noise scale grows on the way, so larger sizes may pay later: a longer --budget "
+            "tells, and train --adapt follows it.",
+        )
+
+
+def _noise(s: Situation) -> Iterator[Advice]:
+    size, noise = s.chosen.batch_size, s.noise
+    if noise.value is None:
+        yield Advice(
+            "noise_scale_unknown",
+            f"The gradient could not be told from noise: its scale is above {noise.low:.3g}.",
+            noise.low,
+            "The size was chosen as if it were that; a longer --budget may tell more.",
+        )
+    elif size > noise.high:
+        yield Advice(
+            "above_noise_scale",
+            f"{size} is above the noise scale of {noise.value:.3g}: {1 - s.chosen.efficiency:.0%} "
+            "of the examples are wasted.",
+            1 - s.chosen.efficiency,
+            "It is still the fastest here; where examples or energy cost more than time, take "
+            "a smaller one.",
+        )
+    elif 8 * size < noise.low:
+        yield Advice(
+            "below_noise_scale",
+            f"The noise scale of {noise.value:.3g} is far above {size}: {noise.value / size:.0f} "
+            "devices could share a batch with little waste.",
+            noise.value / size,
+            "This one device gains nothing from larger batches; with more devices it would.",
+        )
+
+
+def _normalization(s: Situation) -> Iterator[Advice]:
+    if not s.batch_norm:
+        return
+    values = s.values_per_channel
+    if values is not None and values < FEW_VALUES:
+        yield Advice(
+            "few_values_per_channel",
+            f"BatchNorm has {values:.0f} values per channel (micro-batch x height x width) to take "
+            f"its statistics over; below {FEW_VALUES} they are too noisy.",
+            values,
+            "Use SyncBatchNorm over several devices, GroupNorm, or a larger micro-batch, and "
+            "rightbatch.recalibrate_batchnorm after training.",
+        )
+    if s.chosen.accumulation > 1:
+        yield Advice(
+            "accumulation_changes_batch_norm",
+            f"BatchNorm sees micro-batches of {s.chosen.micro_batch_size}, not the batch of "
+            f"{s.chosen.batch_size}: accumulation is not the same training here.",
+            float(s.chosen.micro_batch_size),
+            "GroupNorm does not depend on it; rightbatch.recalibrate_batchnorm sets the statistics "
+            "after training.",
+        )
+
+
+def _learning_rate(s: Situation) -> Iterator[Advice]:
+    factor = s.scaling.learning_rate_factor
+    if math.isclose(factor, 1.0):
+        return
+    also = ""
+    if s.scaling.beta2 is not None and s.scaling.epsilon_factor is not None:
+        also = f", beta2 to {s.scaling.beta2:.5g} and eps by {s.scaling.epsilon_factor:.3g}"
+    warm = " Warm up over the first epoch." if factor > WARM_UP_ABOVE else ""
+    yield Advice(
+        "learning_rate",
+        f"From {s.base_batch} to {s.chosen.batch_size} examples, multiply the learning rate by "
+        f"{factor:.3g}{also}.",
+        factor,
+        f"Rule: {s.scaling.rule}.{warm}",
+    )
+
+
+def _epoch(s: Situation) -> Iterator[Advice]:
+    size = s.chosen.batch_size
+    updates = -(-s.examples // size)
+    if updates < FEW_UPDATES:
+        yield Advice(
+            "few_updates",
+            f"An epoch has {updates} updates only.",
+            float(updates),
+            "Count a training's length in updates, not in epochs: as many as smaller batches get.",
+        )
+    rest = s.examples % size
+    if rest and rest < size / 4 and updates > 1 and not s.drop_last:
+        yield Advice(
+            "small_last_batch",
+            f"An epoch's last batch has {rest} examples, which weigh {size / rest:.0f} times as "
+            "much as others.",
+            float(rest),
+            "Set drop_last, so that another few are left out in every epoch.",
+        )
+
+
+def _speed(s: Situation) -> Iterator[Advice]:
+    if s.loading > (1.0 if s.workers else 0.2):
+        workers = max(math.ceil(s.loading * max(s.workers, 1) * 1.2), s.workers + 1)
+        yield Advice(
+            "loader_is_slow",
+            f"Loading takes {s.loading:.2g} s for every second of computing.",
+            s.loading,
+            f"Set workers to {workers}, cores permitting, or store what is decoded again and "
+            "again.",
+        )
+    if s.bf16 is not None and s.bf16 >= FASTER:
+        yield Advice(
+            "mixed_precision",
+            f"In bf16 a step was {s.bf16:.2f} times as fast.",
+            s.bf16,
+            'Set precision="bf16".',
+        )
+    if s.unsteady > 0.1:
+        yield Advice(
+            "unsteady_times",
+            f"Step times are known to {s.unsteady:.0%} only: something else ran here.",
+            s.unsteady,
+            "Repeat it on a quiet machine, or with a longer --budget.",
+        )

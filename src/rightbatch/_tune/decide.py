@@ -1,0 +1,153 @@
+"""Which batch size reaches the target soonest, as far as that can be told.
+
+To a target a training at batch size B needs examples in proportion to 1 + B/φ (McCandlish 2018),
+and so time in proportion to (1 + B/φ) / throughput(B). Both are known with an uncertainty, which is
+carried through: the answer is a distribution over times for every size, all from the same draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rightbatch._noise import estimated, resampled
+from rightbatch._throughput import DRAWS, Steps, Throughput
+
+MODEL_ERROR = math.log(2) / 2
+"""Standard deviation of log φ: near the target the noise scale is within a factor of 2 of the
+critical batch size (McCandlish 2018, figure 4), so that is taken for a 95% interval."""
+NEAR = 1.05
+"""A smaller size is preferred where it may be as fast, and is not expected to be slower by more."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One size: `relative_time` to the target, the chosen size's being 1, with its 95% interval.
+
+    `efficiency` is the share of its examples that is not wasted, 1/(1 + B/φ). A batch is run in
+    `accumulation` micro-batches of at most `micro_batch_size` on each device. `seconds` to the
+    target are known where the pilot reached it.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    examples_per_second: float
+    examples_per_second_low: float
+    examples_per_second_high: float
+    efficiency: float
+    relative_time: float
+    low: float
+    high: float
+    seconds: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The sizes that were weighed, the chosen one, and those that cannot be told from the best.
+
+    `price` is what the chosen one costs, in a unit that is the same for the same observations.
+    """
+
+    expected: tuple[Expected, ...]
+    batch_size: int
+    alike: tuple[int, ...]
+    price: float
+
+    @property
+    def chosen(self) -> Expected:
+        return next(each for each in self.expected if each.batch_size == self.batch_size)
+
+
+def decide(
+    throughput: Throughput,
+    observations: Sequence[tuple[float, float]],
+    candidates: Sequence[int],
+    *,
+    price: Callable[[Steps], float] = lambda steps: 1.0,
+    examples_to_target: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Decision:
+    """Weigh `candidates` by expected time, or by that times the `price` of a second of such steps.
+
+    `examples_to_target` are the batch size and the examples of a training that reached it.
+    """
+    noise = _noise_draws(observations, seed)
+    steps = [throughput.steps(size) for size in sorted(set(candidates))]
+    times = torch.stack([(1 + s.batch_size / noise) * s.seconds / s.batch_size for s in steps])
+    prices = torch.tensor([[price(s)] for s in steps], dtype=torch.float64)
+    seconds = _seconds(times, noise, examples_to_target)
+    times = times * prices
+    middle = times.median(dim=1).values
+    fastest = int(middle.argmin())
+    ratios = times / times[fastest]
+    low = _quantile(ratios, 0.025)
+    alike = [
+        i
+        for i in range(len(steps))
+        if i == fastest or (float(low[i]) <= 1 and float(ratios[i].median()) <= NEAR)
+    ]
+    chosen = min(alike)
+    ratios = times / times[chosen]
+    lows, highs = _quantile(ratios, 0.025), _quantile(ratios, 0.975)
+    phi = noise.median()
+    expected = tuple(
+        Expected(
+            batch_size=s.batch_size,
+            micro_batch_size=s.micro_batch_size,
+            accumulation=s.accumulation,
+            examples_per_second=float((s.batch_size / s.seconds).median()),
+            examples_per_second_low=float(_quantile(s.batch_size / s.seconds, 0.025)),
+            examples_per_second_high=float(_quantile(s.batch_size / s.seconds, 0.975)),
+            efficiency=float(1 / (1 + s.batch_size / phi)),
+            relative_time=float(ratios[i].median()),
+            low=float(lows[i]),
+            high=float(highs[i]),
+            seconds=seconds[i],
+        )
+        for i, s in enumerate(steps)
+    )
+    sizes = [s.batch_size for s in steps]
+    price_of_chosen = float(middle[chosen])
+    return Decision(expected, sizes[chosen], tuple(sizes[i] for i in alike), price_of_chosen)
+
+
+def _seconds(
+    times: Tensor, noise: Tensor, examples_to_target: tuple[int, int] | None
+) -> list[float | None]:
+    """Of each size to the target, where one training has shown the examples it takes."""
+    if examples_to_target is None:
+        return [None] * len(times)
+    base, examples = examples_to_target
+    needed = examples / (1 + base / noise)  # at a batch so small that none is wasted
+    return [float((needed * row).median()) for row in times]
+
+
+def _noise_draws(observations: Sequence[tuple[float, float]], seed: int) -> Tensor:
+    """DRAWS of φ. Where the gradient is lost in noise, all that is known is that φ is above a
+    bound, and a size is chosen as if it were at it: noise must be no order to grow."""
+    ratios = resampled(list(observations), seed)
+    finite = ratios[ratios.isfinite() & (ratios > 0)]
+    estimate = estimated(observations, seed=seed)
+    assert estimate is not None
+    bound = max(estimate.low if math.isfinite(estimate.low) else 1.0, 1.0)
+    if estimate.value is None or not len(finite):
+        draws = torch.full((DRAWS,), bound, dtype=torch.float64)
+    else:
+        draws = torch.where(ratios.isfinite() & (ratios > 0), ratios, bound)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(draws), (DRAWS,), generator=generator)
+    error = torch.randn(DRAWS, generator=generator, dtype=torch.float64)
+    return draws[chosen] * (MODEL_ERROR * error).exp()
+
+
+def _quantile(rows: Tensor, q: float) -> Tensor:
+    return rows.quantile(q, dim=-1)

@@ -1,0 +1,132 @@
+"""A plan: the size to train at, with what was measured and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rightbatch._fit import FitResult
+from rightbatch._noise import NoiseEstimate
+from rightbatch._tune.advice import Advice
+from rightbatch._tune.decide import Expected
+from rightbatch._units import format_seconds
+from rightbatch._workload import StepSeconds
+
+DEFAULT_BATCH = 16
+"""What most examples and Ultralytics begin with."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What became of a training at `batch_size`, from the pilot's end over `examples`."""
+
+    batch_size: int
+    loss: float
+    seconds: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size to train at, and why.
+
+    `batch_size` examples an update, `accumulation` micro-batches of `micro_batch_size` on each
+    device. `learning_rate_factor` is on a rate chosen for `base_batch`; `beta2` and
+    `epsilon_factor` are for Adam and its kin. `expected` has every size that was weighed,
+    `examples_per_second` with 95% intervals; `branches` are trained with `verify`. `samples` are
+    the raw step times by micro-batch size, `observations` those of the noise scale: a decision can
+    be made again from them.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    learning_rate_factor: float
+    learning_rate_rule: str
+    beta2: float | None
+    epsilon_factor: float | None
+    base_batch: int
+    noise_scale: NoiseEstimate
+    expected: tuple[Expected, ...]
+    advice: tuple[Advice, ...]
+    steps_per_epoch: int
+    steps_in_all: int
+    epochs: int
+    largest: FitResult
+    objective: str
+    processes: int
+    seconds: float
+    reason: str
+    branches: tuple[Branch, ...] = ()
+    samples: dict[int, tuple[StepSeconds, ...]] = field(default_factory=dict, repr=False)
+    observations: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        parts = f", {self.accumulation} x {self.micro_batch_size}" if self.accumulation > 1 else ""
+        rows = [
+            f"  {'batch':>6}  {'examples/s':>10}  {'efficiency':>10}  time to target",
+            *(_row(each, self) for each in self.expected),
+        ]
+        lines = [
+            f"batch size {self.batch_size}{parts}: {self.reason}",
+            f"{self.noise_scale}",
+            *rows,
+            *(f"- {each}" for each in self.advice),
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch tune --json`."""
+        plain = (
+            "batch_size micro_batch_size accumulation learning_rate_factor learning_rate_rule "
+            "beta2 epsilon_factor base_batch steps_per_epoch steps_in_all epochs objective "
+            "processes seconds reason"
+        )
+        return {name: getattr(self, name) for name in plain.split()} | {
+            "noise_scale": self.noise_scale.to_dict(),
+            "throughput": [
+                {
+                    "batch_size": each.batch_size,
+                    "examples_per_second": each.examples_per_second,
+                    "low": each.examples_per_second_low,
+                    "high": each.examples_per_second_high,
+                }
+                for each in self.expected
+            ],
+            "expected": [each.to_dict() for each in self.expected],
+            "advice": [each.to_dict() for each in self.advice],
+            "branches": [dict(vars(each)) for each in self.branches],
+            "largest": self.largest.to_dict(),
+            "samples": {
+                str(size): [vars(step) for step in steps] for size, steps in self.samples.items()
+            },
+            "observations": [list(pair) for pair in self.observations],
+        }
+
+    def plot(self) -> Any:
+        """A plotly figure: throughput, efficiency and their product over the batch size.
+
+        Raises:
+            MissingExtraError: without plotly.
+        """
+        from rightbatch._tune.plot import plot_plan
+
+        return plot_plan(self)
+
+
+def _row(each: Expected, plan: Plan) -> str:
+    marks = [
+        mark
+        for size, mark in (
+            (plan.batch_size, "chosen"),
+            (DEFAULT_BATCH, "default"),
+            (plan.largest.batch_size, "largest that was tried"),
+        )
+        if size == each.batch_size
+    ]
+    seconds = f", {format_seconds(each.seconds)}" if each.seconds is not None else ""
+    return (
+        f"  {each.batch_size:>6}  {each.examples_per_second:>10.4g}  {each.efficiency:>10.0%}  "
+        f"{each.relative_time:.2f} x ({each.low:.2f} to {each.high:.2f}){seconds}"
+        + (f"  {', '.join(marks)}" if marks else "")
+    )

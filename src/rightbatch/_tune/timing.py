@@ -1,0 +1,124 @@
+"""Times steps of every micro-batch size in a process of their own, until the medians are known."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from rightbatch._errors import UsageError, WorkloadError
+from rightbatch._probe import BuildError, ProbeProcess
+from rightbatch._throughput import spread
+from rightbatch._workload import StepSeconds
+
+TIGHT = 0.02
+"""Half of a median's 95% interval, as a share of it, that needs no more samples."""
+BURST = 0.25
+"""Seconds of one size before the next one has its turn, so that a noisy moment hits them all."""
+LEAST_ROUNDS = 3
+
+
+class Timing:
+    """Raw step times by micro-batch size, `watts` where the device tells, the least `values` per
+    channel that a BatchNorm had, and how many times as fast `bf16` was.
+
+    Raises (`run`):
+        WorkloadError: if the workload fails.
+    """
+
+    def __init__(
+        self, process: ProbeProcess, limit: int | None, show: Callable[[str], object]
+    ) -> None:
+        self._process, self._limit, self._show = process, limit, show
+        self.samples: dict[int, list[StepSeconds]] = defaultdict(list)
+        self.watts: dict[int, list[float]] = defaultdict(list)
+        self.values: dict[int, int] = {}
+        self.bf16: float | None = None
+
+    def run(self, smallest: int, largest: int, seconds: float) -> None:
+        """Steps of every micro-batch size in turns, until all are tight or the time is up."""
+        end = time.perf_counter() + seconds
+        sizes = self._warm_up(smallest, largest, seconds / 8)
+        todo, rounds = sizes, 0
+        while todo and (rounds < LEAST_ROUNDS or time.perf_counter() < end):
+            for size in todo:
+                if rounds >= LEAST_ROUNDS and time.perf_counter() > end:
+                    break
+                self._show(f"timing micro-batches of {size}")
+                report = self._timed(size, BURST)
+                self.samples[size] += [StepSeconds(**step) for step in report["steps"]]
+                if report["watts"] is not None:
+                    self.watts[size].append(report["watts"])
+            rounds += 1
+            todo = [size for size in sizes if spread(self.samples[size]) > TIGHT]
+        self.bf16 = self._faster_in_bf16()
+
+    def _warm_up(self, smallest: int, largest: int, seconds: float) -> list[int]:
+        """A step of every size, from the smallest; those whose step takes longer are left out.
+
+        Larger batches are then run in parts of the sizes that were timed.
+        """
+        sizes: list[int] = []
+        for size in sizes_between(smallest, largest):
+            self._show(f"timing micro-batches of {size}")
+            began = time.perf_counter()
+            report = self._timed(size, 0.0)
+            if report["outcome"] != "ok":
+                break  # memory, that `fit` has found to suffice with other examples
+            sizes.append(size)
+            if report["values_per_channel"] is not None:
+                self.values[size] = report["values_per_channel"]
+            if time.perf_counter() - began > seconds and len(sizes) > 2:
+                break
+        return sizes
+
+    def _timed(self, size: int, seconds: float, precision: str | None = None) -> dict[str, Any]:
+        report: dict[str, Any] = told(
+            lambda: self._process.time(size, seconds, self._limit, precision)
+        )
+        is_memory = report["outcome"] == "out_of_memory" and len(self.samples) > 1
+        if report["outcome"] != "ok" and precision is None and not is_memory:
+            raise failed(report["failure"], f"at batch size {size}")
+        return report
+
+    def _faster_in_bf16(self) -> float | None:
+        """Beside fp32 steps of the same moment; None where the session has its own precision."""
+        size = max(self.samples)
+        times: dict[str, list[float]] = {"fp32": [], "bf16": []}
+        for _ in range(4):
+            for precision, seconds in times.items():
+                report = self._timed(size, 0.0, precision)
+                if report["outcome"] != "ok":
+                    return None
+                seconds.append(report["steps"][0]["computing"])
+        return min(times["fp32"][1:]) / min(times["bf16"][1:])
+
+
+def sizes_between(least: int, most: int) -> list[int]:
+    """Powers of 2 from `least` to `most`, and the two themselves.
+
+    >>> sizes_between(2, 24)
+    [2, 4, 8, 16, 24]
+    """
+    powers = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
+    return sorted({least, most, *(p for p in powers if least <= p <= most)})
+
+
+def told(ask: Callable[[], Any]) -> Any:
+    """What a process answers; what it could not do, as the error of a verb."""
+    try:
+        return ask()
+    except BuildError as error:
+        raise failed(vars(error.failure), "while it is tuned") from None
+
+
+def failed(failure: dict[str, Any], where: str) -> Exception:
+    if failure["type"] in ("UsageError", "MissingExtraError"):
+        return UsageError(failure["message"])
+    return WorkloadError(
+        f"the workload fails {where}: {failure['type']}: {failure['message']}",
+        error_type=failure["type"],
+        error_message=failure["message"],
+        traceback=failure["traceback"],
+    )
