@@ -16,18 +16,26 @@ ROOT = Path(rightbatch.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    1: {"_device", "_errors", "_units", "_progress", "_faults", "_random"},
+    1: {"_device", "_errors", "_units", "_progress", "_faults", "_random", "_updates"},
     2: {"_batch", "_norm", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
     3: {"_memory", "_noise", "_throughput", "_scaling", "_pilot"},
     4: {
         "_search",
-        "_choose",
         "_nothing_fits",
         "_fit",
         "_predict",
         "_tune",
     },
-    5: {"_elastic", "_checkpoint", "_processes", "_loop", "_train"},
+    5: {
+        "_elastic",
+        "_checkpoint",
+        "_processes",
+        "_epoch",
+        "_evaluation",
+        "_growth",
+        "_loop",
+        "_train",
+    },
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -42,7 +50,7 @@ AT_HOME = {
     "transformers": ("integrations/",),
     "accelerate": ("integrations/",),
     "torchvision": ("integrations/",),
-    "plotly": ("_memory/plot.py",),
+    "plotly": ("_memory/plot.py", "_tune/plot.py"),
     "pytest": ("testing/",),
 }
 
@@ -125,7 +133,7 @@ import sys
 import rightbatch
 before = {{name.partition(".")[0] for name in sys.modules}}
 assert not before & {{*{heavy}, "rich", "cyclopts"}}, before
-import rightbatch._cli, rightbatch._factory, rightbatch._choose, rightbatch.examples
+import rightbatch._cli, rightbatch._factory, rightbatch._updates, rightbatch.examples
 from rightbatch import NothingFitsError, UsageError
 import rightbatch.integrations.ultralytics
 after = {{name.partition(".")[0] for name in sys.modules}}

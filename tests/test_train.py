@@ -20,6 +20,7 @@ import torch
 
 import rightbatch as rb
 import train_workloads as made
+from rightbatch._workload import StepSeconds
 from rightbatch.testing import inject_out_of_memory
 
 HERE = Path(__file__).parent
@@ -174,7 +175,7 @@ def test_a_resumed_training_ends_bit_for_bit_as_one_that_was_never_ended(tmp_pat
     with pytest.raises(rb.WorkloadError, match="the power went"):
         train(ended, made_to_fail, checkpoint_seconds=0)
     at = torch.load(ended / "last.pt", weights_only=False)["standing"]
-    assert at["step"] > 0, "in the middle of an epoch"
+    assert at["position"] > 0, "in the middle of an epoch"
     result = train(ended, resume=True)
     assert result.examples == EPOCHS * made.EXAMPLES
     assert same(tmp_path / "whole", ended)
@@ -195,15 +196,69 @@ def made_to_fail() -> rb.Workload:
     return replace(workload, loss=loss)
 
 
-def test_auto_finds_the_size_and_says_why(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", "--epochs", "40", "--memory", "1GiB")
+def test_auto_tunes_trains_as_the_plan_says_and_goes_on_at_its_size(tmp_path: Path) -> None:
+    done = run(tmp_path / "run", "--epochs", "40", "--memory", "1GiB", "--budget", "4s")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["batch_size"] == 4
-    assert document["largest"]["batch_size"] == made.EXAMPLES
-    assert "trains better here" in document["reason"]
+    size, plan = document["batch_size"], document["plan"]
+    assert 2 <= size <= 4, "300 updates in 40 epochs of 45 examples"
+    assert size == plan["batch_size"] and document["reason"] == plan["reason"]
+    assert document["steps"] == 40 * ceil(made.EXAMPLES / size)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
+    began = state["optimizer"]["param_groups"][0]["initial_lr"]
+    assert began == pytest.approx(0.02 * plan["learning_rate_factor"])
     resumed = run(tmp_path / "run", "--epochs", "41", "--resume")
-    assert json.loads(resumed.stdout)["batch_size"] == 4
+    assert json.loads(resumed.stdout)["batch_size"] == size
+
+
+class Eager:
+    """Measures after every step, and grows once it may."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import rightbatch._growth as growth
+
+        monkeypatch.setattr(growth, "WINDOW", 0.0)
+        monkeypatch.setattr(growth, "LEAST", 1)
+        slow = {m: [StepSeconds(0, 1.0 + 1e-6 * m, 0)] * 5 for m in (1, 2, 4, 8, 16)}
+        plan = rb.tune(made.plain, budget=2, device="cpu", progress=False, epochs=200)
+        plan = replace(plan, batch_size=2, micro_batch_size=2, accumulation=1, samples=slow)
+        monkeypatch.setattr("rightbatch._train.tune", lambda *_, **__: plan)
+
+
+def test_batches_grow_with_the_noise_scale_and_the_learning_rate_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Eager(monkeypatch)
+    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 200, "micro_batch": 2}
+    result = train(tmp_path / "run", made.plain, **options)
+    grown = [e for e in lines(tmp_path / "run" / "events.jsonl") if e["kind"] == "adapted"]
+    assert grown, "a step costs the same at every size, so larger ones are faster"
+    assert result.batch_size == 2 * 2 ** len(grown)
+    assert all("noise scale" in event["reason"] for event in grown)
+    assert result.examples == 200 * made.EXAMPLES, "no example is missed or seen twice"
+    assert result.steps < 200 * ceil(made.EXAMPLES / 2)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
+    assert state["optimizer"]["param_groups"][0]["lr"] != 0.1
+    options |= {"epochs": 201, "resume": True}
+    again = train(tmp_path / "run", made.plain, **options)
+    assert again.batch_size >= result.batch_size
+    assert again.examples == 201 * made.EXAMPLES
+
+
+def test_measuring_on_the_way_does_not_change_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Eager(monkeypatch)
+    monkeypatch.setattr("rightbatch._growth.LEAST", 10**9)
+    options: dict[str, Any] = {"batch": "auto", "epochs": 5, "micro_batch": 2}
+    train(tmp_path / "plain", made.plain, **options)
+    train(tmp_path / "measured", made.plain, adapt=True, **options)
+    assert same(tmp_path / "plain", tmp_path / "measured")
+
+
+def test_adapt_takes_a_size_that_tune_has_chosen(tmp_path: Path) -> None:
+    with pytest.raises(rb.UsageError, match="batch='auto'"):
+        train(tmp_path / "run", adapt=True)
 
 
 def test_two_processes_of_torchrun_train_as_one(tmp_path: Path) -> None:

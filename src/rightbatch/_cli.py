@@ -31,6 +31,7 @@ Memory = Annotated[str | None, Parameter(help="cap the device for a trial, for e
 Margin = Annotated[float, Parameter(help="share of the limit to leave free")]
 MaxBatch = Annotated[int | None, Parameter(help="try nothing larger")]
 DeviceName = Annotated[str | None, Parameter(help="cpu, cuda, cuda:N or mps; default: the best")]
+BaseBatch = Annotated[int, Parameter(help="the size that the learning rate was chosen for")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="one JSON document on stdout")]
 Seed = Annotated[int, Parameter(help="seed of everything random")]
 Data = Annotated[Path | None, Parameter(help="the data set's file, for a model given by name")]
@@ -140,10 +141,8 @@ def tune(
     target: Annotated[str | None, Parameter(help="for example loss=0.45 or accuracy=0.9")] = None,
     budget: Annotated[str, Parameter(help="how long it may take")] = "3min",
     objective: Annotated[str, Parameter(help="time, cost or energy")] = "time",
-    base_batch: Annotated[
-        int, Parameter(help="the size that the learning rate was chosen for")
-    ] = 16,
-    epochs: Annotated[int, Parameter(help="of the training that is planned")] = 10,
+    base_batch: BaseBatch = 16,
+    epochs: Annotated[int, Parameter(help="of the training that is planned")] = 30,
     verify: Annotated[bool, Parameter(negative="", help="train short branches as well")] = False,
     processes: Annotated[int, Parameter(help="devices that will train together")] = 1,
     bandwidth: Annotated[str, Parameter(help="between them, per second")] = "10GB",
@@ -198,6 +197,11 @@ def train(
     imgsz: ImageSize = None,
     out: Annotated[Path, Parameter(help="folder for the results")] = Path("runs/rightbatch"),
     micro_batch: Annotated[str, Parameter(help="auto, or examples at once to begin with")] = "auto",
+    budget: Annotated[str, Parameter(help="how long auto may take to choose")] = "1min",
+    base_batch: BaseBatch = 16,
+    adapt: Annotated[
+        bool, Parameter(negative="", help="let auto's size grow with the noise scale")
+    ] = False,
     resume: Annotated[
         bool, Parameter(negative="", help="go on with the training in --out")
     ] = False,
@@ -223,6 +227,9 @@ def train(
             epochs=epochs,
             out=out,
             micro_batch=int(micro_batch) if micro_batch.isdigit() else micro_batch,
+            budget=budget,
+            base_batch=base_batch,
+            adapt=adapt,
             resume=resume,
             checkpoint_seconds=checkpoint_seconds,
             memory=memory,

@@ -98,14 +98,14 @@ def largest_batch(
     *,
     max_batch: int | None,
     show: Callable[[str], object],
-    max_share: float | None = None,
+    useful: Callable[[int], int] = lambda examples: examples,
 ) -> FitResult:
-    """`fit` of what a header describes; nothing above `max_share` of an epoch is tried.
+    """`fit` of what a header describes; nothing above `useful` of an epoch's examples is tried.
 
     Raises:
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
     """
-    search = _Search(header, limit, max_batch, max_share, show)
+    search = _Search(header, limit, max_batch, useful, show)
     try:
         return search.run()
     finally:
@@ -120,12 +120,12 @@ class _Search:
         header: Header,
         limit: int | None,
         max_batch: int | None,
-        max_share: float | None,
+        useful: Callable[[int], int],
         show: Callable[[str], object],
     ) -> None:
         self._header = header
         self._asked_limit = limit
-        self._max_batch, self._max_share = max_batch, max_share
+        self._max_batch, self._useful = max_batch, useful
         self._show = show
         self._started_at = time.perf_counter()
         self._processes: list[ProbeProcess] = []
@@ -212,13 +212,10 @@ class _Search:
         examples = self._ready.examples or _UNBOUNDED
         return _search.Question(
             ceiling_bytes=self._ready.ceiling_bytes,
-            largest=min(examples, self._max_batch or self._most(examples)),
+            largest=min(examples, self._max_batch or self._useful(examples)),
             slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
             predicted=self._predicted,
         )
-
-    def _most(self, examples: int) -> int:
-        return examples if self._max_share is None else max(1, int(self._max_share * examples))
 
     def _verdict(self, found: _search.Found) -> FitResult:
         ready = self._ready
@@ -256,7 +253,7 @@ class _Search:
             if question.largest == self._max_batch:
                 bound = "max_batch"
             elif question.largest != self._ready.examples:
-                bound = f"{self._max_share:.0%} of the data set"
+                bound = "the largest that leaves enough updates"
             return f"{text}; it is {bound}, so nothing larger was tried"
         if above:
             return f"{text}; {min(above)} ran out of memory"

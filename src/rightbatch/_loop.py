@@ -6,31 +6,35 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
-from rightbatch import _faults
-from rightbatch._batch import Batch
+from rightbatch._batch import Batch, to_device
 from rightbatch._checkpoint import Checkpoints
 from rightbatch._device import is_out_of_memory
 from rightbatch._device._caches import release
 from rightbatch._elastic import Elastic, Event, StepReport
 from rightbatch._elastic.events import tell
+from rightbatch._epoch import batches, cuts, order_of
 from rightbatch._errors import UsageError
+from rightbatch._evaluation import evaluated
 from rightbatch._factory import Factory
-from rightbatch._norm import has_batch_norm
+from rightbatch._growth import Growth
+from rightbatch._noise import Part, window
 from rightbatch._precision import autocast, scaler
 from rightbatch._processes import Processes
 from rightbatch._progress import Live
 from rightbatch._random import random_state, seed_all, set_random_state
+from rightbatch._scaling import scale_optimizer
 from rightbatch._session import move_state
 from rightbatch._units import format_seconds
 from rightbatch._workload import Workload
@@ -38,10 +42,12 @@ from rightbatch._workload import Workload
 
 @dataclass
 class Standing:
-    """Where a training stands: the next step is `step` of `epoch`."""
+    """Where a training stands: at `position` in the order of `epoch`, with batches of
+    `batch_size`."""
 
+    batch_size: int
     epoch: int = 0
-    step: int = 0
+    position: int = 0
     steps: int = 0
     examples: int = 0
     seconds: float = 0.0
@@ -77,7 +83,8 @@ class Loop:
     """Trains a workload at one batch size, from the start or from its last checkpoint.
 
     Files in `out`: `last.pt` (where it stands), `model.pt` (weights at the end), `history.jsonl` (a
-    line per epoch), `events.jsonl` (a line per change of the micro-batch).
+    line per epoch), `events.jsonl` (a line per change of the micro-batch, or of the batch where
+    there is `growth`).
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Loop:
         out: Path,
         checkpoints: Checkpoints,
         processes: Processes,
+        growth: Growth | None = None,
         memory: int | str | None = None,
         margin: float = 0.05,
         seed: int = 0,
@@ -109,15 +117,15 @@ class Loop:
         self._examples = len(workload.data)
         if not self._examples:
             raise UsageError("the workload's data is empty")
-        self._cuts = _cuts(self._examples, batch_size, workload)
+        steps = len(cuts(workload, self._examples, batch_size)) * epochs
         self._model = workload.model.to(self._device)
         move_state(workload.optimizer, str(self._device))
         processes.share([*self._model.parameters(), *self._model.buffers()])
         schedule = workload.scheduler
-        steps = len(self._cuts) * epochs
         self._scheduler = schedule(workload.optimizer, steps) if schedule else None
         self._scaler = scaler(workload, self._device)
-        self.standing = Standing()
+        self.standing = Standing(batch_size)
+        self._growth = growth
         self.step = Elastic(
             self._model,
             workload.optimizer,
@@ -127,7 +135,7 @@ class Loop:
             split=workload.split,
             scaler=self._scaler,
             clip_norm=workload.clip_norm,
-            scheduler=self._scheduler,
+            scheduler=self._scheduler if growth is None else None,
             on_event=self._happened,
             group=processes.group,
             memory=memory,
@@ -150,6 +158,8 @@ class Loop:
         self._scaler.load_state_dict(state["scaler"])
         self.step.load_state_dict(state["elastic"])
         self.standing = Standing(**state["standing"])
+        if self._growth is not None:
+            self._growth.load_state_dict(state["growth"])
         if self._processes.is_first:  # what was written after the checkpoint comes again
             steps = self.standing.steps
             self._keep("history.jsonl", lambda line: line["steps"] <= steps)
@@ -169,8 +179,8 @@ class Loop:
         self._out.mkdir(parents=True, exist_ok=True)
         if not at.steps:
             self._save()  # from here on there is something to resume
-        steps = len(self._cuts) * self._epochs
-        with self._signals(), Live("train", enabled=self._progress, total=steps) as live:
+        total = self._examples * self._epochs
+        with self._signals(), Live("train", enabled=self._progress, total=total) as live:
             while at.epoch < self._epochs:
                 self._epoch(live)
         return at
@@ -180,24 +190,30 @@ class Loop:
         began = time.perf_counter() - at.epoch_seconds
         before = at.seconds - at.epoch_seconds
         self._model.train()
-        for batch in self._loader():
-            report = self.step(batch)
-            at.loss_sum = at.loss_sum + report.mean_loss * report.count  # waits for no device
-            at.loss_count += report.count
-            start, stop = self._cuts[at.step]
-            at.examples += stop - start
-            at.step, at.steps = at.step + 1, at.steps + 1
-            at.epoch_seconds = time.perf_counter() - began
-            at.seconds = before + at.epoch_seconds
-            self._show(live, report)
-            if self._processes.any(self._stopped is not None):
-                self._interrupted()
-            if self._checkpoints.is_due:
-                self._save()
+        order = order_of(self._examples, self._seed, at.epoch)
+        while where := cuts(self._workload, self._examples, at.batch_size, at.position):
+            for batch, examples in batches(
+                self._workload, order, where, self._processes, self._seed, at.epoch
+            ):
+                report = self.step(batch)
+                at.loss_sum = at.loss_sum + report.mean_loss * report.count  # waits for no device
+                at.loss_count += report.count
+                at.examples, at.position = at.examples + examples, at.position + examples
+                at.steps += 1
+                has_grown = self._growth is not None and self._grow(self._growth)
+                at.epoch_seconds = time.perf_counter() - began
+                at.seconds = before + at.epoch_seconds
+                self._show(live, report)
+                if self._processes.any(self._stopped is not None):
+                    self._interrupted()
+                if self._checkpoints.is_due:
+                    self._save()
+                if has_grown:
+                    break
         loss = self._processes.mean(float(at.loss_sum) / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0.0
-        at.metrics = {"loss": loss} | self._evaluated()
-        at.epoch, at.step, at.epoch_seconds = at.epoch + 1, 0, 0.0
+        at.metrics = {"loss": loss} | evaluated(self._workload, self.step, self._ran_out)
+        at.epoch, at.position, at.epoch_seconds = at.epoch + 1, 0, 0.0
         at.seconds = before + time.perf_counter() - began
         if self._processes.is_first:
             self._append(
@@ -207,6 +223,7 @@ class Loop:
                     "steps": at.steps,
                     "examples": at.examples,
                     "seconds": round(at.seconds, 3),
+                    "batch_size": at.batch_size,
                     "micro_batch_size": self.step.micro_batch_size,
                     **at.metrics,
                 },
@@ -216,69 +233,63 @@ class Loop:
                 torch.save(self._model.state_dict(), self._out / "model.pt")
             self._save()
 
-    def _loader(self) -> Iterator[Batch]:
-        """The rest of the epoch, in an order that the seed and the epoch determine."""
+    def _grow(self, growth: Growth) -> bool:
+        """Measure if it is time, and take a larger batch if that is faster; the schedule goes on by
+        examples, as if batches had not changed."""
         at = self.standing
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + at.epoch)
-        order = torch.randperm(self._examples, generator=generator).tolist()
-        batches = [order[start:stop] for start, stop in self._cuts[at.step :]]
-        loader: DataLoader[Any] = DataLoader(
-            self._workload.data,
-            batch_sampler=[self._processes.share_of(batch) for batch in batches],
-            num_workers=self._workload.workers,
-            collate_fn=_Collate(self._workload.collate),
-            generator=generator,
+        if self._scheduler is not None:
+            while self._scheduler.last_epoch < at.examples // self._batch_size:
+                self._scheduler.step()
+        seconds = growth.window_seconds(at.seconds)
+        if seconds is None:
+            return False
+        before = random_state(self._device)
+        try:
+            observations = window(self._model, self._parts(), self._examples, seconds)
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+            release(self._device)
+            observations = []
+        finally:
+            set_random_state(before, self._device)
+        grown = growth.grown(observations, at.batch_size, at.seconds)
+        if grown is None:
+            return False
+        at.batch_size = grown.batch_size
+        rule = grown.scaling
+        scale_optimizer(
+            self._workload.optimizer,
+            rule.batch_factor,
+            rule.learning_rate_factor,
+            self._scheduler,
         )
-        return iter(loader)
+        self._happened(Event("adapted", at.steps, grown.reason, self.step.micro_batch_size or 0))
+        return True
+
+    def _parts(self) -> Iterator[Part]:
+        """Micro-batches in an order of its own, so that no example is missed or seen twice."""
+        w, size = self._workload, self.step.micro_batch_size or 1
+        generator = torch.Generator().manual_seed(self._seed + self.standing.steps)
+        order = torch.randperm(self._examples, generator=generator).tolist()
+        data: Any = w.data
+        for start in range(0, len(order) - size + 1, size):
+            batch = w.collate([data[index] for index in order[start : start + size]])
+            here = to_device(batch, self._device)
+            yield partial(self._loss, self._model, here), size, float(w.count(batch))
 
     def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         with autocast(self._workload, self._device):
             return self._workload.loss(model, batch)
 
-    def _evaluated(self) -> dict[str, float]:
-        """The loss over the evaluation data, and what the workload's own `evaluate` says."""
-        w = self._workload
-        metrics: dict[str, float] = {}
-        self._model.eval()
-        if w.evaluation_data is not None:
-            total, count = 0.0, 0.0
-            loader: DataLoader[Any] = DataLoader(
-                w.evaluation_data,
-                batch_size=self.step.micro_batch_size or self._batch_size,
-                num_workers=w.workers,
-                collate_fn=w.collate,
-                generator=torch.Generator(),
-            )
-            for batch in loader:
-                for loss, n in self.step.evaluate(batch):
-                    total, count = total + float(loss) * n, count + n
-            metrics["evaluation_loss"] = total / count if count else float("nan")
-        if w.evaluate is not None:
-            metrics |= {name: float(value) for name, value in self._users_evaluation().items()}
-        self._model.train()
-        return metrics
-
-    def _users_evaluation(self) -> Mapping[str, float]:
-        """Called once more with an emptied cache where memory ran out: its batches are its own."""
-        evaluate = self._workload.evaluate
-        assert evaluate is not None
-        try:
-            _faults.enter("evaluation")
-            with torch.no_grad():
-                return evaluate(self._model)
-        except BaseException as error:
-            if not is_out_of_memory(error):
-                raise
-        release(self._device)
-        reason = "memory ran out in the workload's evaluate; emptied the cache to try again"
+    def _ran_out(self, reason: str) -> None:
         size = self.step.micro_batch_size or 0
         self._happened(Event("out_of_memory", self.standing.steps, reason, size, "evaluation"))
-        with torch.no_grad():
-            return evaluate(self._model)
 
     def _asked(self) -> dict[str, Any]:
         return {
             "batch_size": self._batch_size,
+            "adapt": self._growth is not None,
             "examples": self._examples,
             "seed": self._seed,
             "drop_last": self._workload.drop_last,
@@ -295,6 +306,7 @@ class Loop:
                 "scheduler": self._scheduler.state_dict() if self._scheduler else None,
                 "scaler": self._scaler.state_dict(),
                 "elastic": self.step.state_dict(),
+                "growth": self._growth.state_dict() if self._growth else None,
                 "standing": vars(self.standing) | {"loss_sum": float(self.standing.loss_sum)},
                 "random": random_state(self._device),
             }
@@ -323,7 +335,9 @@ class Loop:
             return
         self._shown = at.seconds
         text = f"epoch {at.epoch + 1} of {self._epochs}, loss {report.loss:.4g}"
-        live.show(f"{text}, {at.examples / at.seconds:.3g} examples/s", at.steps)
+        if self._growth is not None:
+            text += f", batches of {at.batch_size}"
+        live.show(f"{text}, {at.examples / at.seconds:.3g} examples/s", at.examples)
 
     def _interrupted(self) -> None:
         self._save()
@@ -351,30 +365,3 @@ class Loop:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-
-
-def _cuts(examples: int, batch_size: int, workload: Workload) -> list[tuple[int, int]]:
-    """Where an epoch's order is cut into batches.
-
-    BatchNorm cannot train on the one example that may be left over; then the last two batches
-    share their examples.
-    """
-    starts = range(0, examples, batch_size)
-    cuts = [(start, min(start + batch_size, examples)) for start in starts]
-    if workload.drop_last and examples >= batch_size:
-        return [(start, stop) for start, stop in cuts if stop - start == batch_size]
-    if cuts[-1][1] - cuts[-1][0] == 1 and len(cuts) > 1 and has_batch_norm(workload.model):
-        start = cuts[-2][0]
-        middle = start + (examples - start + 1) // 2
-        cuts[-2:] = [(start, middle), (middle, examples)] if batch_size > 2 else [(start, examples)]
-    return cuts
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """None for a process that has no example in the last, small batch."""
-
-    collate: Callable[[list[Any]], Batch]
-
-    def __call__(self, items: list[Any]) -> Batch:
-        return self.collate(items) if items else None

@@ -66,7 +66,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     ]
     if not norms:
         raise UsageError("the model has no BatchNorm with running statistics to recalibrate")
-    kept = [(norm, norm.training, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    tracked = [norm.num_batches_tracked.clone() for norm in norms]
     before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), None)
@@ -95,7 +96,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     finally:
         for module, training in modes:
             module.training = training
-        for norm, training, momentum, tracked in kept:
-            norm.training, norm.momentum = training, momentum
-            norm.num_batches_tracked = tracked
+        for norm, momentum, number in zip(norms, momenta, tracked, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(number)
     return count

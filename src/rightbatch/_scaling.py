@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 _LEAST_LEFT = 0.01
 """Of 1 − κ(1−β): below, β2 would lose its memory, and the power is taken instead."""
@@ -56,8 +57,18 @@ def scaled_beta2(beta2: float, batch_factor: float) -> float:
     return float(changed if changed >= _LEAST_LEFT else beta2**batch_factor)
 
 
-def scale_optimizer(optimizer: Optimizer, batch_factor: float, rate_factor: float) -> None:
-    """Change the learning rate, and where there are, β2 and ε, by the rule of `scaling`."""
+def scale_optimizer(
+    optimizer: Optimizer,
+    batch_factor: float,
+    rate_factor: float,
+    scheduler: LRScheduler | None = None,
+) -> None:
+    """Change the learning rate, and where there are, β2 and ε, by the rule of `scaling`.
+
+    A `scheduler` (and those that it is made of) goes on from the new rate.
+    """
+    for schedule in _schedules(scheduler):
+        schedule.base_lrs = [rate * rate_factor for rate in schedule.base_lrs]
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * rate_factor
         if "initial_lr" in group:
@@ -67,3 +78,10 @@ def scale_optimizer(optimizer: Optimizer, batch_factor: float, rate_factor: floa
             group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))
             if "eps" in group:
                 group["eps"] = group["eps"] / math.sqrt(batch_factor)
+
+
+def _schedules(scheduler: LRScheduler | None) -> list[LRScheduler]:
+    if scheduler is None:
+        return []
+    parts = [part for one in getattr(scheduler, "_schedulers", []) for part in _schedules(one)]
+    return [scheduler, *parts] if hasattr(scheduler, "base_lrs") else parts

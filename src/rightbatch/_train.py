@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rightbatch._choose import choose
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import NothingFitsError, RightbatchError, UsageError, WorkloadError
 from rightbatch._factory import resolve
-from rightbatch._fit import FitResult, fit
+from rightbatch._tune import Plan, tune
+from rightbatch._tune.plan import DEFAULT_BATCH
 from rightbatch._units import format_seconds
+
+if TYPE_CHECKING:
+    from rightbatch._checkpoint import Checkpoints
+    from rightbatch._growth import Growth
+    from rightbatch._workload import StepSeconds, Workload
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class TrainResult:
     """A finished training. `steps` are updates, `examples` those that all of them saw.
 
     `micro_batch_size` is the one in use at the end, `out_of_memory_events` how often memory ran out
-    and was survived. `largest` is what `fit` found where the size was chosen, `reason` says why
-    this one.
+    and was survived. `plan` is that of `tune` where the size was chosen, whose learning rate a
+    workload was trained with; `reason` says why this one. With `adapt` the size is that of the end.
     """
 
     batch_size: int
@@ -36,7 +41,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     out: str
     reason: str
-    largest: FitResult | None
+    plan: Plan | None
 
     def __str__(self) -> str:
         return (
@@ -47,7 +52,7 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `rightbatch train --json`."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
-        return document | {"largest": self.largest.to_dict() if self.largest else None}
+        return document | {"plan": self.plan.to_dict() if self.plan else None}
 
 
 def train(
@@ -57,6 +62,9 @@ def train(
     epochs: int,
     out: str | Path,
     micro_batch: int | str = "auto",
+    budget: float | str = "1min",
+    base_batch: int = DEFAULT_BATCH,
+    adapt: bool = False,
     resume: bool = False,
     memory: int | str | None = None,
     margin: float = 0.05,
@@ -70,11 +78,12 @@ def train(
 ) -> TrainResult:
     """Train a workload, or a model of an integration through that framework's own trainer.
 
-    `batch` is the batch size, or `"auto"`: the smaller of the largest that fits and the largest
-    that leaves enough updates (`rightbatch._choose`). A workload's batches are cut into parts of
-    `micro_batch` examples, which shrink where memory runs out; the batch size stays. Everything is
-    written into the folder `out`, from which `resume` goes on at the next example. Started by
-    torchrun, the processes train together.
+    `batch` is the batch size, or `"auto"`: what `tune` answers within `budget`, with its learning
+    rate for a workload whose own was chosen for `base_batch` (a framework keeps to its own rule).
+    With `adapt` the size then grows with the noise scale, and the learning rate with it. A
+    workload's batches are cut into parts of `micro_batch` examples, which shrink where memory runs
+    out; the batch size stays. Everything is written into the folder `out`, from which `resume` goes
+    on at the next example. Started by torchrun, the processes train together.
 
     `checkpoint_seconds` lie between two saves. `settings` go to a framework's training as they are,
     `options` to its spec (`data=`, `imgsz=`).
@@ -92,11 +101,20 @@ def train(
     if epochs < 1:
         raise UsageError(f"epochs is at least 1, not {epochs}")
 
-    def choice() -> _Choice:
+    if adapt and (batch != "auto" or hasattr(factory, "train")):
+        raise UsageError(
+            "adapt grows a size that tune has chosen: it takes batch='auto' and a Workload"
+        )
+
+    def choice(processes: int = 1) -> _Choice:
         if isinstance(batch, int):
             return _Choice(batch, f"{batch} was asked for", None)
-        largest = fit(
+        plan = tune(
             factory,
+            budget=budget,
+            base_batch=base_batch,
+            epochs=epochs,
+            processes=processes,
             memory=memory,
             margin=margin,
             max_batch=max_batch,
@@ -104,13 +122,7 @@ def train(
             seed=seed,
             progress=progress,
         )
-        chosen = choose(
-            largest.batch_size,
-            largest.smallest_batch_size,
-            largest.examples or largest.batch_size,
-            epochs,
-        )
-        return _Choice(chosen.batch_size, chosen.reason, largest)
+        return _Choice(plan.batch_size, plan.reason, plan)
 
     out = Path(out).expanduser()
     if hasattr(factory, "train"):
@@ -123,6 +135,7 @@ def train(
     from rightbatch._checkpoint import Checkpoints
     from rightbatch._loop import Loop, built
     from rightbatch._processes import Processes, opened
+    from rightbatch._scaling import scale_optimizer
 
     checkpoints = Checkpoints(out, checkpoint_seconds)
     if checkpoints.exist and not resume:
@@ -136,10 +149,16 @@ def train(
                 began = checkpoints.asked()["batch_size"]
                 chosen = _Choice(began, f"the training began with {began}", None)
             else:
-                chosen = processes.from_first(choice() if processes.is_first else None)
-            parts = micro_batch
-            if parts == "auto" and chosen.largest is not None:
-                parts = min(chosen.batch_size, chosen.largest.batch_size)
+                world = processes.world_size
+                chosen = processes.from_first(choice(world) if processes.is_first else None)
+            plan, parts = chosen.plan, micro_batch
+            if plan is not None:
+                factor = plan.batch_size / plan.base_batch
+                scale_optimizer(workload.optimizer, factor, plan.learning_rate_factor)
+                parts = plan.micro_batch_size if parts == "auto" else parts
+            growth = None
+            if adapt:
+                growth = _growth(workload, plan, checkpoints if resume else None, epochs)
             loop = Loop(
                 workload,
                 batch_size=chosen.batch_size,
@@ -148,6 +167,7 @@ def train(
                 out=out,
                 checkpoints=checkpoints,
                 processes=processes,
+                growth=growth,
                 memory=memory,
                 margin=margin,
                 seed=seed,
@@ -157,7 +177,7 @@ def train(
                 loop.resume()
             standing = loop.run()
         return TrainResult(
-            batch_size=chosen.batch_size,
+            batch_size=standing.batch_size,
             micro_batch_size=loop.step.micro_batch_size or chosen.batch_size,
             steps=standing.steps,
             examples=standing.examples,
@@ -166,11 +186,36 @@ def train(
             metrics=standing.metrics,
             out=str(out),
             reason=chosen.reason,
-            largest=chosen.largest,
+            plan=chosen.plan,
         )
 
     with _named(), opened(device) as processes:
+        if adapt and processes.world_size > 1:
+            raise UsageError("adapt measures in one process; torchrun trains at one size so far")
         return run(processes)
+
+
+def _growth(
+    workload: Workload, plan: Plan | None, checkpoints: Checkpoints | None, epochs: int
+) -> Growth:
+    """With the step times of the plan, or of the one that a training was begun with."""
+    from rightbatch._growth import Growth, samples_of
+
+    if checkpoints is not None:
+        state = checkpoints.read()["growth"]
+        if state is None:
+            raise UsageError("the training in --out was begun without --adapt")
+        samples: Mapping[int, Sequence[StepSeconds]] = samples_of(state)
+    else:
+        assert plan is not None
+        samples = plan.samples
+    return Growth(
+        samples,
+        workers=workload.workers,
+        examples=len(workload.data),  # type: ignore[arg-type]
+        epochs=epochs,
+        betas=workload.optimizer.defaults.get("betas"),
+    )
 
 
 @contextmanager
@@ -197,7 +242,7 @@ def _named() -> Iterator[None]:
 class _Choice:
     batch_size: int
     reason: str
-    largest: FitResult | None
+    plan: Plan | None
 
 
 def _by_framework(
@@ -210,10 +255,12 @@ def _by_framework(
     settings: dict[str, Any],
 ) -> TrainResult:
     size = chosen.batch_size
-    done = factory.train(batch=size, epochs=epochs, out=out, device=device, seed=seed, **settings)
+    micro = chosen.plan.micro_batch_size if chosen.plan else size
+    about: dict[str, Any] = {"batch": size, "micro_batch": micro, "epochs": epochs, "out": out}
+    done = factory.train(**about, device=device, seed=seed, **settings)
     return TrainResult(
         batch_size=size,
-        micro_batch_size=size,
+        micro_batch_size=micro,
         steps=ceil(done.examples / size) * done.epochs,
         examples=done.examples * done.epochs,
         seconds=done.seconds,
@@ -221,5 +268,5 @@ def _by_framework(
         metrics=done.metrics,
         out=str(done.out),
         reason=chosen.reason,
-        largest=chosen.largest,
+        plan=chosen.plan,
     )

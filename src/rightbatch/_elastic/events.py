@@ -10,7 +10,7 @@ from rightbatch._faults import Place
 
 logger = logging.getLogger("rightbatch")
 
-Kind = Literal["found", "out_of_memory", "shrunk", "grown", "rolled_back", "inexact"]
+Kind = Literal["found", "out_of_memory", "shrunk", "grown", "rolled_back", "inexact", "adapted"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Event:
     """One change, or one failure that was survived, with its reason.
 
     `step` counts updates from 0, `place` is where memory ran out, `micro_batch_size` what is tried
-    next.
+    next. `adapted` is a change of the batch size itself, which only `train --adapt` makes.
     """
 
     kind: Kind

@@ -11,13 +11,16 @@ from rightbatch._noise.exact import exact_noise_scale
 from rightbatch._noise.observations import NoiseEstimate, Observations, estimated, resampled
 from rightbatch._noise.of_norms import NormalizationNoise
 from rightbatch._noise.scale import NoiseScale
+from rightbatch._noise.window import Part, window
 
 __all__ = [
     "NoiseEstimate",
     "NoiseScale",
     "NormalizationNoise",
     "Observations",
+    "Part",
     "estimated",
     "exact_noise_scale",
     "resampled",
+    "window",
 ]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rightbatch._pilot.pilot import Part, Pilot, PilotPlan, PilotReport, facts
+from rightbatch._pilot.pilot import Pilot, PilotPlan, PilotReport, facts
 
-__all__ = ["Part", "Pilot", "PilotPlan", "PilotReport", "facts"]
+__all__ = ["Pilot", "PilotPlan", "PilotReport", "facts"]

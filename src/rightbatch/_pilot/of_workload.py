@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from rightbatch._batch import Batch, to_device
 from rightbatch._device._caches import synchronize
 from rightbatch._errors import UsageError
-from rightbatch._pilot import Part, Pilot, PilotPlan, PilotReport, facts
+from rightbatch._noise import Part
+from rightbatch._pilot import Pilot, PilotPlan, PilotReport, facts
 from rightbatch._precision import autocast, scaler
 from rightbatch._scaling import scale_optimizer
 from rightbatch._session import move_state

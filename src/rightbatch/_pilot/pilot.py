@@ -1,10 +1,8 @@
 """A short real training of a copy, and the noise scale late in it.
 
 Early values say little: the noise scale dips, then grows several-fold while a model learns. So half
-of the time is spent on training at a size that is known to train, and only then the gradient is
-held still in windows, with some training in between. In a window many micro-batches are drawn at
-one set of weights: from N examples in all, |G|² is known to about √2 · tr(Σ)/N, which no loop that
-updates after each batch comes near.
+of the time is spent on training at a size that is known to train, and only then the weights are
+held still in windows (`rightbatch._noise.window`), with some training in between.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from rightbatch._errors import UsageError
-from rightbatch._noise import NoiseScale
+from rightbatch._noise import Part, window
 from rightbatch._norm import has_batch_norm
 
 WINDOWS = 8
@@ -27,12 +25,8 @@ TRAINING_FIRST = 0.5
 """Share of the time before the first window."""
 IN_WINDOWS = 0.7
 """Share of the rest that the windows take."""
-LEAST_PARTS = 4
 SMOOTHING = 0.95
 """Of the training loss: the last 20 steps or so count."""
-
-Part = tuple[Callable[[], Tensor], float, float]
-"""A micro-batch of a window: its mean loss, its examples, and what that mean is taken over."""
 
 
 @dataclass(frozen=True)
@@ -142,31 +136,14 @@ class Pilot:
         return time.perf_counter() - self._began >= due
 
     def _window(self) -> None:
-        """Micro-batches at one set of weights, until the time or half of the examples are spent.
-
-        Buffers are as before, and the gradients are gone.
-        """
-        plan, model = self._plan, self._trained.model
         self._windows += 1
         self._show(f"pilot: noise scale, window {self._windows} of {WINDOWS}")
-        seconds = IN_WINDOWS * (1 - TRAINING_FIRST) * plan.seconds / WINDOWS
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        noise = NoiseScale(model, population=self._trained.population)
-        model.zero_grad()
-        began, count, seen = time.perf_counter(), 0, 0.0
-        for loss, examples, averaged in self._trained.parts():
-            (loss() * averaged).backward()
-            noise.micro_batch(examples, weight=averaged)
-            count, seen = count + 1, seen + examples
-            is_late = time.perf_counter() - began > seconds
-            if count >= LEAST_PARTS and (is_late or seen > self._trained.population / 2):
-                break
-        noise.complete()
-        noise.close()
-        self.report.observations += noise.observations
-        model.zero_grad()
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        trained = self._trained
+        seconds = IN_WINDOWS * (1 - TRAINING_FIRST) * self._plan.seconds / WINDOWS
+        trained.model.zero_grad()
+        self.report.observations += window(
+            trained.model, trained.parts(), trained.population, seconds
+        )
 
     def _has_reached(self) -> bool:
         target = self._plan.target

@@ -72,12 +72,14 @@ def decide(
     observations: Sequence[tuple[float, float]],
     candidates: Sequence[int],
     *,
+    most: int | None = None,
     price: Callable[[Steps], float] = lambda steps: 1.0,
     examples_to_target: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Decision:
     """Weigh `candidates` by expected time, or by that times the `price` of a second of such steps.
 
+    None above `most` is chosen.
     `examples_to_target` are the batch size and the examples of a training that reached it.
     """
     noise = _noise_draws(observations, seed)
@@ -87,12 +89,13 @@ def decide(
     seconds = _seconds(times, noise, examples_to_target)
     times = times * prices
     middle = times.median(dim=1).values
-    fastest = int(middle.argmin())
+    allowed = [i for i, s in enumerate(steps) if most is None or s.batch_size <= most]
+    fastest = min(allowed, key=lambda i: float(middle[i]))
     ratios = times / times[fastest]
     low = _quantile(ratios, 0.025)
     alike = [
         i
-        for i in range(len(steps))
+        for i in allowed
         if i == fastest or (float(low[i]) <= 1 and float(ratios[i].median()) <= NEAR)
     ]
     chosen = min(alike)

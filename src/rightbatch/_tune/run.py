@@ -21,9 +21,8 @@ from rightbatch._tune.plan import DEFAULT_BATCH, Branch, Plan
 from rightbatch._tune.reason import reason
 from rightbatch._tune.timing import Timing, sizes_between, told
 from rightbatch._units import format_seconds, parse_bytes, parse_seconds
+from rightbatch._updates import most_useful
 
-UPDATES_PER_EPOCH = 10
-"""Larger sizes than leave so many are not weighed, unless `max_batch` says so."""
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
 BRANCHES = 0.3
@@ -38,7 +37,8 @@ def tune(
     budget: float | str = "3min",
     objective: str = "time",
     base_batch: int = DEFAULT_BATCH,
-    epochs: int = 10,
+    epochs: int = 30,
+    largest: FitResult | None = None,
     verify: bool = False,
     processes: int = 1,
     bandwidth: int | str = "10GB",
@@ -58,7 +58,8 @@ def tune(
     it takes about `budget`. `objective` is `time`, `cost` (the time of all devices) or `energy`
     (NVIDIA GPUs). `processes` extrapolates to so many devices that exchange gradients at
     `bandwidth` a second. `verify` also trains short branches at half, twice and four times the
-    size.
+    size. `largest` is what `fit` found, where it was run before; else no size is tried that leaves
+    a training of `epochs` too few updates (`rightbatch._updates`).
 
     Raises:
         NothingFitsError: if not even one example fits.
@@ -91,12 +92,16 @@ def tune(
         def show(text: str) -> None:
             live.show(text, int(100 * (time.perf_counter() - started) / asked.budget))
 
-        show("how many examples there are, and what fits")
         header = header_for(factory, device=device, margin=margin, seed=seed)
         limit = None if memory is None else parse_bytes(memory)
-        share = None if max_batch else 1 / UPDATES_PER_EPOCH
-        largest = largest_batch(header, limit, max_batch=max_batch, max_share=share, show=show)
-        tuning = _Tuning(header, limit, largest, asked, show, started)
+        found = largest or largest_batch(
+            header,
+            limit,
+            max_batch=max_batch,
+            useful=lambda examples: most_useful(examples, epochs),
+            show=show,
+        )
+        tuning = _Tuning(header, limit, found, asked, show, started)
         return tuning.run()
 
 
@@ -246,6 +251,7 @@ class _Tuning:
                 throughput,
                 report["observations"],
                 self._candidates(devices),
+                most=self._most(devices),
                 price=price,
                 examples_to_target=(self._base, int(reached["examples"])) if reached else None,
                 seed=asked.seed,
@@ -256,14 +262,18 @@ class _Tuning:
         return best
 
     def _candidates(self, devices: int) -> list[int]:
-        """Powers of 2 that leave enough updates, the default, the size of the learning rate, and
-        the largest that fits; every device gets at least one example."""
+        """Powers of 2, the default, the size of the learning rate, and the largest that fits; every
+        device gets at least one example."""
         largest = self._largest.batch_size
         least = max(self._largest.smallest_batch_size, devices)
-        most = self._asked.max_batch or max(largest, -(-self._examples // UPDATES_PER_EPOCH))
-        most = max(least, most)
+        most = max(self._most(devices), largest)
         extra = {size for size in (largest, DEFAULT_BATCH, self._base) if least <= size <= most}
-        return sorted({*sizes_between(least, most), *extra})
+        return sorted({*sizes_between(least, self._most(devices)), *extra})
+
+    def _most(self, devices: int) -> int:
+        """Nothing above is chosen: it would leave too few updates, or was not wanted."""
+        wanted = self._asked.max_batch or most_useful(self._examples, self._asked.epochs)
+        return max(wanted, self._largest.smallest_batch_size, devices)
 
     def _scaling(self, facts: dict[str, Any], size: int, noise: NoiseEstimate) -> Scaling:
         betas = facts["betas"]

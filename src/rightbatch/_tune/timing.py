@@ -41,12 +41,13 @@ class Timing:
         end = time.perf_counter() + seconds
         sizes = self._warm_up(smallest, largest, seconds / 8)
         todo, rounds = sizes, 0
+        burst = min(BURST, seconds / (LEAST_ROUNDS * len(sizes)))
         while todo and (rounds < LEAST_ROUNDS or time.perf_counter() < end):
             for size in todo:
                 if rounds >= LEAST_ROUNDS and time.perf_counter() > end:
                     break
                 self._show(f"timing micro-batches of {size}")
-                report = self._timed(size, BURST)
+                report = self._timed(size, burst)
                 self.samples[size] += [StepSeconds(**step) for step in report["steps"]]
                 if report["watts"] is not None:
                     self.watts[size].append(report["watts"])

@@ -1,7 +1,7 @@
 """The main job from beginning to end: `python -m rightbatch.examples.demo`.
 
-Renders a detection data set, finds the largest batch for YOLO26n, chooses one that leaves enough
-updates, trains with it, and shows what the model then sees. Everything lands in one folder.
+Renders a detection data set, finds the largest batch for YOLO26n, chooses the one that learns most
+in a second, trains with it, and shows what the model then sees. Everything lands in one folder.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from rightbatch._units import format_bytes, format_seconds
 from rightbatch.examples.parts import CLASSES, render_parts
 
 if TYPE_CHECKING:
-    from rightbatch._choose import Choice
-    from rightbatch._fit import FitResult
+    from rightbatch._tune import Plan
     from rightbatch.integrations.ultralytics import Trained
 
-MODEL, IMAGE_SIZE, EPOCHS = "yolo26n.yaml", 160, 20
+MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
 # For a training from scratch of some hundred updates; Ultralytics' defaults assume thousands, and
 # a mosaic of small defects leaves too little of them at 160 pixels.
 RECIPE: dict[str, Any] = {
@@ -82,8 +81,8 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
         "YOLO_VERBOSE": "false",
         "YOLO_CONFIG_DIR": str((out / "settings").resolve()),
     }
-    from rightbatch._choose import choose
     from rightbatch._fit import fit
+    from rightbatch._tune import tune
     from rightbatch.integrations.ultralytics import from_spec, without_trackers
 
     with _bars(console) as bars:
@@ -97,18 +96,15 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
     console.print(f"finding the largest batch for {MODEL} at {IMAGE_SIZE} pixels …")
     largest = fit(factory, memory=memory)
     console.print(f"  {largest.batch_size}, in {format_seconds(largest.seconds)}")
-    choice = choose(
-        largest.batch_size,
-        largest.smallest_batch_size,
-        largest.examples or largest.batch_size,
-        epochs,
-    )
+    console.print("choosing the size that learns most in a second …")
+    plan = tune(factory, largest=largest, memory=memory, epochs=epochs, budget=BUDGET)
+    console.print(f"  {plan.batch_size}, in {format_seconds(plan.seconds)}")
     without_trackers()
     # Ultralytics has bars of its own, for every little thing.
     with _bars(console) as bars, redirect_stdout(io.StringIO()):
-        task = bars.add_task(f"training at batch size {choice.batch_size}", total=epochs)
+        task = bars.add_task(f"training at batch size {plan.batch_size}", total=epochs)
         trained = factory.train(
-            batch=choice.batch_size,
+            batch=plan.batch_size,
             epochs=epochs,
             out=out / "train",
             device=None,
@@ -116,7 +112,7 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
             on_epoch=lambda n: bars.update(task, completed=min(n, epochs)),
         )
     picture = _draw_detections(trained.out / "weights" / "best.pt", data, out / "detections.jpg")
-    console.print(_card(largest, choice, trained, picture, time.perf_counter() - started))
+    console.print(_card(plan, trained, picture, time.perf_counter() - started))
 
 
 def _bars(console: Console) -> Progress:
@@ -124,22 +120,21 @@ def _bars(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _card(
-    largest: FitResult, choice: Choice, trained: Trained, picture: Path, seconds: float
-) -> Panel:
+def _card(plan: Plan, trained: Trained, picture: Path, seconds: float) -> Panel:
+    largest = plan.largest
     rate = trained.examples * trained.epochs / trained.seconds
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold")
     rows.add_column(overflow="fold")
     enforced = "enforced" if largest.limit_enforced else "not enforced here"
     rows.add_row("largest", f"{largest.batch_size}: {largest.reason}")
-    rows.add_row("chosen", f"{choice.batch_size}")
+    rows.add_row("chosen", f"{plan.batch_size}: {plan.reason}")
+    rows.add_row("noise scale", str(plan.noise_scale))
     rows.add_row(
         "peak / limit",
         f"{format_bytes(largest.peak_bytes)} at {largest.batch_size} of "
         f"{format_bytes(largest.limit_bytes)} on {largest.device} ({enforced})",
     )
-    rows.add_row("why", choice.reason)
     rows.add_row("speed", f"{rate:.0f} images per second in training")
     rows.add_row("mAP50", f"{trained.metrics['metrics/mAP50(B)']:.3f} on held-out pictures")
     rows.add_row("picture", str(picture))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import autocast
 
-from rightbatch._pilot import Part, Pilot, PilotPlan, PilotReport, facts
+from rightbatch._noise import Part
+from rightbatch._pilot import Pilot, PilotPlan, PilotReport, facts
 
 if TYPE_CHECKING:
     from rightbatch.integrations.ultralytics import YoloFactory

@@ -165,13 +165,14 @@ class YoloFactory:
         out: Path,
         device: str | None,
         seed: int,
+        micro_batch: int | None = None,
         on_epoch: Callable[[int], object] | None = None,
         **options: Any,
     ) -> Trained:
         """Train through Ultralytics with an update every `batch` images; writes into `out`.
 
         Ultralytics' own `batch` is a micro-batch, of which it accumulates to `nbs`; here the two
-        are one.
+        are one, unless `micro_batch` says otherwise.
         """
         from ultralytics import YOLO
 
@@ -189,7 +190,7 @@ class YoloFactory:
             "on_pretrain_routine_start", lambda trainer: elastic.append(make_elastic(trainer))
         )
         started = time.perf_counter()
-        model.train(**arguments, batch=batch, nbs=batch, epochs=epochs)
+        model.train(**arguments, batch=micro_batch or batch, nbs=batch, epochs=epochs)
         trainer = model.trainer
         survived = sum(each.out_of_memory_events for each in elastic if each is not None)
         return Trained(

@@ -1,0 +1,98 @@
+"""A pilot measures the noise scale of the closed form, stops at its target, and changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import tune_workloads as made
+from torch import nn
+
+import rightbatch as rb
+from rightbatch._noise import estimated, window
+from rightbatch._pilot import PilotPlan
+from rightbatch._pilot.of_workload import WorkloadPilot
+from rightbatch._pilot.pilot import WINDOWS, is_better
+
+
+def pilot(workload: rb.Workload, seconds: float = 2.0, **fields: Any) -> WorkloadPilot:
+    fields = {"batch_size": 16, "micro_batch_size": 16} | fields
+    return WorkloadPilot(workload, "cpu", PilotPlan(seconds=seconds, **fields))
+
+
+def quiet(text: str) -> None: ...
+
+
+def test_the_noise_scale_is_that_of_the_closed_form() -> None:
+    report = pilot(made.line()).run(quiet)
+    found = estimated(report.observations)
+    assert len(report.observations) == WINDOWS
+    assert found is not None and found.value is not None
+    assert found.value == pytest.approx(made.LINE_NOISE_SCALE, rel=0.15)
+
+
+def test_a_pilot_trains_and_says_so() -> None:
+    report = pilot(made.workload()).run(quiet)
+    assert report.losses[-1][1] < 0.7 * report.losses[20][1]
+    assert report.examples == 16 * report.steps == report.losses[-1][0]
+    assert report.reached is None
+    assert report.facts["optimizer"] == "SGD" and report.facts["betas"] is None
+    assert not report.facts["batch_norm"]
+
+
+@pytest.mark.parametrize("target", [("loss", 0.4), ("accuracy", 0.85)])
+def test_it_ends_when_its_target_is_reached(target: tuple[str, float]) -> None:
+    report = pilot(made.workload(), seconds=60.0, target=target).run(quiet)
+    assert report.reached is not None
+    assert 0 < report.reached["seconds"] < 20
+    assert report.reached["steps"] == report.steps
+    assert len(report.observations) == WINDOWS
+
+
+def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(rb.UsageError, match="a target is loss, or one of accuracy"):
+        pilot(made.workload(), target=("mAP", 0.5)).run(quiet)
+
+
+def test_a_loss_that_is_no_number_is_the_workloads_failure() -> None:
+    with pytest.raises(FloatingPointError, match="--base-batch"):
+        pilot(made.exploding()).run(quiet)
+
+
+def test_branches_start_where_the_pilot_ended_and_leave_it_there() -> None:
+    running = pilot(made.workload(), seconds=1.0)
+    running.run(quiet)
+    before = {key: value.clone() for key, value in running.model.state_dict().items()}
+    tries = [
+        {"batch_size": size, "micro_batch_size": 16, "batch_factor": size / 16}
+        | {"learning_rate_factor": factor}
+        for size, factor in ((16, 1.0), (64, 4.0), (16, 0.0))
+    ]
+    small, large, still = running.branches(tries, 1024, quiet)
+    assert all(torch.equal(before[key], value) for key, value in running.model.state_dict().items())
+    assert small["examples"] >= 1024 and large["examples"] >= 1024
+    assert small["loss"] != large["loss"]
+    again = running.branches(tries, 1024, quiet)
+    assert [b["loss"] for b in again] == [small["loss"], large["loss"], still["loss"]]
+
+
+def test_a_window_leaves_buffers_and_no_gradient() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def parts() -> Any:
+        while True:
+            x = torch.randn(8, 4)
+            yield (lambda x=x: model(x).square().mean()), 8, 8.0
+
+    found = window(model, parts(), population=1000, seconds=0.05)
+    assert len(found) == 1
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_losses_are_better_when_they_fall_and_other_metrics_when_they_rise() -> None:
+    assert is_better("loss", 0.4, 0.45) and not is_better("loss", 0.5, 0.45)
+    assert is_better("mAP50", 0.8, 0.7) and not is_better("mAP50", 0.6, 0.7)
+    assert is_better("val_error", 0.1, 0.2)

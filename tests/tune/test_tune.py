@@ -1,0 +1,122 @@
+"""`tune` from the shell and from Python, as a user has it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tune_workloads as made
+
+import rightbatch as rb
+from rightbatch._units import parse_seconds
+
+HERE = Path(__file__).parent
+QUICK: dict[str, Any] = {"budget": 4, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def plan() -> rb.Plan:
+    return rb.tune(made.workload, target="loss=0.45", **QUICK)
+
+
+def test_a_plan_has_the_size_its_reasons_and_all_that_was_measured(plan: rb.Plan) -> None:
+    document = json.loads(json.dumps(plan.to_dict()))
+    assert document["batch_size"] == plan.micro_batch_size * plan.accumulation
+    assert {"value", "low", "high"} <= set(document["noise_scale"])
+    sizes = [each["batch_size"] for each in document["expected"]]
+    assert sizes == sorted(sizes) and {1, 16, plan.batch_size, plan.largest.batch_size} <= {*sizes}
+    for each in document["throughput"]:
+        assert 0 < each["low"] <= each["examples_per_second"] <= each["high"]
+    chosen = next(e for e in document["expected"] if e["batch_size"] == plan.batch_size)
+    assert chosen["relative_time"] == 1 and chosen["seconds"] > 0
+    assert plan.steps_per_epoch == -(-made.EXAMPLES // plan.batch_size)
+    assert len(document["samples"]) >= 3 and document["observations"]
+    assert all(each["code"] and each["text"] for each in document["advice"])
+    assert "expected to reach the target" in document["reason"]
+
+
+def test_a_plan_can_be_read_and_drawn(plan: rb.Plan) -> None:
+    text = str(plan)
+    assert text.startswith(f"batch size {plan.batch_size}")
+    assert "noise scale" in text and "chosen" in text and "default" in text
+    names = [trace.name for trace in plan.plot().data]
+    assert len(names) == 3 and any("both" in name for name in names)
+
+
+def test_what_was_tuned_keeps_to_a_limit(plan: rb.Plan) -> None:
+    limited = rb.tune(made.workload, max_batch=4, **QUICK)
+    assert limited.batch_size <= 4
+    assert max(each.batch_size for each in limited.expected) == 4
+
+
+def test_a_run_that_does_not_improve_is_still_answered_and_said() -> None:
+    found = rb.tune(made.still, **QUICK)
+    assert found.batch_size >= 1
+    assert "not_improving" in [each.code for each in found.advice]
+
+
+def test_advice_that_needs_the_model_applies_to_it() -> None:
+    found = rb.tune(made.normalized, base_batch=4, epochs=200, **QUICK)
+    codes = [each.code for each in found.advice]
+    assert "few_values_per_channel" in codes
+    assert found.micro_batch_size >= 2, "BatchNorm cannot train on one"
+
+
+def test_branches_are_trained_where_that_is_asked_for() -> None:
+    found = rb.tune(made.workload, verify=True, budget=6, device="cpu", progress=False)
+    sizes = [branch.batch_size for branch in found.branches]
+    assert found.batch_size in sizes and 2 * found.batch_size in sizes
+    assert "Branches over" in found.reason
+
+
+def test_several_devices_and_their_cost_are_weighed() -> None:
+    found = rb.tune(made.workload, processes=4, objective="cost", bandwidth="1MB", **QUICK)
+    assert found.processes == 1, "an exchange that slow is not worth four devices"
+    assert found.objective == "cost"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "0.45"}, "loss=0.45"),
+        ({"target": "accuracy=high"}, "loss=0.45"),
+        ({"budget": "soon"}, "not a duration"),
+        ({"objective": "fame"}, "time, cost, energy"),
+        ({"objective": "energy"}, "NVIDIA"),
+        ({"base_batch": 0}, "at least 1"),
+        ({"target": "mAP=0.5"}, "one of accuracy"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(rb.UsageError, match=message):
+        rb.tune(made.workload, **(QUICK | options))
+
+
+def test_a_training_that_explodes_is_the_workloads_failure() -> None:
+    with pytest.raises(rb.WorkloadError, match="FloatingPointError"):
+        rb.tune(made.exploding, **QUICK)
+
+
+def test_from_the_shell_it_prints_one_document_and_writes_the_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "plan.html"
+    arguments = [f"{HERE / 'tune_workloads.py'}:workload", "--budget", "4s", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rightbatch", "tune", *arguments, "--json", "--plot", str(picture)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["batch_size"] >= 1
+    assert "plotly" in picture.read_text()
+
+
+def test_durations_are_read_as_people_write_them() -> None:
+    assert [parse_seconds(text) for text in ("90", "3min", "1.5 h", 4)] == [90, 180, 5400, 4]
+    with pytest.raises(rb.UsageError, match="for example 3min"):
+        parse_seconds("3 fortnights")
