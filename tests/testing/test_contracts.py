@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from rightbatch._device import Reading
+from rightbatch._workload import StepSeconds
 from rightbatch.testing import DeviceContract, SessionContract
 
 MIB = 2**20
@@ -30,6 +32,15 @@ class Ideal:
         self.optimizer.zero_grad()
         self.model(torch.ones(batch_size, 2)).mean().backward()
         self.optimizer.step()
+
+    def timed_step(self, batch_size: int) -> StepSeconds:
+        began = time.perf_counter()
+        self.step(batch_size)
+        third = (time.perf_counter() - began) / 3
+        return StepSeconds(third, third, third)
+
+    def modules(self) -> list[nn.Module]:
+        return [self.model]
 
     def evaluate(self, batch_size: int) -> Any:
         return batch_size
@@ -72,6 +83,16 @@ class DoesNotTrain(Ideal):
         self.model(torch.ones(batch_size, 2)).mean().backward()
 
 
+class TimesAnotherStep(Ideal):
+    def timed_step(self, batch_size: int) -> StepSeconds:
+        return StepSeconds(1.0, 1.0, 1.0)
+
+
+class OnlyTimes(Ideal):
+    def timed_step(self, batch_size: int) -> StepSeconds:
+        return StepSeconds(1e-9, 1e-9, 1e-9)
+
+
 class TrainsInEvaluation(Ideal):
     def evaluate(self, batch_size: int) -> int:
         self.step(batch_size)
@@ -110,6 +131,8 @@ class ClosesOnlyWhatRan(Ideal):
         (SaysNothing, "test_an_evaluation_says_how_many_examples_it_held"),
         (HeldNothing, "test_an_evaluation_says_how_many_examples_it_held"),
         (DoesNotTrain, "test_a_step_trains_whatever_was_evaluated_before"),
+        (TimesAnotherStep, "test_a_timed_step_trains_and_its_parts_are_its_time"),
+        (OnlyTimes, "test_a_timed_step_trains_and_its_parts_are_its_time"),
         (TrainsInEvaluation, "test_an_evaluation_changes_no_parameter_and_leaves_no_gradient"),
         (ComputesGradients, "test_an_evaluation_changes_no_parameter_and_leaves_no_gradient"),
         (LeavesGradientsOff, "test_an_evaluation_leaves_gradients_enabled"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 from unittest import SkipTest
 
@@ -57,6 +58,18 @@ class SessionContract:
         before = _copies(model)
         session.step(self.sizes[-1])
         assert not _equal(before, model), "a step left every parameter as it was"
+
+    def test_a_timed_step_trains_and_its_parts_are_its_time(self, session: Session) -> None:
+        if not self.trains:
+            raise SkipTest("it does not train")
+        model = session.modules()[0]
+        session.timed_step(self.sizes[-1])
+        before, began = _copies(model), time.perf_counter()
+        seconds = session.timed_step(self.sizes[-1])
+        parts = (seconds.loading, seconds.computing, seconds.updating)
+        assert all(part > 0 for part in parts)
+        assert sum(parts) <= time.perf_counter() - began
+        assert not _equal(before, model), "a timed step left every parameter as it was"
 
     def test_an_evaluation_changes_no_parameter_and_leaves_no_gradient(
         self, session: Session
