@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,13 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from benchmarks._record import median, save
-from benchmarks.workloads import data_folder
+from benchmarks.workloads import data_folder, factory
 from rightbatch._noise import exact_noise_scale
 
 REPEATS, WINDOWS = 50, 60
 WIDTH, SIGMA = 50, 1.0
 POINTS = (0, 60, 240, 960)  # steps of training, at which the weights are held still
-POPULATION, MICRO, PARTS = 2000, 16, 8
+POPULATION, MICRO, PARTS, LOOKS = 12_000, 16, 8, 100
 COST_STEPS = 60
 
 
@@ -59,19 +61,27 @@ def regression() -> dict[str, Any]:
     return {"truth": truth, "found": found}
 
 
-def cnn() -> list[dict[str, Any]]:
-    """A small CNN on CIFAR-10 images, at points of its training, against per-example gradients."""
-    images, labels = _images()
+def cnn() -> dict[str, list[dict[str, Any]]]:
+    """Small CNNs on CIFAR-10 images, at points of training, against per-example gradients.
+
+    One as it is tuned in `benchmarks.tune`, and one whose gradient soon is lost in noise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tuned = factory("cifar", Path(folder)).load()().model
     torch.manual_seed(0)
-    model = _network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return {"averaging head": _cnn(tuned, 0.02, 16), "wide head": _cnn(_network(), 0.05, 32)}
+
+
+def _cnn(model: nn.Module, rate: float, batch_size: int) -> list[dict[str, Any]]:
+    images, labels = _images()
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     found: list[dict[str, Any]] = []
     for step in range(max(POINTS) + 1):
         if step in POINTS:
             gradient, noise = _exact(model, images, labels)
             watching = rb.NoiseScale(model, population=POPULATION)
-            for _ in range(24):
+            for _ in range(LOOKS):
                 model.zero_grad()
                 for chosen in _shuffled(generator)[: MICRO * PARTS].split(MICRO):
                     _loss(model, (images[chosen], labels[chosen])).backward()
@@ -82,36 +92,62 @@ def cnn() -> list[dict[str, Any]]:
             exact = noise / gradient
             found.append({"step": step, "exact": exact} | watching.estimate.to_dict())
             print(f"  step {step}: exact {exact:.1f}, {watching.estimate}", file=sys.stderr)
-        chosen = _shuffled(generator)[:32]
+        chosen = _shuffled(generator)[:batch_size]
         optimizer.zero_grad()
         _loss(model, (images[chosen], labels[chosen])).backward()
         optimizer.step()
     return found
 
 
-def cost() -> dict[str, list[float]]:
-    """Processor time of steps of an accumulating loop: plain, watched, and plain again."""
-    images, labels = _images()
-    model = _network()
+def cost() -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Processor time of steps: plain, watched, and plain again, in turns.
+
+    Loops that accumulate are watched by `NoiseScale`, loops with one backward pass by
+    `NormalizationNoise`.
+    """
+    images, labels = _images(MICRO * PARTS)
+    with tempfile.TemporaryDirectory() as folder:
+        text = factory("shakespeare", Path(folder)).load()()
+    tokens = text.collate([text.data[index] for index in range(MICRO * PARTS)])
+    cases: dict[str, tuple[nn.Module, Any, Any]] = {
+        "CNN": (_network(), _loss, (images, labels)),
+        "transformer": (text.model, text.loss, tokens),
+    }
+    return {
+        name: {
+            "accumulating": _cost_of(*case, parts=PARTS),
+            "one backward pass": _cost_of(*case, parts=1),
+        }
+        for name, case in cases.items()
+    }
+
+
+def _cost_of(model: nn.Module, loss: Any, batch: Any, *, parts: int) -> dict[str, list[float]]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    noise = rb.NoiseScale(model)
-    noise.close()
+    pieces = rb.split_batch(batch, MICRO * PARTS // parts)
     seconds: dict[str, list[float]] = {"plain": [], "watched": [], "plain again": []}
     for _ in range(COST_STEPS):
         for kind, samples in seconds.items():
-            if kind == "watched":
-                noise = rb.NoiseScale(model)
-            started = time.process_time()
-            optimizer.zero_grad()
-            for part in torch.arange(MICRO * PARTS).split(MICRO):
-                _loss(model, (images[part], labels[part])).backward()
-                if kind == "watched":
-                    noise.micro_batch(n=MICRO)
-            if kind == "watched":
-                noise.step()
-            optimizer.step()
-            samples.append(time.process_time() - started)
-            noise.close()
+            watching: Any = None
+            if kind == "watched" and parts > 1:
+                watching = rb.NoiseScale(model)
+            elif kind == "watched":
+                watching = rb.NormalizationNoise(model)
+            total = 0.0
+            for _ in range(1 if parts > 1 else 4):  # of which the latter watches one
+                started = time.process_time()
+                optimizer.zero_grad()
+                for piece in pieces:
+                    loss(model, piece).backward()
+                    if watching is not None and parts > 1:
+                        watching.micro_batch(n=MICRO)
+                if watching is not None:
+                    watching.step()
+                optimizer.step()
+                total += time.process_time() - started
+            samples.append(total)
+            if watching is not None:
+                watching.close()
     return seconds
 
 
@@ -126,34 +162,45 @@ def table(results: dict[str, Any]) -> str:
         f"| {median(values):.1f} (median) | {middle:.1%} (median of repeats); the interval covers "
         f"the truth in {covered} of {len(found)} |\n"
     )
-    for point in results["cnn"]:
+    points = [(name, point) for name, found in results["cnn"].items() for point in found]
+    for name, point in points:
         value = point["value"]
         estimate = f"{value:.1f} ({point['low']:.1f} to {point['high']:.1f})" if value else "bound"
         error = f"{value / point['exact'] - 1:+.1%}" if value else f"above {point['low']:.1f}"
         text += (
-            f"| CNN on CIFAR-10, after {point['step']} steps | {point['exact']:.1f} (per example) "
+            f"| CNN with {name}, after {point['step']} steps | {point['exact']:.1f} (per example) "
             f"| {estimate} | {error} |\n"
         )
-    seconds = results["cost"]
-    plain = [
-        (one + other) / 2
-        for one, other in zip(seconds["plain"], seconds["plain again"], strict=True)
-    ]
-    pairs = zip(seconds["watched"], plain, strict=True)
-    over = median([watched / without - 1 for watched, without in pairs])
-    same = zip(seconds["plain again"], seconds["plain"], strict=True)
-    band = median([again / first - 1 for again, first in same])
     text += (
-        f"\nIn a loop that accumulates {PARTS} parts of {MICRO}, watching costs {over:+.2%} of the "
-        f"step's processor time (median of {COST_STEPS} steps; plain against plain: {band:+.2%}).\n"
+        f"\n| loop over batches of {MICRO * PARTS} | watched by | costs | plain against plain |\n"
+        "|---|---|---|---|\n"
     )
+    for name, kinds in results["cost"].items():
+        for kind, seconds in kinds.items():
+            again = zip(seconds["plain"], seconds["plain again"], strict=True)
+            plain = [(one + other) / 2 for one, other in again]
+            over = _interval([w / p - 1 for w, p in zip(seconds["watched"], plain, strict=True)])
+            pairs = zip(seconds["plain again"], seconds["plain"], strict=True)
+            band = _interval([other / one - 1 for other, one in pairs])
+            accumulates = kind == "accumulating"
+            how = f"{name}, {PARTS} parts" if accumulates else f"{name}, {kind}"
+            watcher = "`NoiseScale`" if accumulates else "`NormalizationNoise`"
+            text += f"| {how} | {watcher} | {over} | {band} |\n"
     return text
 
 
-def _images() -> tuple[Tensor, Tensor]:
+def _interval(values: list[float]) -> str:
+    """Median with its 95% interval by order statistics."""
+    ordered, count = sorted(values), len(values)
+    half = 0.98 * count**0.5
+    low, high = ordered[int(count / 2 - half)], ordered[int(count / 2 + half)]
+    return f"{ordered[count // 2]:+.2%} ({low:+.2%} to {high:+.2%})"
+
+
+def _images(count: int = POPULATION) -> tuple[Tensor, Tensor]:
     with np.load(data_folder() / "cifar10_small.npz") as stored:
-        images = torch.from_numpy(stored["train_images"][:POPULATION]).float() / 255 - 0.5
-        labels = torch.from_numpy(stored["train_labels"][:POPULATION]).long()
+        images = torch.from_numpy(stored["train_images"][:count]).float() / 255 - 0.5
+        labels = torch.from_numpy(stored["train_labels"][:count]).long()
     if images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2).contiguous()
     return images, labels

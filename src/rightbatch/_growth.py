@@ -68,7 +68,10 @@ class Growth:
     def grown(
         self, observations: Sequence[tuple[float, float]], batch_size: int, seconds: float
     ) -> Grown | None:
-        """With what a window has shown: twice the size where that is faster now."""
+        """With what a window has shown: twice the size where that is not slower now.
+
+        At the same speed half the updates are left, each with half the noise.
+        """
         self._measured_at = seconds
         self._observations = [*self._observations, *observations][-REMEMBERED:]
         noise = self.estimate
@@ -78,16 +81,17 @@ class Growth:
         if twice > self._most:
             return None
         decision = decide(self._throughput, self._observations, (batch_size, twice))
-        if decision.batch_size != twice:
+        now, then = (each.relative_time for each in decision.expected)
+        if then > now:
             return None
-        slower = next(e for e in decision.expected if e.batch_size == batch_size).relative_time
         rule = scaling(self._betas, batch_size, twice, noise.value)
         self._observations = []  # the next decision rests on what the new size leads to
         return Grown(
             twice,
             rule,
-            f"{noise}: batches of {twice} are {slower:.2f} times as fast to the target as of "
-            f"{batch_size}; learning rate x {rule.learning_rate_factor:.3g} ({rule.rule})",
+            f"{noise}: batches of {twice} are {now / then:.2f} times as fast to the target as of "
+            f"{batch_size}, in half the updates; learning rate x {rule.learning_rate_factor:.3g} "
+            f"({rule.rule})",
         )
 
     @property

@@ -46,7 +46,8 @@ def test_it_ends_when_its_target_is_reached(target: tuple[str, float]) -> None:
     report = pilot(made.workload(), seconds=60.0, target=target).run(quiet)
     assert report.reached is not None
     assert 0 < report.reached["seconds"] < 20
-    assert report.reached["steps"] == report.steps
+    assert len({round(gradient, 9) for gradient, _ in report.observations}) == WINDOWS
+    assert report.reached["steps"] <= report.steps
     assert len(report.observations) == WINDOWS
 
 

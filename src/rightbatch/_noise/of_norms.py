@@ -121,13 +121,16 @@ def _per_example(layer: Any, x: Tensor, gradient: Tensor) -> Tensor:
     """
     count = len(x)
     if isinstance(layer, nn.GroupNorm):
-        places = x.reshape(count, layer.num_channels, -1)
+        channels, groups = layer.num_channels, layer.num_groups
+        places = x.reshape(count, channels, -1)
         by_place = gradient.reshape(places.shape)
-        groups = places.reshape(count, layer.num_groups, -1).float()
-        variance, mean = torch.var_mean(groups, dim=2, correction=0)
-        inverse = (variance + layer.eps).rsqrt()
-        each = layer.num_channels // layer.num_groups
-        product = torch.einsum("bcp,bcp->bc", places.to(by_place.dtype), by_place)
+        # The layer's own kernel for the two: many times as fast as `var_mean` on the CPU.
+        size, eps = places.shape[2], layer.eps
+        _, mean, inverse = torch.native_group_norm(
+            places.contiguous(), None, None, count, channels, size, groups, eps
+        )
+        each = channels // groups
+        product = torch.linalg.vecdot(places.to(by_place.dtype), by_place)
         sums = by_place.sum(dim=2)
         mean, inverse = (v.repeat_interleave(each, dim=1) for v in (mean, inverse))
         weight = (product - mean * sums) * inverse

@@ -72,12 +72,14 @@ class WorkloadPilot:
             yield partial(self._loss, here), examples, float(w.count(batch))
 
     def evaluate(self) -> Mapping[str, float]:
-        if self._workload.evaluate is None:
-            return {}
+        w = self._workload
+        found = {} if w.evaluation_data is None else {"evaluation_loss": self._unseen_loss()}
+        if w.evaluate is None:
+            return found
         self.model.eval()
         try:
             with torch.no_grad():
-                return self._workload.evaluate(self.model)
+                return found | dict(w.evaluate(self.model))
         finally:
             self.model.train()
 

@@ -33,7 +33,7 @@ SMOOTHING = 0.95
 class PilotPlan:
     """`batch_size` examples an update, of which `micro_batch_size` at once, for `seconds`.
 
-    `target` is a metric with the value to reach; training does not go on beyond it. A schedule is
+    `target` is a metric with the value to reach; then it is time for the windows. A schedule is
     that of a training of `epochs`.
     """
 
@@ -100,7 +100,7 @@ class Pilot:
         self.report = PilotReport()
         self._trained, self._plan, self._show = trained, plan, show
         self._began = time.perf_counter()
-        self._windows = 0
+        self._windows, self._looked = 0, self._began
         self._smooth, self._weight = 0.0, 0.0
         self._evaluated, self._evaluating, self._last_evaluation = self._began, 0.0, 0.0
 
@@ -123,27 +123,32 @@ class Pilot:
             if self._has_reached():
                 counts = {"steps": report.steps, "examples": report.examples}
                 report.reached = {**counts, "seconds": report.seconds}
-        while self._windows < WINDOWS and (report.reached or self._is_due):
+        if self._is_due:
             self._window()
-            if not report.reached:
-                break  # some training comes between two windows
         return self._windows == WINDOWS
 
     @property
     def _is_due(self) -> bool:
+        """The windows lie on a way, since at one place the noise scale is not that of the next."""
+        now = time.perf_counter()
+        if self._windows:
+            return now - self._looked >= (1 - IN_WINDOWS) / IN_WINDOWS * self._window_seconds
         first = TRAINING_FIRST * self._plan.seconds
-        due = first + (self._plan.seconds - first) * self._windows / WINDOWS
-        return time.perf_counter() - self._began >= due
+        return self.report.reached is not None or now - self._began >= first
+
+    @property
+    def _window_seconds(self) -> float:
+        return IN_WINDOWS * (1 - TRAINING_FIRST) * self._plan.seconds / WINDOWS
 
     def _window(self) -> None:
         self._windows += 1
         self._show(f"pilot: noise scale, window {self._windows} of {WINDOWS}")
         trained = self._trained
-        seconds = IN_WINDOWS * (1 - TRAINING_FIRST) * self._plan.seconds / WINDOWS
         trained.model.zero_grad()
         self.report.observations += window(
-            trained.model, trained.parts(), trained.population, seconds
+            trained.model, trained.parts(), trained.population, self._window_seconds
         )
+        self._looked = time.perf_counter()
 
     def _has_reached(self) -> bool:
         target = self._plan.target

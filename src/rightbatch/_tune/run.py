@@ -54,12 +54,12 @@ def tune(
 
     Measures what fits, how long steps of several sizes take, and the noise scale late in a short
     training of a copy at `base_batch`, the size that the workload's learning rate was chosen for.
-    `target` (`"loss=0.45"`, or a key of `evaluate`) ends that training when it is reached. All of
-    it takes about `budget`. `objective` is `time`, `cost` (the time of all devices) or `energy`
-    (NVIDIA GPUs). `processes` extrapolates to so many devices that exchange gradients at
-    `bandwidth` a second. `verify` also trains short branches at half, twice and four times the
-    size. `largest` is what `fit` found, where it was run before; else no size is tried that leaves
-    a training of `epochs` too few updates (`rightbatch._updates`).
+    `target` (`"loss=0.45"`, `evaluation_loss`, or a key of `evaluate`) ends that training when it
+    is reached. All of it takes about `budget`. `objective` is `time`, `cost` (the time of all
+    devices) or `energy` (NVIDIA GPUs). `processes` extrapolates to so many devices that exchange
+    gradients at `bandwidth` a second. `verify` also trains short branches at half, twice and four
+    times the size. `largest` is what `fit` found, where it was run before; else no size is tried
+    that leaves a training of `epochs` too few updates (`rightbatch._updates`).
 
     Raises:
         NothingFitsError: if not even one example fits.
