@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
 import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,3 +70,29 @@ def _processor() -> str:
 
 def median(values: list[float]) -> float:
     return statistics.median(values) if values else float("nan")
+
+
+def run_parts(
+    name: str,
+    parts: Mapping[str, Callable[[], Any]],
+    table: Callable[[dict[str, Any]], str],
+    description: str | None,
+) -> None:
+    """The command line of a benchmark of several parts: those named are run, the others' results
+    kept. A part is stored as soon as it has ended, as `{"about": ..., "found": ...}`."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", default=list(parts), metavar="PART")
+    asked = parser.parse_args().parts
+    if unknown := set(asked) - set(parts):
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
+    path = RESULTS / f"{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    for part in asked:
+        results[part] = {"about": about(), "found": parts[part]()}
+        save(name, {"results": results}, table(results))
+    print(table(results))
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,21 +1,23 @@
 """How many steps, examples and seconds a training takes to a target, batch size by batch size.
 
-`python -m benchmarks._curves [TASK ...]` makes the runs that are missing. Each is stored by itself
-in `results/tune_runs.jsonl` as soon as it has ended, so that it can be stopped at any time.
+`python -m benchmarks.tune.runs [TASK ...]` makes the runs that are missing. Each is stored by
+itself in `results/tune_runs.jsonl` as soon as it has ended, so that it can be stopped at any time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks._record import RESULTS
-from benchmarks._tasks import TASKS, Run, Task
-from benchmarks._to_target import train_to_target, yolo_to_target
+from benchmarks.tune.tasks import TASKS, Run, Task
+from benchmarks.tune.to_target import train_to_target, yolo_to_target
 
 RUNS = RESULTS / "tune_runs.jsonl"
 MOST_EXPONENT = 4
@@ -75,6 +77,24 @@ def stored() -> list[Run]:
     if not RUNS.exists():
         return []
     return [Run(**json.loads(line)) for line in RUNS.read_text().splitlines()]
+
+
+def geometric(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+def best_by_size(task: Task) -> dict[int, list[Run]]:
+    """Of each size the rate with the fewest examples, of those that every seed was run with."""
+    found: dict[int, dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in stored():
+        if run.task == task.name and run.target == task.target and run.reached:
+            found[run.batch_size][run.learning_rate].append(run)
+    best = {}
+    for size, by_rate in sorted(found.items()):
+        whole = [runs for runs in by_rate.values() if len(runs) == len(task.seeds)]
+        if whole:
+            best[size] = min(whole, key=lambda runs: geometric([run.examples for run in runs]))
+    return best
 
 
 def _key(run: Run) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import rightbatch as rb
-from benchmarks._tasks import Run, Task, yolo_settings
+from benchmarks.tune.tasks import Run, Task, yolo_settings
 from benchmarks.workloads import factory
 from rightbatch._growth import Growth
 from rightbatch._noise import window
