@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,9 @@ class TestOurOwnLoop(IntegrationContract):
         return self.train(folder, micro_batch_size, resume=True)
 
     left: int | None = None
+
+    def factory(self) -> object:
+        return TestOurOwnLoop().workload
 
     def workload(self) -> rb.Workload:
         model = network()
@@ -186,6 +190,42 @@ class TestTransformers(IntegrationContract):
             micro_batch_size=micro_batch_size,
         )
 
+    def factory(self) -> object:
+        from rightbatch.integrations.transformers import workload
+
+        made = TestTransformers()
+        return lambda: workload(made.trainer(Path(tempfile.mkdtemp()), 4))
+
+    def test_a_workload_of_a_trainer_trains_as_the_trainer_does(self, tmp_path: Path) -> None:
+        from transformers import Trainer
+
+        from rightbatch.integrations.transformers import workload
+
+        plain = self.trainer(tmp_path / "plain", 4, train_sampling_strategy="sequential")
+        plain.__class__ = Trainer
+        w = workload(self.trainer(tmp_path / "other", 4))
+        assert w.scheduler is not None and w.clip_norm == 1.0
+        size, steps = BATCH, 2 * -(-EXAMPLES // BATCH)
+        schedule = w.scheduler(w.optimizer, steps)
+        step = rb.Elastic(
+            w.model,
+            w.optimizer,
+            w.loss,
+            micro_batch_size=4,
+            count=w.count,
+            split=w.split,
+            clip_norm=w.clip_norm,
+            scheduler=schedule,
+        )
+        w.model.train()
+        for _ in range(EPOCHS):
+            for start in range(0, EXAMPLES, size):
+                chosen = range(start, min(start + size, EXAMPLES))
+                step(w.collate([w.data[i] for i in chosen]))
+        plain.train()
+        for one, other in zip(w.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
     def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
         trainer = self.trainer(folder, micro_batch_size)
         trainer.train()
@@ -261,6 +301,34 @@ class TestLightning(IntegrationContract):
             logger=False,
         )
 
+    def factory(self) -> object:
+        from rightbatch.integrations.lightning import workload
+
+        made = TestLightning()
+        return lambda: workload(made.module(), DataLoader(data(), BATCH), DataLoader(data(), 5))
+
+    def test_a_workload_of_a_module_has_its_optimizer_in_every_form(self) -> None:
+        from rightbatch.integrations.lightning import workload
+
+        module = self.module()
+        (optimizer,), schedules = module.configure_optimizers()
+        for form in (
+            optimizer,
+            [optimizer],
+            ([optimizer], schedules),
+            {"optimizer": optimizer, "lr_scheduler": schedules[0]},
+            ({"optimizer": optimizer},),
+        ):
+            module.configure_optimizers = lambda form=form: form
+            assert workload(module, DataLoader(data(), BATCH)).optimizer is optimizer
+        for form in (None, [optimizer, optimizer]):
+            module.configure_optimizers = lambda form=form: form
+            with pytest.raises(rb.UsageError, match="optimizer"):
+                workload(module, DataLoader(data(), BATCH))
+        module.automatic_optimization = False
+        with pytest.raises(rb.UsageError, match="by itself"):
+            workload(module, DataLoader(data(), BATCH))
+
     def train(self, folder: Path, micro_batch_size: int, **more: Any) -> Sequence[Tensor]:
         from rightbatch.integrations.lightning import ElasticBatches
 
@@ -322,6 +390,11 @@ class TestUltralytics(IntegrationContract):
             type(self).data = render_parts(folder, images=12, validation=6, size=64)
 
     data: Path
+
+    def factory(self) -> object:
+        from rightbatch.integrations.ultralytics import from_spec
+
+        return from_spec("yolo26n.yaml", data=str(self.data), imgsz=64, workers=0)
 
     def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
         from ultralytics import YOLO

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +146,30 @@ class WholeGradient:
         searches = allocator_retries(self._device)
         searched, self._searches = searches > self._searches, searches
         return searched
+
+
+@contextmanager
+def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor | None]]:
+    """Inside there are no gradients; afterwards there are those from before, of earlier parts of
+    the same update. The list then holds what was found inside."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    found: list[Tensor | None] = []
+    try:
+        yield found
+        found += [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:
+    """Add gradients to those that there are, in place."""
+    for parameter, gradient in zip(parameters, found, strict=True):
+        if gradient is not None:
+            own = parameter.grad
+            parameter.grad = gradient if own is None else own.add_(gradient)
 
 
 def caught(error: BaseException, place: _faults.Place) -> Failure:

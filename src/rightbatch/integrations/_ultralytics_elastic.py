@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rightbatch import _faults
 from rightbatch._device._caches import release
 from rightbatch._elastic import Elastic
-from rightbatch._elastic.gradients import Failure, caught
+from rightbatch._elastic.gradients import Failure, add_gradients, caught, set_aside
 from rightbatch._errors import NothingFitsError
 
 _OF_OBJECTS = ("cls", "bboxes", "batch_idx", "keypoints", "angle")
@@ -80,15 +80,8 @@ class ElasticYolo:
             return self._loss_of(x, *arguments, **keywords)
         self._items, self._whole = [], _images(x)
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
-        before = [p.grad for p in parameters]  # of earlier batches of this update
-        for parameter in parameters:
-            parameter.grad = None
-        try:
+        with set_aside(parameters) as found:
             report = elastic.gradients(x)
-            found = [p.grad for p in parameters]
-        finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                parameter.grad = gradient
         value = report.mean_loss * self._whole
         loss = _Differentiated.apply(parameters[0], value, parameters, found)
         return loss, _mean(self._items[-report.micro_batches :])
@@ -149,10 +142,7 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *factors: Any) -> Any:
-        for parameter, gradient in zip(ctx.parameters, ctx.gradients, strict=True):
-            if gradient is not None:
-                own = parameter.grad
-                parameter.grad = gradient if own is None else own.add_(gradient)
+        add_gradients(ctx.parameters, ctx.gradients)
         return None, None, None, None
 
 

@@ -5,21 +5,28 @@
     trainer = L.Trainer(callbacks=[ElasticBatches()])
     trainer.fit(module, loader)
 
+And for `fit`, `predict`, `tune` and `train`, a factory of the module as a `Workload`::
+
+    rb.tune(lambda: workload(Module(), DataLoader(Images())))
+
 The module's `training_step`, `validation_step` and optimizer stay as they are. `self.log` inside
 them is called once a part, weighted by its size where Lightning averages over an epoch.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from rightbatch._batch import Batch, count_examples, split_batch
 from rightbatch._elastic import Elastic, StepReport
 from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._workload import Workload
 
 if find_spec("lightning") is not None:
     from lightning.pytorch.callbacks import Callback
@@ -119,11 +126,7 @@ class ElasticBatches(Callback):
         return elastic
 
     def _loss(self, module: nn.Module, part: Batch) -> Tensor:
-        out = self._training_step(part, self._batch_index)
-        loss = out["loss"] if isinstance(out, dict) else out
-        if loss is None:
-            raise UsageError("training_step returned no loss; Elastic needs one for every part")
-        return loss  # type: ignore[no-any-return]
+        return _loss_in(self._training_step(part, self._batch_index))
 
     def _clipped(self, module: Any, optimizer: Any) -> None:
         value, algorithm = self._clip
@@ -140,6 +143,66 @@ class ElasticBatches(Callback):
                 config.scheduler.step(trainer.callback_metrics[config.monitor])
             else:
                 config.scheduler.step()
+
+
+def workload(
+    module: Any,
+    loader: DataLoader[Any],
+    validation: DataLoader[Any] | None = None,
+    **fields: Any,
+) -> Workload:
+    """A LightningModule and its loaders as a `Workload`; call it in a factory.
+
+    The loss is `training_step`'s, the optimizer that of `configure_optimizers`; schedules, which
+    Lightning steps by its trainer, are not taken along. The loader's own batch size is of no
+    matter. `fields` are others of `Workload` (`precision=`, `evaluate=`, `scheduler=`).
+
+    Raises:
+        UsageError: for manual optimization, or several optimizers.
+    """
+    if not module.automatic_optimization:
+        raise UsageError(
+            "the module optimizes by itself (automatic_optimization=False): describe its step as a "
+            "rightbatch.Workload"
+        )
+
+    def loss(module: Any, batch: Batch) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*self.log.*")  # there is no trainer to log to
+            return _loss_in(module.training_step(batch, 0))
+
+    about: dict[str, Any] = {
+        "data": loader.dataset,
+        "collate": loader.collate_fn,
+        "workers": loader.num_workers,
+        "drop_last": loader.drop_last,
+        "evaluation_data": validation.dataset if validation is not None else None,
+    }
+    return Workload(module, loss, _only_optimizer(module.configure_optimizers()), **about | fields)
+
+
+def _only_optimizer(configured: Any) -> torch.optim.Optimizer:
+    """Of all that `configure_optimizers` may return."""
+    if isinstance(configured, dict):
+        configured = configured["optimizer"]
+    while isinstance(configured, list | tuple) and configured:
+        if isinstance(configured[0], torch.optim.Optimizer) and len(configured) > 1:
+            if isinstance(configured[1], torch.optim.Optimizer):
+                raise UsageError("a Workload takes one optimizer")
+        configured = configured[0]
+    if isinstance(configured, dict):
+        configured = configured["optimizer"]
+    if not isinstance(configured, torch.optim.Optimizer):
+        raise UsageError(f"configure_optimizers returned no optimizer, but {configured!r:.60}")
+    return configured
+
+
+def _loss_in(out: Any) -> Tensor:
+    """What a training step returned, or its entry `loss`."""
+    loss = out["loss"] if isinstance(out, dict) else out
+    if loss is None:
+        raise UsageError("training_step returned no loss; Elastic needs one for every part")
+    return loss  # type: ignore[no-any-return]
 
 
 def _refuse(trainer: Any, module: Any) -> None:

@@ -5,7 +5,10 @@
     from rightbatch.integrations.transformers import ElasticTrainer
     trainer = ElasticTrainer(model=model, args=arguments, train_dataset=data)
 
-With a trainer of one's own, `class Mine(ElasticMixin, TheirTrainer)`.
+With a trainer of one's own, `class Mine(ElasticMixin, TheirTrainer)`. And for `fit`, `predict`,
+`tune` and `train`, a factory of a trainer as a `Workload`::
+
+    rb.tune(lambda: workload(Trainer(model=model(), args=arguments, train_dataset=data)))
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from torch import Tensor, nn
 
 from rightbatch._batch import Batch, count_examples
 from rightbatch._elastic import Elastic
+from rightbatch._elastic.gradients import add_gradients, set_aside
 from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._workload import Workload
 
 if find_spec("transformers") is None:
     raise MissingExtraError("transformers", "transformers")
@@ -80,16 +85,9 @@ class ElasticMixin:
             else 1 / trainer.current_gradient_accumulation_steps
         )
         parameters = [p for p in model.parameters() if p.requires_grad]
-        before = [p.grad for p in parameters]  # of earlier micro-batches of this update
-        for parameter in parameters:
-            parameter.grad = None
-        try:
+        with set_aside(parameters) as found:
             report = elastic.gradients(inputs)
-        finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                if gradient is not None:
-                    own = parameter.grad
-                    parameter.grad = gradient if own is None else gradient.add_(own)
+        add_gradients(parameters, found)
         return report.mean_loss * self._scale
 
     def prediction_step(
@@ -150,6 +148,35 @@ class ElasticMixin:
 
 class ElasticTrainer(ElasticMixin, Trainer):
     """Transformers' `Trainer`, elastic."""
+
+
+def workload(trainer: Trainer, **fields: Any) -> Workload:
+    """A trainer's model, data, collator, optimizer, schedule and clipping as a `Workload`.
+
+    Call it in a factory, since every probe builds its own. `fields` are others of `Workload`.
+    """
+    owner: Any = trainer
+    arguments = owner.args
+    loader = owner.get_train_dataloader()
+
+    def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        # Told the number of labels, it divides by that: a mean over `count`, as in the trainer.
+        loss: Tensor = owner.compute_loss(model, batch, num_items_in_batch=_count(batch))
+        return loss
+
+    about: dict[str, Any] = {
+        "data": loader.dataset,
+        "collate": loader.collate_fn,
+        "count": _count,
+        "split": _split,
+        "evaluation_data": owner.eval_dataset,
+        "scheduler": lambda optimizer, steps: owner.create_scheduler(steps, optimizer),
+        "clip_norm": arguments.max_grad_norm or None,
+        "workers": arguments.dataloader_num_workers,
+        "drop_last": arguments.dataloader_drop_last,
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
+    }
+    return Workload(owner.model, loss, owner.create_optimizer(), **about | fields)
 
 
 def _count(inputs: dict[str, Any]) -> float:
