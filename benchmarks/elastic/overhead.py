@@ -32,15 +32,20 @@ def overhead() -> dict[str, Any]:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (batch_size, micro) in OVERHEAD.items():
-            results[name] = _overhead_of(factory(name, Path(folder)), batch_size, micro)
-            say(f"overhead {name}: {results[name]['own_share']:.4f}")
+            for fused in (False, True):
+                full = f"{name}, fused" if fused else name
+                subject = factory(name, Path(folder))
+                results[full] = _overhead_of(subject, batch_size, micro, fused)
+                say(f"overhead {full}: {results[full]['own_share']:.4f}")
     return results
 
 
-def _overhead_of(subject: Any, batch_size: int, micro: int) -> dict[str, Any]:
+def _overhead_of(subject: Any, batch_size: int, micro: int, fused: bool) -> dict[str, Any]:
     def made() -> tuple[rb.Workload, Any]:
         torch.manual_seed(0)
         workload = subject.load()()
+        for group in workload.optimizer.param_groups:
+            group["fused"] = fused
         batch = workload.collate([workload.data[i] for i in range(batch_size)])
         return workload, batch
 

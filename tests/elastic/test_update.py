@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from elastic_tasks import classify, elastic, equal, mlp, weights
-from torch import nn
+from torch import Tensor, nn
 
 import rightbatch as rb
 from rightbatch._elastic import update as updates
+from rightbatch._elastic.update import UndoableUpdate
 from rightbatch.testing import inject_out_of_memory
 
 BUILT_IN: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -149,3 +150,35 @@ def test_the_optimizers_step_is_its_own_again_afterwards() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rb.Elastic(model, optimizer, loss, micro_batch_size=8)(batches[0])
     assert "step" not in vars(optimizer)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    ],
+)
+def test_a_fused_step_is_tried_again_and_copies_nothing(
+    make: Callable[[Any], torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(when: tuple[int, ...]) -> tuple[list[Tensor], list[str]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        optimizer, undone = make(model.parameters()), []
+        update = UndoableUpdate(optimizer, torch.device("cpu"), undone.append)
+        with inject_out_of_memory("optimizer", when):
+            for step in range(3):
+                model.zero_grad()
+                model(torch.full((2, 4), float(step))).square().sum().backward()
+                with update.armed():
+                    optimizer.step()
+        return [p.detach() for p in model.parameters()], undone
+
+    monkeypatch.setattr("rightbatch._elastic.update._Before", None)  # none is made
+    undisturbed, nothing = ends(())
+    disturbed, undone = ends((1, 2))
+    assert not nothing and len(undone) == 2 and "changed nothing" in undone[0]
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed, disturbed, strict=True))
+    with pytest.raises(rb.NothingFitsError, match="as before it"):
+        ends((0, 1, 2))

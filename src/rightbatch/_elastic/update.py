@@ -7,7 +7,9 @@ fails is put back and tried again in smaller ones. Its gradients are all there, 
 always be completed, and need not be repeated.
 
 Chunks need an optimizer that treats each parameter by itself, as those of torch do, LBFGS excepted.
-Any other one is a single chunk: all that it changes is copied before.
+Any other one is a single chunk: all that it changes is copied before. Those that were made with
+`fused=True` change every parameter in one kernel, for which nothing is allocated but their state
+before it: they cannot fail half way, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -61,8 +63,11 @@ class UndoableUpdate:
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._pending = self._chunks()
-            self._run(plain)
+            if self._is_fused:
+                self._run_fused(plain)
+            else:
+                self._pending = self._chunks()
+                self._run(plain)
             return loss
 
         optimizer.step = step  # type: ignore[method-assign]
@@ -101,6 +106,25 @@ class UndoableUpdate:
                 self._on_undo(f"{failure}; {len(chunk)} parameters were put back, to try again")
                 self._insist(plain, chunk, total)
 
+    def _run_fused(self, plain: Callable[[], Any]) -> None:
+        failure = ""
+        for pause in PAUSES:
+            time.sleep(pause)
+            try:
+                _faults.enter("optimizer")
+                plain()
+                return
+            except BaseException as error:
+                failure = caught(error, "optimizer").message
+            release(self._device)
+            self._on_undo(f"{failure}; a fused step had changed nothing yet, to try again")
+        raise NothingFitsError(
+            "memory ran out for the optimizer's state, before its step: weights are as before it, "
+            f"and the next step with these gradients makes it ({failure})",
+            error_type="OutOfMemoryError",
+            error_message=failure,
+        )
+
     def _insist(self, plain: Callable[[], Any], chunk: list[Where], total: int) -> None:
         failure: str | None = ""
         for pause in PAUSES:
@@ -138,15 +162,15 @@ class UndoableUpdate:
         return None
 
     @property
+    def _is_fused(self) -> bool:
+        groups = self._optimizer.param_groups
+        return _is_torchs(self._optimizer) and all(group.get("fused") for group in groups)
+
+    @property
     def _splits(self) -> bool:
         optimizer = self._optimizer
-        kind = type(optimizer)
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        return (
-            kind.__module__.startswith("torch.optim.")
-            and kind is not torch.optim.LBFGS
-            and (not has_hooks)
-        )
+        return _is_torchs(optimizer) and not has_hooks
 
     def _chunks(self) -> list[list[Where]]:
         everything = [
@@ -186,6 +210,12 @@ class UndoableUpdate:
             self._optimizer.param_groups = groups
             for group, all_of_them in zip(groups, parameters, strict=True):
                 group["params"] = all_of_them
+
+
+def _is_torchs(optimizer: Optimizer) -> bool:
+    """One that treats each parameter by itself."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS
 
 
 class _Scratch:
