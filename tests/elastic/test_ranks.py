@@ -22,8 +22,10 @@ from elastic_tasks import (
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
+from rightbatch._elastic import ranks
 from rightbatch._elastic.ranks import bare_model
 from rightbatch.testing import inject_out_of_memory
 
@@ -114,6 +116,82 @@ def test_failures_in_any_process_are_survived_by_all_of_them(
         assert end[-1][0] == ends[0][-1][0]
         assert relative_difference(end[:-1], alone()) <= 1e-10
     assert any(end[-1][1] > 0 for end in ends)
+
+
+class Shared(nn.Module):
+    """One layer in three checkpoints that run backward by themselves: its gradient comes thrice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared, self.head = nn.Linear(12, 12), nn.Linear(12, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.requires_grad_()
+        for _ in range(3):
+            x = checkpoint(lambda x: torch.tanh(self.shared(x)), x, use_reentrant=True)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def train_shared(rank: int, world_size: int, bucket_bytes: int) -> Any:
+    ranks.BUCKET_BYTES = bucket_bytes
+    model, (_, _, batches) = Shared().double(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    group = dist.group.WORLD if world_size > 1 else None
+    step = rb.Elastic(model, optimizer, classify, micro_batch_size=4, group=group, check=False)
+    for batch in batches[:4]:
+        step(share_of(batch, rank, world_size) if world_size > 1 else batch)
+    assert all(parameter.grad is None for parameter in model.unused.parameters())
+    return weights(model)
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 2**20])
+def test_a_gradient_that_changes_after_it_was_sent_is_sent_again(
+    tmp_path: Path, bucket_bytes: int
+) -> None:
+    ends = together(train_shared, 2, tmp_path, bucket_bytes)
+    expected = train_shared(0, 1, bucket_bytes)
+    for end in ends:
+        assert relative_difference(end, expected) <= 1e-10
+
+
+def train_in_small_buckets(rank: int, world_size: int, seed: int) -> Any:
+    ranks.BUCKET_BYTES = 256
+    return train(rank, world_size, seed, True)
+
+
+def test_failures_amid_buckets_on_their_way_are_survived(tmp_path: Path) -> None:
+    ends = together(train_in_small_buckets, 4, tmp_path, 11)
+    for end in ends:
+        assert all(torch.equal(a, b) for a, b in zip(end[:-1], ends[0][:-1], strict=True))
+        assert relative_difference(end[:-1], alone()) <= 1e-10
+    assert any(end[-1][1] > 0 for end in ends)
+
+
+def train_without_room(rank: int, world_size: int) -> Any:
+    model, loss, batches = convolution()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    step = rb.Elastic(parallel, optimizer, loss, micro_batch_size=4, clip_norm=1.0, check=False)
+    empty, left = torch.empty, [1]
+
+    def failing(*size: Any, **options: Any) -> torch.Tensor:
+        if rank == 1 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("no room")
+        return empty(*size, **options)
+
+    ranks.torch.empty = failing
+    for number in range(STEPS):
+        step(share_of(batches[number % len(SIZES)], rank, world_size))
+    return [*weights(model), torch.tensor([step.counts.get("out_of_memory", 0)])]
+
+
+def test_where_one_process_has_no_room_for_buckets_all_of_them_try_again(tmp_path: Path) -> None:
+    for end in together(train_without_room, 2, tmp_path):
+        assert relative_difference(end[:-1], alone()) <= 1e-10
+        assert end[-1] == 1
 
 
 def test_buffers_are_those_of_the_first_process(tmp_path: Path) -> None:

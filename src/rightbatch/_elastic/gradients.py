@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +67,6 @@ class WholeGradient:
         `noise` watches the attempts that succeed.
         """
         self._model = model
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._loss, self._count, self._split = loss, count, split
         self._backward, self._complete = backward, complete
         self._ranks = ranks
@@ -88,37 +87,46 @@ class WholeGradient:
         failure: Failure | None = None
         loss = torch.zeros((), device=self._device)
         count, number = 0.0, 0
+        if not self._ranks.begin():
+            return Failure("synchronization", "no room for the buckets that gradients are sent in")
         if self._noise is not None:
             self._noise.forget()  # of an attempt before this one
         try:
             parts = [] if batch is None else self._parts(batch, size)
             counts = [float(self._count(part)) for part in parts]
             count, number = sum(counts), len(parts)
-            for part, n in zip(parts, counts, strict=True):
-                if n == 0:
-                    continue  # the mean over nothing is not a number
+            # The mean over nothing is not a number.
+            counted = [(part, n) for part, n in zip(parts, counts, strict=True) if n]
+            for left, (part, n) in zip(range(len(counted) - 1, -1, -1), counted, strict=True):
                 _faults.enter(place := "forward")
                 one = self._loss(self._model, to_device(part, self._device)) * (n / count)
                 _faults.enter(place := "backward")
-                self._backward(one)
+                with nullcontext() if left else self._ranks.sending(count):
+                    self._backward(one)
                 if self._noise is not None:
                     self._noise.micro_batch(n, n / count)
                 loss = loss + one.detach()
             _faults.enter(place := "synchronization")
-            self._ranks.prepare(self._parameters)
             if self._complete is None:
                 _faults.enter(place := "hook")
         except BaseException as error:
             failure = caught(error, place)
         # From here no frame of the attempt is alive, nor what it allocated.
-        failures, total, short, searches = self._ranks.total(
-            float(failure is not None), count, float(number == 1), float(self._has_searched())
+        self._ranks.finish(None if failure is not None else count)
+        failures, total, short, searches, early = self._ranks.total(
+            float(failure is not None),
+            count,
+            float(number == 1),
+            float(self._has_searched()),
+            float(self._ranks.was_early),
         )
         if failures:
             return failure or Failure(place, "another process ran out of memory")
         if not total > 0:
             raise UsageError(f"the batch holds nothing to average over: its count is {total:g}")
-        self._ranks.reduce(self._parameters, count / total)
+        if early:
+            self._ranks.send_again(count)
+        self._ranks.take(1 / total)
         if self._noise is not None:
             self._noise.complete(share=count / total * self._ranks.world_size)
         norm: Tensor | None = None
