@@ -9,6 +9,7 @@ from benchmarks._record import run_parts
 from benchmarks.elastic.exactness import exactness
 from benchmarks.elastic.lost import lost
 from benchmarks.elastic.overhead import overhead
+from benchmarks.elastic.overlap import overlap
 from benchmarks.elastic.peers import peers
 from benchmarks.elastic.processes import processes
 from benchmarks.elastic.table import table
@@ -16,6 +17,7 @@ from benchmarks.elastic.table import table
 PARTS = {
     "exactness": exactness,
     "processes": processes,
+    "overlap": overlap,
     "peers": peers,
     "overhead": overhead,
     "lost": lost,

@@ -105,8 +105,8 @@ def _overhead_of(subject: Any, batch_size: int, micro: int, fused: bool) -> dict
         "own_seconds": own,
         "chunks_seconds": chunks,
         "step_seconds": whole,
-        "ratio": _interval_of_ratio(samples["elastic"], samples["plain"]),
-        "same_again": _interval_of_ratio(samples["again"], samples["plain"]),
+        "ratio": interval_of_ratio(samples["elastic"], samples["plain"]),
+        "same_again": interval_of_ratio(samples["again"], samples["plain"]),
         "samples": samples,
         "updates": updates,
     }
@@ -133,7 +133,7 @@ def _plain_step(w: rb.Workload, batch: Any, micro: int) -> dict[str, float]:
     return inside
 
 
-def _interval_of_ratio(one: list[float], other: list[float]) -> dict[str, float]:
+def interval_of_ratio(one: list[float], other: list[float]) -> dict[str, float]:
     """Median of the paired ratios, with a 95% bootstrap interval."""
     ratios = [a / b for a, b in zip(one, other, strict=True)]
     chance = random.Random(0)

@@ -48,6 +48,20 @@ def table(results: dict[str, Any]) -> str:
                 f"| {r['differences_between_processes']} |"
             )
         lines.append("")
+    if "overlap" in found:
+        lines += [
+            "| 2 processes | batch | gradients sent after the last part ÷ during it "
+            "| during it ÷ DDP's own loop |",
+            "|---|---|---|---|",
+        ]
+        for name, r in found["overlap"].items():
+            after, ddp = r["after_over_during"], r["during_over_ddp"]
+            lines.append(
+                f"| {name} | {r['batch_size']} "
+                f"| {after['median']:.3f} ({after['low']:.3f} to {after['high']:.3f}) "
+                f"| {ddp['median']:.3f} ({ddp['low']:.3f} to {ddp['high']:.3f}) |"
+            )
+        lines.append("")
     if "lost" in found:
         lines += ["| memory runs out in | steps lost |", "|---|---|"]
         for place, r in found["lost"]["places"].items():

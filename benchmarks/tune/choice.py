@@ -24,9 +24,8 @@ def choice() -> dict[str, Any]:
     """
     results = {}
     for task in TASKS.values():
-        points = best_by_size(task)
-        rate = points[DEFAULT][0].learning_rate
-        plans = [tuned(task, rate, seed) for seed in range(3)]
+        points, rate = best_by_size(task), task.base_rate
+        plans = [tuned(task, seed) for seed in range(3)]
         for plan in plans:
             say(f"{task.name}: {plan}")
         plan = plans[0]
@@ -54,9 +53,8 @@ def growth() -> dict[str, Any]:
     for task in TASKS.values():
         if task.name == "yolo26n":
             continue  # Ultralytics owns its loop
-        points = best_by_size(task)
-        rate = points[DEFAULT][0].learning_rate
-        plan = tuned(task, rate, 0)
+        points, rate = best_by_size(task), task.base_rate
+        plan = tuned(task, 0)
         tuned_rate = rate * plan.learning_rate_factor
         best_size, best_rate = _fastest(points)
         makers: dict[str, Callable[[int], Any]] = {
@@ -78,13 +76,13 @@ def growth() -> dict[str, Any]:
     return results
 
 
-def tuned(task: Task, rate: float, seed: int) -> rb.Plan:
-    """A plan for a workload with the rate that is best at the default size."""
+def tuned(task: Task, seed: int) -> rb.Plan:
+    """A plan for the workload as it is, with its learning rate for the default size."""
     with tempfile.TemporaryDirectory() as folder:
         made = factory(task.name, Path(folder))
         target = f"evaluation_loss={task.target}"
         if task.name == "yolo26n":
-            settings = yolo_settings(DEFAULT, rate)
+            settings = yolo_settings(DEFAULT, task.base_rate)
             left_out = ("batch", "nbs", "device")
             made.overrides.update({k: v for k, v in settings.items() if k not in left_out})
             target = f"loss={task.target}"

@@ -155,7 +155,7 @@ def grown_to_target(task: Task, plan: rb.Plan, rate: float, seed: int) -> GrownR
         plan.samples,
         workers=0,
         examples=len(w.data),  # type: ignore[arg-type]
-        epochs=10**6,
+        epochs=None,
         betas=w.optimizer.defaults.get("betas"),
     )
     clock = _Clock(w, task)

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 import rightbatch as rb
 
 IMAGES = Path(os.environ["RIGHTBATCH_DATA"]) / "cifar10_small.npz"
-LEARNING_RATE = 0.02  # tuned at batch size 16 (benchmarks/results/tune.json)
+LEARNING_RATE = 0.02  # for batch size 16 (benchmarks/results/tune.json)
 EVALUATED = 500
 
 

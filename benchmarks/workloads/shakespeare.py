@@ -11,7 +11,7 @@ import rightbatch as rb
 
 TEXT = Path(os.environ["RIGHTBATCH_DATA"]) / "tinyshakespeare.txt"
 LENGTH, EVALUATED = 64, 100
-LEARNING_RATE = 0.008  # tuned at batch size 16 (benchmarks/results/tune.json)
+LEARNING_RATE = 0.008  # for batch size 16 (benchmarks/results/tune.json)
 
 
 class Windows(Dataset):

@@ -142,7 +142,9 @@ def tune(
     budget: Annotated[str, Parameter(help="how long it may take")] = "3min",
     objective: Annotated[str, Parameter(help="time, cost or energy")] = "time",
     base_batch: BaseBatch = 16,
-    epochs: Annotated[int, Parameter(help="of the training that is planned")] = 30,
+    epochs: Annotated[
+        int | None, Parameter(help="of the training that is planned; default: until the target")
+    ] = None,
     verify: Annotated[bool, Parameter(negative="", help="train short branches as well")] = False,
     processes: Annotated[int, Parameter(help="devices that will train together")] = 1,
     bandwidth: Annotated[str, Parameter(help="between them, per second")] = "10GB",

@@ -50,7 +50,7 @@ class Growth:
         *,
         workers: int,
         examples: int,
-        epochs: int,
+        epochs: int | None,
         betas: tuple[float, float] | None,
     ) -> None:
         self._samples = {size: tuple(steps) for size, steps in samples.items()}

@@ -21,7 +21,7 @@ from rightbatch._throughput import DRAWS, Steps, Throughput
 MODEL_ERROR = math.log(2) / 2
 """Standard deviation of log φ: near the target the noise scale is within a factor of 2 of the
 critical batch size (McCandlish 2018, figure 4), so that is taken for a 95% interval."""
-NEAR = 1.05
+NEAR = 1.02
 """A smaller size is preferred where it may be as fast, and is not expected to be slower by more."""
 
 

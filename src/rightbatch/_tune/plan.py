@@ -50,8 +50,8 @@ class Plan:
     expected: tuple[Expected, ...]
     advice: tuple[Advice, ...]
     steps_per_epoch: int
-    steps_in_all: int
-    epochs: int
+    steps_in_all: int | None
+    epochs: int | None
     largest: FitResult
     objective: str
     processes: int

@@ -25,6 +25,8 @@ from rightbatch._updates import most_useful
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
+SCHEDULED_EPOCHS = 10
+"""What a schedule is made for in the pilot, where nobody says."""
 BRANCHES = 0.3
 LEAST_UPDATES = 10
 OBJECTIVES = ("time", "cost", "energy")
@@ -37,7 +39,7 @@ def tune(
     budget: float | str = "3min",
     objective: str = "time",
     base_batch: int = DEFAULT_BATCH,
-    epochs: int = 30,
+    epochs: int | None = None,
     largest: FitResult | None = None,
     verify: bool = False,
     processes: int = 1,
@@ -58,8 +60,9 @@ def tune(
     is reached. All of it takes about `budget`. `objective` is `time`, `cost` (the time of all
     devices) or `energy` (NVIDIA GPUs). `processes` extrapolates to so many devices that exchange
     gradients at `bandwidth` a second. `verify` also trains short branches at half, twice and four
-    times the size. `largest` is what `fit` found, where it was run before; else no size is tried
-    that leaves a training of `epochs` too few updates (`rightbatch._updates`).
+    times the size. `largest` is what `fit` found, where it was run before. No size is chosen that
+    leaves a training of `epochs` too few updates (`rightbatch._updates`); without `epochs` it goes
+    on until the target.
 
     Raises:
         NothingFitsError: if not even one example fits.
@@ -68,8 +71,9 @@ def tune(
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
-    for name, value in (("base_batch", base_batch), ("epochs", epochs), ("processes", processes)):
-        if value < 1:
+    counts = {"base_batch": base_batch, "epochs": epochs, "processes": processes}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise UsageError(f"{name} is at least 1, not {value}")
     factory = resolve(workload, **options)
     if verify and hasattr(factory, "session"):
@@ -111,7 +115,7 @@ class _Asked:
     budget: float
     objective: str
     base_batch: int
-    epochs: int
+    epochs: int | None
     verify: bool
     processes: int
     bandwidth: int
@@ -193,7 +197,7 @@ class _Tuning:
             expected=decision.expected,
             advice=tuple(advice),
             steps_per_epoch=per_epoch,
-            steps_in_all=per_epoch * asked.epochs,
+            steps_in_all=per_epoch * asked.epochs if asked.epochs else None,
             epochs=asked.epochs,
             largest=largest,
             objective=asked.objective,
@@ -216,7 +220,7 @@ class _Tuning:
             "batch_size": self._base,
             "micro_batch_size": min(self._base, self._largest.batch_size),
             "seconds": (0.95 - share) * self._left(),
-            "epochs": self._asked.epochs,
+            "epochs": self._asked.epochs or SCHEDULED_EPOCHS,
             "target": self._asked.target,
             "seed": self._asked.seed,
         }
