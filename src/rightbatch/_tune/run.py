@@ -153,6 +153,11 @@ class _Tuning:
             seconds = self._left() * TIMING / (TIMING + PILOT)
             timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
             process.stop()
+            if asked.objective == "energy" and not all(timing.watts.get(s) for s in timing.samples):
+                raise UsageError(
+                    f"{largest.device} does not tell its energy; objective='energy' needs an "
+                    "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
+                )
             report = self._pilot(trainer)
             noise = estimated(report["observations"], notes=tuple(report["notes"]))
             if noise is None:
@@ -230,11 +235,6 @@ class _Tuning:
     def _decide(self, timing: Timing, report: dict[str, Any]) -> tuple[Throughput, Decision, int]:
         """With how many devices, too: cost may be least with fewer than there are."""
         asked, facts, reached = self._asked, report["facts"], report["reached"]
-        if asked.objective == "energy" and not all(timing.watts.get(s) for s in timing.samples):
-            raise UsageError(
-                f"{self._largest.device} does not tell its energy; objective='energy' needs an "
-                "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
-            )
         best: tuple[Throughput, Decision, int] | None = None
         counts = [asked.processes]
         if asked.objective == "cost":
