@@ -96,6 +96,11 @@ def test_what_cannot_be_meant_is_said(options: dict[str, Any], message: str) -> 
         rb.tune(made.workload, **(QUICK | options))
 
 
+def test_a_stream_is_refused_with_the_way_round() -> None:
+    with pytest.raises(rb.UsageError, match="NoiseScale in your own loop"):
+        rb.tune(made.streamed, max_batch=8, **QUICK)
+
+
 def test_a_training_that_explodes_is_the_workloads_failure() -> None:
     with pytest.raises(rb.WorkloadError, match="FloatingPointError"):
         rb.tune(made.exploding, **QUICK)

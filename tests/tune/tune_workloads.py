@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 import rightbatch as rb
 
@@ -56,6 +56,17 @@ def normalized() -> rb.Workload:
     """BatchNorm over vectors, trained by Adam, with few examples."""
     model = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
     return rb.Workload(model, classify, torch.optim.Adam(model.parameters()), clusters(50))
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.zeros(WIDTH), torch.tensor(0)
+
+
+def streamed() -> rb.Workload:
+    model = nn.Linear(WIDTH, 2)
+    return rb.Workload(model, classify, torch.optim.SGD(model.parameters(), lr=0.1), Endless())
 
 
 class Line(nn.Module):
