@@ -293,17 +293,9 @@ class _Search:
 
     def _failed(self, batch_size: int | None, failure: Failure | None) -> Exception:
         failure = failure or Failure("Error", "no message")
-        if failure.type in ("UsageError", "MissingExtraError"):
-            return UsageError(failure.message)
         where = "while it is built" if batch_size is None else f"at batch size {batch_size}"
-        return WorkloadError(
-            f"the workload fails {where}, and not for want of memory: "
-            f"{failure.type}: {failure.message}",
-            error_type=failure.type,
-            error_message=failure.message,
-            traceback=failure.traceback,
-            measured=self._measured(),
-        )
+        what = f"the workload fails {where}, and not for want of memory"
+        return failure.as_error(what, self._measured())
 
     def _nothing_fits(self, failure: Failure | None = None) -> Exception:
         if failure is None:

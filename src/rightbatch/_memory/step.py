@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rightbatch._errors import UsageError, WorkloadError
+from rightbatch._errors import UsageError
 from rightbatch._memory.allocator import AllocatorSettings
 from rightbatch._memory.calibrate import Calibration, calibrated
 from rightbatch._memory.outside import Outside, outside
 from rightbatch._memory.simulate import Simulated, simulate
 from rightbatch._memory.trace import Family, Trace
-from rightbatch._probe import ProbeProcess
+from rightbatch._probe import Failure, ProbeProcess
 
 LOW, HIGH = 2, 4
 """Batch sizes that are followed; every allocation is a line through them."""
@@ -163,7 +163,8 @@ class FollowedStep:
         traces = []
         for answer in self._asked([{"batch_size": size} for size in sizes], capability):
             if answer["outcome"] != "ok":
-                raise _error(answer["failure"])
+                failure = Failure(**answer["failure"])
+                raise failure.as_error("the workload cannot be followed")
             traces.append(Trace.from_dict(answer["trace"]))
         return traces
 
@@ -174,17 +175,6 @@ class FollowedStep:
         self.how = followed.how
         self.notes += [note for note in followed.notes if note not in self.notes]
         return followed.answers
-
-
-def _error(failure: dict[str, Any]) -> Exception:
-    if failure["type"] in ("UsageError", "MissingExtraError"):
-        return UsageError(failure["message"])
-    return WorkloadError(
-        f"the workload cannot be followed: {failure['type']}: {failure['message']}",
-        error_type=failure["type"],
-        error_message=failure["message"],
-        traceback=failure.get("traceback", ""),
-    )
 
 
 def _last(survives: Callable[[int], bool], guess: int, most: int) -> int | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from rightbatch._errors import RightbatchError, UsageError, WorkloadError
+
 Outcome = Literal["ok", "out_of_memory", "killed", "failed"]
 
 
@@ -16,6 +18,21 @@ class Failure:
     type: str
     message: str
     traceback: str = ""
+
+    def as_error(self, what: str, measured: dict[str, Any] | None = None) -> RightbatchError:
+        """The error that a verb raises: wrong use stays that, the rest is the workload's own.
+
+        `what` says what failed, `measured` has the fields of a result that exist without an answer.
+        """
+        if self.type in ("UsageError", "MissingExtraError"):
+            return UsageError(self.message)
+        return WorkloadError(
+            f"{what}: {self.type}: {self.message}",
+            error_type=self.type,
+            error_message=self.message,
+            traceback=self.traceback,
+            measured=measured,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from rightbatch._errors import UsageError, WorkloadError
-from rightbatch._probe import BuildError, ProbeProcess
+from rightbatch._probe import BuildError, Failure, ProbeProcess
 from rightbatch._throughput import spread
 from rightbatch._workload import StepSeconds
 
@@ -80,7 +79,7 @@ class Timing:
         )
         is_memory = report["outcome"] == "out_of_memory" and len(self.samples) > 1
         if report["outcome"] != "ok" and precision is None and not is_memory:
-            raise failed(report["failure"], f"at batch size {size}")
+            raise Failure(**report["failure"]).as_error(f"the workload fails at batch size {size}")
         return report
 
     def _faster_in_bf16(self) -> float | None:
@@ -111,15 +110,4 @@ def told(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except BuildError as error:
-        raise failed(vars(error.failure), "while it is tuned") from None
-
-
-def failed(failure: dict[str, Any], where: str) -> Exception:
-    if failure["type"] in ("UsageError", "MissingExtraError"):
-        return UsageError(failure["message"])
-    return WorkloadError(
-        f"the workload fails {where}: {failure['type']}: {failure['message']}",
-        error_type=failure["type"],
-        error_message=failure["message"],
-        traceback=failure["traceback"],
-    )
+        raise error.failure.as_error("the workload fails while it is tuned") from None
