@@ -229,8 +229,9 @@ def test_batches_grow_with_the_noise_scale_and_the_learning_rate_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Eager(monkeypatch)
-    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 200, "micro_batch": 2}
+    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 200, "micro_batch": "auto"}
     result = train(tmp_path / "run", made.plain, **options)
+    assert result.micro_batch_size == result.batch_size, "the parts grow as well"
     grown = [e for e in lines(tmp_path / "run" / "events.jsonl") if e["kind"] == "adapted"]
     assert grown, "a step costs the same at every size, so larger ones are faster"
     assert result.batch_size == 2 * 2 ** len(grown)
@@ -243,6 +244,15 @@ def test_batches_grow_with_the_noise_scale_and_the_learning_rate_with_them(
     again = train(tmp_path / "run", made.plain, **options)
     assert again.batch_size >= result.batch_size
     assert again.examples == 201 * made.EXAMPLES
+
+
+def test_parts_that_were_asked_for_stay_and_then_larger_batches_gain_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Eager(monkeypatch)
+    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 200, "micro_batch": 2}
+    result = train(tmp_path / "run", made.plain, **options)
+    assert (result.batch_size, result.micro_batch_size) == (2, 2)
 
 
 def test_measuring_on_the_way_does_not_change_a_training(

@@ -30,9 +30,11 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Grown:
-    """From now on batches of `batch_size`, with the learning rate changed by `scaling`."""
+    """From now on batches of `batch_size` in parts of `micro_batch_size`, with the learning rate
+    changed by `scaling`."""
 
     batch_size: int
+    micro_batch_size: int
     scaling: Scaling
     reason: str
 
@@ -40,8 +42,8 @@ class Grown:
 class Growth:
     """Decides when to measure and whether to grow.
 
-    `samples` are step times by micro-batch size. Nothing above the largest size that leaves enough
-    updates is chosen.
+    `samples` are step times by micro-batch size, of which none above `most_at_once` is used.
+    Nothing above the largest size that leaves enough updates is chosen.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Growth:
         examples: int,
         epochs: int | None,
         betas: tuple[float, float] | None,
+        most_at_once: int | None = None,
     ) -> None:
-        self._samples = {size: tuple(steps) for size, steps in samples.items()}
+        most = max(most_at_once or max(samples), min(samples))
+        self._samples = {size: tuple(steps) for size, steps in samples.items() if size <= most}
         self._throughput = Throughput(self._samples, workers=workers)
         self._most = most_useful(examples, epochs)
         self._betas = betas
@@ -86,8 +90,10 @@ class Growth:
             return None
         rule = scaling(self._betas, batch_size, twice, noise.value)
         self._observations = []  # the next decision rests on what the new size leads to
+        micro = decision.expected[1].micro_batch_size
         return Grown(
             twice,
+            micro,
             rule,
             f"{noise}: batches of {twice} are {now / then:.2f} times as fast to the target as of "
             f"{batch_size}, in half the updates; learning rate x {rule.learning_rate_factor:.3g} "

@@ -257,6 +257,7 @@ class Loop:
         if grown is None:
             return False
         at.batch_size = grown.batch_size
+        self.step.use(grown.micro_batch_size)
         rule = grown.scaling
         scale_optimizer(
             self._workload.optimizer,

@@ -158,7 +158,8 @@ def train(
                 parts = plan.micro_batch_size if parts == "auto" else parts
             growth = None
             if adapt:
-                growth = _growth(workload, plan, checkpoints if resume else None, epochs)
+                most = parts if isinstance(parts, int) and micro_batch != "auto" else None
+                growth = _growth(workload, plan, checkpoints if resume else None, epochs, most)
             loop = Loop(
                 workload,
                 batch_size=chosen.batch_size,
@@ -196,7 +197,11 @@ def train(
 
 
 def _growth(
-    workload: Workload, plan: Plan | None, checkpoints: Checkpoints | None, epochs: int
+    workload: Workload,
+    plan: Plan | None,
+    checkpoints: Checkpoints | None,
+    epochs: int,
+    most_at_once: int | None,
 ) -> Growth:
     """With the step times of the plan, or of the one that a training was begun with."""
     from rightbatch._growth import Growth, samples_of
@@ -215,6 +220,7 @@ def _growth(
         examples=len(workload.data),  # type: ignore[arg-type]
         epochs=epochs,
         betas=workload.optimizer.defaults.get("betas"),
+        most_at_once=most_at_once,
     )
 
 

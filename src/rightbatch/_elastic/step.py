@@ -161,6 +161,10 @@ class Elastic:
         """The size in use; None until the first step has found it."""
         return self._micro.size if self._micro else None
 
+    def use(self, micro_batch_size: int) -> None:
+        """Take parts of this size from the next step on, as if it had been given at first."""
+        self._micro = _fixed(micro_batch_size, self._least)
+
     def __call__(self, batch: Batch) -> StepReport:
         """One update by `batch`, in parts; None is the batch of a process that has no examples.
 
