@@ -129,7 +129,7 @@ def _card(plan: Plan, trained: Trained, picture: Path, seconds: float) -> Panel:
     enforced = "enforced" if largest.limit_enforced else "not enforced here"
     rows.add_row("largest", f"{largest.batch_size}: {largest.reason}")
     rows.add_row("chosen", f"{plan.batch_size}: {plan.reason}")
-    rows.add_row("noise scale", str(plan.noise_scale))
+    rows.add_row("gradient", str(plan.noise_scale))
     rows.add_row(
         "peak / limit",
         f"{format_bytes(largest.peak_bytes)} at {largest.batch_size} of "
