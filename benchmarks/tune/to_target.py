@@ -16,7 +16,7 @@ import rightbatch as rb
 from benchmarks.tune.tasks import Run, Task, yolo_settings
 from benchmarks.workloads import factory
 from rightbatch._growth import Growth
-from rightbatch._noise import window
+from rightbatch._noise import WeightAverage, look
 from rightbatch._scaling import scale_optimizer
 
 EVERY = 512
@@ -158,7 +158,7 @@ def grown_to_target(task: Task, plan: rb.Plan, rate: float, seed: int) -> GrownR
         epochs=None,
         betas=w.optimizer.defaults.get("betas"),
     )
-    clock = _Clock(w, task)
+    clock, average = _Clock(w, task), WeightAverage(w.model)
     data: Any = w.data
     generator, other = (torch.Generator().manual_seed(seed + i) for i in (0, 1))
     size, sizes = plan.batch_size, [plan.batch_size]
@@ -174,11 +174,11 @@ def grown_to_target(task: Task, plan: rb.Plan, rate: float, seed: int) -> GrownR
         while position < len(order):
             started = time.perf_counter()
             _step(w, order[position : position + size])
+            average.update()
             seconds = growth.window_seconds(clock.seconds)
             if seconds is not None:
-                found = growth.grown(
-                    window(w.model, parts(), len(data), seconds), size, clock.seconds
-                )
+                seen = look(w.model, average, parts, len(data), seconds)
+                found = growth.grown(seen, size, clock.seconds)
                 if found is not None:
                     rule = found.scaling
                     scale_optimizer(w.optimizer, rule.batch_factor, rule.learning_rate_factor)

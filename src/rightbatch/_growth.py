@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rightbatch._noise import NoiseEstimate, estimated
+from rightbatch._noise import Look, NoiseEstimate, estimated
 from rightbatch._scaling import Scaling, scaling
 from rightbatch._throughput import Throughput
 from rightbatch._tune.decide import decide
@@ -61,7 +61,7 @@ class Growth:
         self._throughput = Throughput(self._samples, workers=workers)
         self._most = most_useful(examples, epochs)
         self._betas = betas
-        self._observations: list[tuple[float, float]] = []
+        self._seen = Look()
         self._measured_at = 0.0
 
     def window_seconds(self, seconds: float) -> float | None:
@@ -69,27 +69,25 @@ class Growth:
         since = seconds - self._measured_at
         return SHARE * since if SHARE * since >= WINDOW else None
 
-    def grown(
-        self, observations: Sequence[tuple[float, float]], batch_size: int, seconds: float
-    ) -> Grown | None:
+    def grown(self, seen: Look, batch_size: int, seconds: float) -> Grown | None:
         """With what a window has shown: twice the size where that is not slower now.
 
         At the same speed half the updates are left, each with half the noise.
         """
         self._measured_at = seconds
-        self._observations = [*self._observations, *observations][-REMEMBERED:]
+        self._seen = (self._seen + seen).last(REMEMBERED)
         noise = self.estimate
-        if len(self._observations) < LEAST or noise is None or noise.value is None:
+        if len(self._seen.at_weights) < LEAST or noise is None or noise.value is None:
             return None
         twice = 2 * batch_size
         if twice > self._most:
             return None
-        decision = decide(self._throughput, self._observations, (batch_size, twice))
+        decision = decide(self._throughput, self._seen, (batch_size, twice))
         now, then = (each.relative_time for each in decision.expected)
         if then > now:
             return None
-        rule = scaling(self._betas, batch_size, twice, noise.value)
-        self._observations = []  # the next decision rests on what the new size leads to
+        rule = scaling(self._betas, batch_size, twice, decision.noise_scale)
+        self._seen = Look()  # the next decision rests on what the new size leads to
         micro = decision.expected[1].micro_batch_size
         return Grown(
             twice,
@@ -103,19 +101,19 @@ class Growth:
     @property
     def estimate(self) -> NoiseEstimate | None:
         """From the windows that are remembered."""
-        return estimated(self._observations)
+        return estimated(self._seen.at_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, step times included, since a training that resumes has no `tune`."""
         return {
             "samples": {size: [asdict(s) for s in steps] for size, steps in self._samples.items()},
-            "observations": list(self._observations),
+            "seen": self._seen,
             "measured_at": self._measured_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; the step times are those of the constructor."""
-        self._observations = [(g, n) for g, n in state["observations"]]
+        self._seen = state["seen"]
         self._measured_at = state["measured_at"]
 
 

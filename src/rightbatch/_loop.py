@@ -29,7 +29,7 @@ from rightbatch._errors import UsageError
 from rightbatch._evaluation import evaluated
 from rightbatch._factory import Factory
 from rightbatch._growth import Growth
-from rightbatch._noise import Part, window
+from rightbatch._noise import Look, Part, WeightAverage, look
 from rightbatch._precision import autocast, scaler
 from rightbatch._processes import Processes
 from rightbatch._progress import Live
@@ -126,6 +126,7 @@ class Loop:
         self._scaler = scaler(workload, self._device)
         self.standing = Standing(batch_size)
         self._growth = growth
+        self._average: WeightAverage | None = None
         self.step = Elastic(
             self._model,
             workload.optimizer,
@@ -237,6 +238,8 @@ class Loop:
         """Measure if it is time, and take a larger batch if that is faster; the schedule goes on by
         examples, as if batches had not changed."""
         at = self.standing
+        self._average = self._average or WeightAverage(self._model)
+        self._average.update()
         if self._scheduler is not None:
             while self._scheduler.last_epoch < at.examples // self._batch_size:
                 self._scheduler.step()
@@ -245,15 +248,16 @@ class Loop:
             return False
         before = random_state(self._device)
         try:
-            observations = window(self._model, self._parts(), self._examples, seconds)
+            assert self._average is not None
+            seen = look(self._model, self._average, self._parts, self._examples, seconds)
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
             release(self._device)
-            observations = []
+            seen = Look()
         finally:
             set_random_state(before, self._device)
-        grown = growth.grown(observations, at.batch_size, at.seconds)
+        grown = growth.grown(seen, at.batch_size, at.seconds)
         if grown is None:
             return False
         at.batch_size = grown.batch_size

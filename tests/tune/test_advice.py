@@ -18,6 +18,7 @@ NOISE = NoiseEstimate(100.0, 80.0, 120.0, "examples", 1.0, 100.0, 8)
 NOTHING = Situation(
     chosen=CHOSEN,
     noise=NOISE,
+    averaged=None,
     scaling=scaling(None, 16, 16, 100.0),
     base_batch=16,
     examples=1600,

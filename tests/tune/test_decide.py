@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rightbatch._noise import Look
 from rightbatch._throughput import Network, Throughput, spread
 from rightbatch._tune.decide import NEAR, decide
 from rightbatch._tune.timing import sizes_between
@@ -22,8 +23,8 @@ def samples(fixed: float, per_example: float) -> dict[int, list[StepSeconds]]:
     return {m: [StepSeconds(0.0, fixed + per_example * m, 0.0)] * 15 for m in SIZES}
 
 
-def observed(noise_scale: float) -> list[tuple[float, float]]:
-    return [(1.0, noise_scale)] * 8
+def observed(noise_scale: float) -> Look:
+    return Look(((1.0, noise_scale),) * 8, ((1.0, noise_scale),) * 8)
 
 
 @given(st.floats(1e-4, 1e-1), st.floats(1e-5, 1e-2), st.floats(4, 5000))
@@ -67,7 +68,8 @@ def test_of_sizes_that_cannot_be_told_apart_the_smallest_is_chosen() -> None:
 
 
 def test_a_gradient_lost_in_noise_is_no_order_to_grow() -> None:
-    lost = [(-1.0, 40.0), (1.0, 40.0), (-0.5, 40.0), (0.6, 40.0)]
+    pairs = ((-1.0, 40.0), (1.0, 40.0), (-0.5, 40.0), (0.6, 40.0))
+    lost = Look(pairs, pairs)
     flat = {m: [StepSeconds(0, 0.001 * m, 0.0001)] * 5 for m in SIZES}
     found = decide(Throughput(flat), lost, SIZES)
     assert found.batch_size < 64
@@ -152,3 +154,18 @@ def test_an_interval_of_a_median_shrinks_with_samples_and_needs_three() -> None:
 def test_sizes_between_are_powers_of_2_and_the_ends() -> None:
     assert sizes_between(1, 1) == [1]
     assert sizes_between(3, 20) == [3, 4, 8, 16, 20]
+
+
+def test_what_lies_between_the_two_noise_scales_is_weighed() -> None:
+    apart = Look(((1.0, 10.0),) * 8, ((1.0, 1000.0),) * 8)
+    found = decide(Throughput(samples(0.01, 0.001)), apart, SIZES)
+    assert found.noise_scale == pytest.approx(100, rel=0.2)
+    low, high = (decide(Throughput(samples(0.01, 0.001)), observed(n), SIZES) for n in (10, 1000))
+    assert low.batch_size < found.batch_size < high.batch_size
+    widest = max(found.expected, key=lambda each: each.high - each.low)
+    assert widest.high - widest.low > 1
+
+
+def test_without_an_average_the_noise_scale_is_within_a_factor_of_two() -> None:
+    found = decide(Throughput(samples(0.01, 0.001)), Look(((1.0, 50.0),) * 8), SIZES)
+    assert found.noise_scale == pytest.approx(50, rel=0.1)

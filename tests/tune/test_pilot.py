@@ -10,7 +10,7 @@ import tune_workloads as made
 from torch import nn
 
 import rightbatch as rb
-from rightbatch._noise import estimated, window
+from rightbatch._noise import WeightAverage, estimated, look, window
 from rightbatch._pilot import PilotPlan
 from rightbatch._pilot.of_workload import WorkloadPilot
 from rightbatch._pilot.pilot import WINDOWS, is_better
@@ -27,7 +27,8 @@ def quiet(text: str) -> None: ...
 def test_the_noise_scale_is_that_of_the_closed_form() -> None:
     report = pilot(made.line()).run(quiet)
     found = estimated(report.observations)
-    assert len(report.observations) == WINDOWS
+    assert len(report.observations) == len(report.at_average) == WINDOWS
+    assert estimated(report.at_average).value == pytest.approx(found.value, rel=0.2)
     assert found is not None and found.value is not None
     assert found.value == pytest.approx(made.LINE_NOISE_SCALE, rel=0.15)
 
@@ -91,6 +92,44 @@ def test_a_window_leaves_buffers_and_no_gradient() -> None:
     assert len(found) == 1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_average_of_weights_is_in_place_only_while_it_is_looked_at() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model)
+    with torch.no_grad():
+        for value in range(1, 5):
+            model.weight.fill_(value)
+            average.update()
+    pointer = model.weight.data_ptr()
+    with average.in_place():
+        assert float(model.weight) == pytest.approx(2.5), "of few steps the plain mean"
+    assert float(model.weight) == 4 and model.weight.data_ptr() == pointer
+
+
+def test_swings_that_lead_nowhere_count_at_the_weights_and_not_at_their_average() -> None:
+    """A steep direction that the weights jump across, a flat one with the same slope throughout."""
+    model = nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model)
+    for step in range(40):
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[1.0 if step % 2 else -1.0, 0.0]]))
+        average.update()
+
+    def parts() -> Any:
+        while True:
+            x = torch.randn(16, 2)
+
+            def loss(x: Any = x) -> Any:
+                steep, flat = model.weight[0]
+                return 5 * steep**2 + flat + (x @ model.weight.T).mean()
+
+            yield loss, 16, 16.0
+
+    seen = look(model, average, parts, None, 0.2)
+    (at_weights, _), (at_average, _) = seen.at_weights[0], seen.at_average[0]
+    assert at_weights == pytest.approx(101, rel=0.1)
+    assert at_average < 3
 
 
 def test_losses_are_better_when_they_fall_and_other_metrics_when_they_rise() -> None:

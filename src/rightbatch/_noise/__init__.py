@@ -11,16 +11,19 @@ from rightbatch._noise.exact import exact_noise_scale
 from rightbatch._noise.observations import NoiseEstimate, Observations, estimated, resampled
 from rightbatch._noise.of_norms import NormalizationNoise
 from rightbatch._noise.scale import NoiseScale
-from rightbatch._noise.window import Part, window
+from rightbatch._noise.window import Look, Part, WeightAverage, look, window
 
 __all__ = [
+    "Look",
     "NoiseEstimate",
     "NoiseScale",
     "NormalizationNoise",
     "Observations",
     "Part",
+    "WeightAverage",
     "estimated",
     "exact_noise_scale",
+    "look",
     "resampled",
     "window",
 ]

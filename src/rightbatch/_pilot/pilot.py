@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rightbatch._errors import UsageError
-from rightbatch._noise import Part, window
+from rightbatch._noise import Part, WeightAverage, look
 from rightbatch._norm import has_batch_norm
 
 WINDOWS = 8
@@ -48,14 +48,15 @@ class PilotPlan:
 @dataclass
 class PilotReport:
     """What happened. `losses` are (examples, smoothed training loss); `observations` are those of
-    `NoiseScale`; `reached` says with how many steps, examples and seconds, where it was. `facts`
-    are those of `facts`."""
+    `NoiseScale`, `at_average` the same at the average of the last weights; `reached` says with how
+    many steps, examples and seconds, where it was. `facts` are those of `facts`."""
 
     steps: int = 0
     examples: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
     observations: list[tuple[float, float]] = field(default_factory=list)
+    at_average: list[tuple[float, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reached: dict[str, float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -81,8 +82,8 @@ class Trained(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def population(self) -> int:
-        """The examples of an epoch."""
+    def population(self) -> int | None:
+        """The examples of an epoch, if they are the same each time they are drawn."""
 
     def parts(self) -> Iterator[Part]:
         """Micro-batches at the weights of now, without end, each example seldom twice."""
@@ -101,6 +102,7 @@ class Pilot:
         self._trained, self._plan, self._show = trained, plan, show
         self._began = time.perf_counter()
         self._windows, self._looked = 0, self._began
+        self._average = WeightAverage(trained.model)
         self._smooth, self._weight = 0.0, 0.0
         self._evaluated, self._evaluating, self._last_evaluation = self._began, 0.0, 0.0
 
@@ -108,6 +110,7 @@ class Pilot:
         """An update by `examples` has ended; True once the pilot is over."""
         report = self.report
         report.steps, report.examples = report.steps + 1, report.examples + examples
+        self._average.update()
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss was {loss} after {report.steps} steps at batch size "
@@ -145,9 +148,15 @@ class Pilot:
         self._show(f"pilot: noise scale, window {self._windows} of {WINDOWS}")
         trained = self._trained
         trained.model.zero_grad()
-        self.report.observations += window(
-            trained.model, trained.parts(), trained.population, self._window_seconds
+        seen = look(
+            trained.model,
+            self._average,
+            trained.parts,
+            trained.population,
+            self._window_seconds,
         )
+        self.report.observations += seen.at_weights
+        self.report.at_average += seen.at_average
         self._looked = time.perf_counter()
 
     def _has_reached(self) -> bool:

@@ -48,6 +48,7 @@ class Situation:
 
     chosen: Expected
     noise: NoiseEstimate
+    averaged: NoiseEstimate | None
     scaling: Scaling
     base_batch: int
     examples: int
@@ -106,10 +107,10 @@ def _noise(s: Situation) -> Iterator[Advice]:
             noise.low,
             "The size was chosen as if it were that; a longer --budget may tell more.",
         )
-    elif size > noise.high:
+    elif size > max(noise.high, s.averaged.high if s.averaged else 0.0):
         yield Advice(
             "above_noise_scale",
-            f"{size} is above the noise scale of {noise.value:.3g}: {1 - s.chosen.efficiency:.0%} "
+            f"{size} is above every noise scale ({noise.value:.3g}): {1 - s.chosen.efficiency:.0%} "
             "of the examples are wasted.",
             1 - s.chosen.efficiency,
             "It is still the fastest here; where examples or energy cost more than time, take "

@@ -3,6 +3,7 @@
 To a target a training at batch size B needs examples in proportion to 1 + B/φ (McCandlish 2018),
 and so time in proportion to (1 + B/φ) / throughput(B). Both are known with an uncertainty, which is
 carried through: the answer is a distribution over times for every size, all from the same draws.
+For φ that is wide: it lies between two noise scales (`rightbatch._noise.Look`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rightbatch._noise import estimated, resampled
+from rightbatch._noise import Look, estimated, resampled
 from rightbatch._throughput import DRAWS, Steps, Throughput
 
 MODEL_ERROR = math.log(2) / 2
@@ -54,13 +55,15 @@ class Expected:
 class Decision:
     """The sizes that were weighed, the chosen one, and those that cannot be told from the best.
 
-    `price` is what the chosen one costs, in a unit that is the same for the same observations.
+    `price` is what the chosen one costs, in a unit that is the same for the same observations;
+    `noise_scale` the median of those that sizes were weighed with.
     """
 
     expected: tuple[Expected, ...]
     batch_size: int
     alike: tuple[int, ...]
     price: float
+    noise_scale: float
 
     @property
     def chosen(self) -> Expected:
@@ -69,7 +72,7 @@ class Decision:
 
 def decide(
     throughput: Throughput,
-    observations: Sequence[tuple[float, float]],
+    seen: Look,
     candidates: Sequence[int],
     *,
     most: int | None = None,
@@ -82,7 +85,7 @@ def decide(
     None above `most` is chosen.
     `examples_to_target` are the batch size and the examples of a training that reached it.
     """
-    noise = _noise_draws(observations, seed)
+    noise = _noise_draws(seen, seed)
     steps = [throughput.steps(size) for size in sorted(set(candidates))]
     times = torch.stack([(1 + s.batch_size / noise) * s.seconds / s.batch_size for s in steps])
     prices = torch.tensor([[price(s)] for s in steps], dtype=torch.float64)
@@ -120,7 +123,9 @@ def decide(
     )
     sizes = [s.batch_size for s in steps]
     price_of_chosen = float(middle[chosen])
-    return Decision(expected, sizes[chosen], tuple(sizes[i] for i in alike), price_of_chosen)
+    return Decision(
+        expected, sizes[chosen], tuple(sizes[i] for i in alike), price_of_chosen, float(phi)
+    )
 
 
 def _seconds(
@@ -134,22 +139,33 @@ def _seconds(
     return [float((needed * row).median()) for row in times]
 
 
-def _noise_draws(observations: Sequence[tuple[float, float]], seed: int) -> Tensor:
-    """DRAWS of φ. Where the gradient is lost in noise, all that is known is that φ is above a
-    bound, and a size is chosen as if it were at it: noise must be no order to grow."""
+def _noise_draws(seen: Look, seed: int) -> Tensor:
+    """DRAWS of φ: anywhere between the noise scale at the weights and that at their average, on a
+    logarithmic scale; within MODEL_ERROR of the first where the second is not known."""
+    generator = torch.Generator().manual_seed(seed)
+    low = _drawn(seen.at_weights, generator, seed)
+    if len(seen.at_average) < 2:
+        error = torch.randn(DRAWS, generator=generator, dtype=torch.float64)
+        return low * (MODEL_ERROR * error).exp()
+    high = _drawn(seen.at_average, generator, seed)
+    place = torch.rand(DRAWS, generator=generator, dtype=torch.float64)
+    return low * (high / low) ** place
+
+
+def _drawn(
+    observations: Sequence[tuple[float, float]], generator: torch.Generator, seed: int
+) -> Tensor:
+    """DRAWS of resampled ratios. Where the gradient is lost in noise, all that is known is that the
+    ratio is above a bound, and it is taken to be at it: noise must be no order to grow."""
     ratios = resampled(list(observations), seed)
-    finite = ratios[ratios.isfinite() & (ratios > 0)]
     estimate = estimated(observations, seed=seed)
     assert estimate is not None
     bound = max(estimate.low if math.isfinite(estimate.low) else 1.0, 1.0)
-    if estimate.value is None or not len(finite):
-        draws = torch.full((DRAWS,), bound, dtype=torch.float64)
-    else:
-        draws = torch.where(ratios.isfinite() & (ratios > 0), ratios, bound)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(draws), (DRAWS,), generator=generator)
-    error = torch.randn(DRAWS, generator=generator, dtype=torch.float64)
-    return draws[chosen] * (MODEL_ERROR * error).exp()
+    is_known = ratios.isfinite() & (ratios > 0)
+    if estimate.value is None:
+        is_known = torch.zeros_like(is_known)
+    draws = torch.where(is_known, ratios, bound)
+    return draws[torch.randint(len(draws), (DRAWS,), generator=generator)]
 
 
 def _quantile(rows: Tensor, q: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rightbatch._fit import FitResult
-from rightbatch._noise import NoiseEstimate
+from rightbatch._noise import Look, NoiseEstimate
 from rightbatch._tune.advice import Advice
 from rightbatch._tune.decide import Expected
 from rightbatch._units import format_seconds
@@ -34,8 +34,8 @@ class Plan:
     device. `learning_rate_factor` is on a rate chosen for `base_batch`; `beta2` and
     `epsilon_factor` are for Adam and its kin. `expected` has every size that was weighed,
     `examples_per_second` with 95% intervals; `branches` are trained with `verify`. `samples` are
-    the raw step times by micro-batch size, `observations` those of the noise scale: a decision can
-    be made again from them.
+    the raw step times by micro-batch size, `seen` what the noise scales rest on, that at the weights
+    and that at the average of the last ones: a decision can be made again from them.
     """
 
     batch_size: int
@@ -47,6 +47,7 @@ class Plan:
     epsilon_factor: float | None
     base_batch: int
     noise_scale: NoiseEstimate
+    averaged_noise_scale: NoiseEstimate | None
     expected: tuple[Expected, ...]
     advice: tuple[Advice, ...]
     steps_per_epoch: int
@@ -59,9 +60,10 @@ class Plan:
     reason: str
     branches: tuple[Branch, ...] = ()
     samples: dict[int, tuple[StepSeconds, ...]] = field(default_factory=dict, repr=False)
-    observations: tuple[tuple[float, float], ...] = field(default=(), repr=False)
+    seen: Look = field(default=Look(), repr=False)
 
     def __str__(self) -> str:
+        averaged = self.averaged_noise_scale
         parts = f", {self.accumulation} x {self.micro_batch_size}" if self.accumulation > 1 else ""
         rows = [
             f"  {'batch':>6}  {'examples/s':>10}  {'efficiency':>10}  time to target",
@@ -70,6 +72,7 @@ class Plan:
         lines = [
             f"batch size {self.batch_size}{parts}: {self.reason}",
             f"{self.noise_scale}",
+            *([f"at averaged weights: {averaged}"] if averaged else []),
             *rows,
             *(f"- {each}" for each in self.advice),
         ]
@@ -82,8 +85,10 @@ class Plan:
             "beta2 epsilon_factor base_batch steps_per_epoch steps_in_all epochs objective "
             "processes seconds reason"
         )
+        averaged = self.averaged_noise_scale
         return {name: getattr(self, name) for name in plain.split()} | {
             "noise_scale": self.noise_scale.to_dict(),
+            "averaged_noise_scale": averaged.to_dict() if averaged else None,
             "throughput": [
                 {
                     "batch_size": each.batch_size,
@@ -100,7 +105,8 @@ class Plan:
             "samples": {
                 str(size): [vars(step) for step in steps] for size, steps in self.samples.items()
             },
-            "observations": [list(pair) for pair in self.observations],
+            "observations": [list(pair) for pair in self.seen.at_weights],
+            "observations_at_average": [list(pair) for pair in self.seen.at_average],
         }
 
     def plot(self) -> Any:

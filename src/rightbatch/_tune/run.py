@@ -10,13 +10,13 @@ from typing import Any
 from rightbatch._errors import UsageError
 from rightbatch._factory import resolve
 from rightbatch._fit import FitResult, largest_batch
-from rightbatch._noise import NoiseEstimate, estimated
+from rightbatch._noise import Look, estimated
 from rightbatch._probe import Header, ProbeProcess, header_for
 from rightbatch._progress import Live
 from rightbatch._scaling import Scaling, scaling
 from rightbatch._throughput import Network, Steps, Throughput, spread
 from rightbatch._tune.advice import Situation, advise
-from rightbatch._tune.decide import Decision, Expected, decide
+from rightbatch._tune.decide import Decision, decide
 from rightbatch._tune.plan import DEFAULT_BATCH, Branch, Plan
 from rightbatch._tune.reason import reason
 from rightbatch._tune.timing import Timing, sizes_between, told
@@ -159,7 +159,9 @@ class _Tuning:
                     "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
                 )
             report = self._pilot(trainer)
-            noise = estimated(report["observations"], notes=tuple(report["notes"]))
+            notes = tuple(report["notes"])
+            noise = estimated(report["observations"], notes=notes)
+            averaged = estimated(report["at_average"], notes=notes)
             if noise is None:
                 raise UsageError(
                     f"a budget of {format_seconds(asked.budget)} is too short for this workload: "
@@ -168,12 +170,13 @@ class _Tuning:
             facts = report["facts"]
             throughput, decision, devices = self._decide(timing, report)
             chosen = decision.chosen
-            rule = self._scaling(facts, chosen.batch_size, noise)
-            branches = self._branches(trainer, chosen, facts, noise) if asked.verify else ()
+            rule = self._scaling(facts, chosen.batch_size, decision.noise_scale)
+            branches = self._branches(trainer, decision, facts) if asked.verify else ()
         advice = advise(
             Situation(
                 chosen=chosen,
                 noise=noise,
+                averaged=averaged,
                 scaling=rule,
                 base_batch=self._base,
                 examples=self._examples,
@@ -199,6 +202,7 @@ class _Tuning:
             epsilon_factor=rule.epsilon_factor,
             base_batch=self._base,
             noise_scale=noise,
+            averaged_noise_scale=averaged,
             expected=decision.expected,
             advice=tuple(advice),
             steps_per_epoch=per_epoch,
@@ -211,7 +215,7 @@ class _Tuning:
             reason=reason(decision, largest, asked.objective, branches),
             branches=branches,
             samples={size: tuple(steps) for size, steps in sorted(timing.samples.items())},
-            observations=tuple((g, n) for g, n in report["observations"]),
+            seen=_seen(report),
         )
 
     def _left(self) -> float:
@@ -253,7 +257,7 @@ class _Tuning:
 
             decision = decide(
                 throughput,
-                report["observations"],
+                _seen(report),
                 self._candidates(devices),
                 most=self._most(devices),
                 price=price,
@@ -279,22 +283,18 @@ class _Tuning:
         wanted = self._asked.max_batch or most_useful(self._examples, self._asked.epochs)
         return max(wanted, self._largest.smallest_batch_size, devices)
 
-    def _scaling(self, facts: dict[str, Any], size: int, noise: NoiseEstimate) -> Scaling:
+    def _scaling(self, facts: dict[str, Any], size: int, noise_scale: float) -> Scaling:
         betas = facts["betas"]
-        phi = noise.value if noise.value is not None else noise.low
-        return scaling(tuple(betas) if betas else None, self._base, size, phi)
+        return scaling(tuple(betas) if betas else None, self._base, size, noise_scale)
 
     def _branches(
-        self,
-        process: ProbeProcess,
-        chosen: Expected,
-        facts: dict[str, Any],
-        noise: NoiseEstimate,
+        self, process: ProbeProcess, decision: Decision, facts: dict[str, Any]
     ) -> tuple[Branch, ...]:
         """Half, once, twice and four times the chosen size, all over as many examples."""
+        chosen = decision.chosen
         size, least = chosen.batch_size, self._largest.smallest_batch_size
         sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= self._examples]
-        rules = [self._scaling(facts, size, noise) for size in sizes]
+        rules = [self._scaling(facts, size, decision.noise_scale) for size in sizes]
         tries = [
             {
                 "batch_size": size,
@@ -308,6 +308,14 @@ class _Tuning:
         examples = int(max(seconds * chosen.examples_per_second, LEAST_UPDATES * sizes[-1]))
         found = told(lambda: process.branches(tries, examples, self._show))
         return tuple(Branch(b["batch_size"], b["loss"], b["seconds"], b["examples"]) for b in found)
+
+
+def _seen(report: dict[str, Any]) -> Look:
+    here, there = (
+        tuple((gradient, noise) for gradient, noise in report[key])
+        for key in ("observations", "at_average")
+    )
+    return Look(here, there)
 
 
 def _parse_target(text: str | None) -> tuple[str, float] | None:

@@ -40,8 +40,9 @@ class YoloPilot:
         return model
 
     @property
-    def population(self) -> int:
-        return len(self._trainer.train_loader.dataset)
+    def population(self) -> int | None:
+        data = self._trainer.train_loader.dataset
+        return None if data.augment else len(data)
 
     @property
     def report(self) -> PilotReport:

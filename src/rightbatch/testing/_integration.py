@@ -101,7 +101,7 @@ class IntegrationContract:
         assert {probe.outcome for probe in largest.probes} == {"ok"}
         plan = tune(factory, largest=largest, budget=4, **asked)
         assert 1 <= plan.batch_size <= 8
-        assert len(plan.observations) >= 2
+        assert len(plan.seen.at_weights) >= 2
         assert plan.expected[0].examples_per_second > 0
 
     def _trained(self, folder: Path, micro_batch_size: int) -> list[Tensor]:
