@@ -126,7 +126,7 @@ class Loop:
         self._scaler = scaler(workload, self._device)
         self.standing = Standing(batch_size)
         self._growth = growth
-        self._average: WeightAverage | None = None
+        self._average = WeightAverage(self._model) if growth else None
         self.step = Elastic(
             self._model,
             workload.optimizer,
@@ -238,7 +238,7 @@ class Loop:
         """Measure if it is time, and take a larger batch if that is faster; the schedule goes on by
         examples, as if batches had not changed."""
         at = self.standing
-        self._average = self._average or WeightAverage(self._model)
+        assert self._average is not None
         self._average.update()
         if self._scheduler is not None:
             while self._scheduler.last_epoch < at.examples // self._batch_size:
@@ -248,7 +248,6 @@ class Loop:
             return False
         before = random_state(self._device)
         try:
-            assert self._average is not None
             seen = look(self._model, self._average, self._parts, self._examples, seconds)
         except BaseException as error:
             if not is_out_of_memory(error):

@@ -103,8 +103,8 @@ def test_an_average_of_weights_is_in_place_only_while_it_is_looked_at() -> None:
             average.update()
     pointer = model.weight.data_ptr()
     with average.in_place():
-        assert float(model.weight) == pytest.approx(2.5), "of few steps the plain mean"
-    assert float(model.weight) == 4 and model.weight.data_ptr() == pointer
+        assert float(model.weight.detach()) == pytest.approx(2.5), "of few steps the plain mean"
+    assert float(model.weight.detach()) == 4 and model.weight.data_ptr() == pointer
 
 
 def test_swings_that_lead_nowhere_count_at_the_weights_and_not_at_their_average() -> None:

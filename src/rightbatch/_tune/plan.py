@@ -34,8 +34,8 @@ class Plan:
     device. `learning_rate_factor` is on a rate chosen for `base_batch`; `beta2` and
     `epsilon_factor` are for Adam and its kin. `expected` has every size that was weighed,
     `examples_per_second` with 95% intervals; `branches` are trained with `verify`. `samples` are
-    the raw step times by micro-batch size, `seen` what the noise scales rest on, that at the weights
-    and that at the average of the last ones: a decision can be made again from them.
+    the raw step times by micro-batch size, `seen` what the noise scales rest on, that at the
+    weights and that at the average of the last ones: a decision can be made again from them.
     """
 
     batch_size: int
