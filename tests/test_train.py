@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,9 +220,9 @@ class Eager:
 
         monkeypatch.setattr(growth, "WINDOW", 0.0)
         monkeypatch.setattr(growth, "LEAST", 1)
-        slow = {m: [StepSeconds(0, 1.0 + 1e-6 * m, 0)] * 5 for m in (1, 2, 4, 8, 16)}
-        plan = rb.tune(made.plain, budget=2, device="cpu", progress=False, epochs=200)
-        plan = replace(plan, batch_size=2, micro_batch_size=2, accumulation=1, samples=slow)
+        slow = {m: (StepSeconds(0, 1.0 + 1e-6 * m, 0),) * 5 for m in (1, 2, 4, 8, 16)}
+        chosen = {"batch_size": 2, "micro_batch_size": 2, "base_batch": 2, "samples": slow}
+        plan = SimpleNamespace(**chosen, learning_rate_factor=1.0, reason="it says so")
         monkeypatch.setattr("rightbatch._train.tune", lambda *_, **__: plan)
 
 

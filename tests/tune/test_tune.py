@@ -15,12 +15,12 @@ import rightbatch as rb
 from rightbatch._units import parse_seconds
 
 HERE = Path(__file__).parent
-QUICK: dict[str, Any] = {"budget": 4, "device": "cpu", "progress": False}
+QUICK: dict[str, Any] = {"budget": 3, "device": "cpu", "progress": False, "max_batch": 32}
 
 
 @pytest.fixture(scope="module")
 def plan() -> rb.Plan:
-    return rb.tune(made.workload, target="loss=0.45", **QUICK)
+    return rb.tune(made.workload, target="loss=0.45", verify=True, **QUICK | {"budget": 5})
 
 
 def test_a_plan_has_the_size_its_reasons_and_all_that_was_measured(plan: rb.Plan) -> None:
@@ -48,12 +48,6 @@ def test_a_plan_can_be_read_and_drawn(plan: rb.Plan) -> None:
     assert len(names) == 3 and any("both" in name for name in names)
 
 
-def test_what_was_tuned_keeps_to_a_limit(plan: rb.Plan) -> None:
-    limited = rb.tune(made.workload, max_batch=4, **QUICK)
-    assert limited.batch_size <= 4
-    assert max(each.batch_size for each in limited.expected) == 4
-
-
 def test_a_run_that_does_not_improve_is_still_answered_and_said() -> None:
     found = rb.tune(made.still, **QUICK)
     assert found.batch_size >= 1
@@ -67,17 +61,10 @@ def test_advice_that_needs_the_model_applies_to_it() -> None:
     assert found.micro_batch_size >= 2, "BatchNorm cannot train on one"
 
 
-def test_branches_are_trained_where_that_is_asked_for() -> None:
-    found = rb.tune(made.workload, verify=True, budget=6, device="cpu", progress=False)
-    sizes = [branch.batch_size for branch in found.branches]
-    assert found.batch_size in sizes and 2 * found.batch_size in sizes
-    assert "Branches over" in found.reason
-
-
-def test_several_devices_and_their_cost_are_weighed() -> None:
-    found = rb.tune(made.workload, processes=4, objective="cost", bandwidth="1MB", **QUICK)
-    assert found.processes == 1, "an exchange that slow is not worth four devices"
-    assert found.objective == "cost"
+def test_branches_are_trained_where_that_is_asked_for(plan: rb.Plan) -> None:
+    sizes = [branch.batch_size for branch in plan.branches]
+    assert plan.batch_size in sizes and 2 * plan.batch_size in sizes
+    assert "Branches over" in plan.reason
 
 
 @pytest.mark.parametrize(
@@ -99,7 +86,7 @@ def test_what_cannot_be_meant_is_said(options: dict[str, Any], message: str) -> 
 
 def test_a_stream_is_refused_with_the_way_round() -> None:
     with pytest.raises(rb.UsageError, match="NoiseScale in your own loop"):
-        rb.tune(made.streamed, max_batch=8, **QUICK)
+        rb.tune(made.streamed, **QUICK)
 
 
 def test_a_training_that_explodes_is_the_workloads_failure() -> None:
@@ -109,16 +96,20 @@ def test_a_training_that_explodes_is_the_workloads_failure() -> None:
 
 def test_from_the_shell_it_prints_one_document_and_writes_the_picture(tmp_path: Path) -> None:
     picture = tmp_path / "plan.html"
-    arguments = [f"{HERE / 'tune_workloads.py'}:workload", "--budget", "4s", "--device", "cpu"]
+    command = f"""tune {HERE / "tune_workloads.py"}:workload --budget 3s --device cpu --json
+        --max-batch 4 --processes 4 --objective cost --bandwidth 1MB --plot {picture}"""
     done = subprocess.run(
-        [sys.executable, "-m", "rightbatch", "tune", *arguments, "--json", "--plot", str(picture)],
+        [sys.executable, "-m", "rightbatch", *command.split()],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["batch_size"] >= 1
+    assert 1 <= document["batch_size"] <= 4
+    assert max(each["batch_size"] for each in document["expected"]) == 4
+    assert document["objective"] == "cost"
+    assert document["processes"] == 1, "an exchange that slow is not worth four devices"
     assert "plotly" in picture.read_text()
 
 

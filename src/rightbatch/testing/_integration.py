@@ -99,7 +99,7 @@ class IntegrationContract:
         largest = fit(factory, **asked)
         assert largest.batch_size == 8
         assert {probe.outcome for probe in largest.probes} == {"ok"}
-        plan = tune(factory, largest=largest, budget=4, **asked)
+        plan = tune(factory, largest=largest, budget=2, **asked)
         assert 1 <= plan.batch_size <= 8
         assert len(plan.seen.at_weights) >= 2
         assert plan.expected[0].examples_per_second > 0
