@@ -251,7 +251,7 @@ def test_parts_that_were_asked_for_stay_and_then_larger_batches_gain_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Eager(monkeypatch)
-    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 200, "micro_batch": 2}
+    options: dict[str, Any] = {"batch": "auto", "adapt": True, "epochs": 40, "micro_batch": 2}
     result = train(tmp_path / "run", made.plain, **options)
     assert (result.batch_size, result.micro_batch_size) == (2, 2)
 

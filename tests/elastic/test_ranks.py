@@ -162,7 +162,7 @@ def train_in_small_buckets(rank: int, world_size: int, seed: int) -> Any:
 
 
 def test_failures_amid_buckets_on_their_way_are_survived(tmp_path: Path) -> None:
-    ends = together(train_in_small_buckets, 4, tmp_path, 11)
+    ends = together(train_in_small_buckets, 2, tmp_path, 11)
     for end in ends:
         assert all(torch.equal(a, b) for a, b in zip(end[:-1], ends[0][:-1], strict=True))
         assert relative_difference(end[:-1], alone()) <= 1e-10

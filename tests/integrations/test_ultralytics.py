@@ -248,7 +248,7 @@ class TestYoloInferenceSession(SessionContract):
 @pytest.mark.slow
 def test_train_from_the_shell_chooses_trains_and_reports(data: Path, tmp_path: Path) -> None:
     command = f"""train yolo26n.yaml --data {data} --imgsz {SIZE} --epochs 1 --batch auto
-        --out out --max-batch 4 --device cpu --budget 12s --json"""
+        --out out --max-batch 4 --device cpu --budget 6s --json"""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment["YOLO_CONFIG_DIR"] = str(tmp_path / "configuration")
     environment["MLFLOW_TRACKING_URI"] = (tmp_path / "tracked").as_uri()

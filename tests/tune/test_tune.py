@@ -55,7 +55,7 @@ def test_a_run_that_does_not_improve_is_still_answered_and_said() -> None:
 
 
 def test_advice_that_needs_the_model_applies_to_it() -> None:
-    found = rb.tune(made.normalized, base_batch=4, epochs=200, **QUICK)
+    found = rb.tune(made.normalized, base_batch=4, **QUICK | {"max_batch": 8})
     codes = [each.code for each in found.advice]
     assert "few_values_per_channel" in codes
     assert found.micro_batch_size >= 2, "BatchNorm cannot train on one"
@@ -65,6 +65,13 @@ def test_branches_are_trained_where_that_is_asked_for(plan: rb.Plan) -> None:
     sizes = [branch.batch_size for branch in plan.branches]
     assert plan.batch_size in sizes and 2 * plan.batch_size in sizes
     assert "Branches over" in plan.reason
+
+
+def test_a_training_of_few_epochs_keeps_enough_updates(plan: rb.Plan) -> None:
+    short = rb.tune(made.workload, largest=plan.largest, epochs=2, **QUICK | {"budget": 2})
+    assert -(-made.EXAMPLES // short.batch_size) * 2 >= 300
+    assert short.steps_in_all == 2 * short.steps_per_epoch
+    assert plan.steps_in_all is None
 
 
 @pytest.mark.parametrize(

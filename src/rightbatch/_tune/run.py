@@ -280,7 +280,10 @@ class _Tuning:
 
     def _most(self, devices: int) -> int:
         """Nothing above is chosen: it would leave too few updates, or was not wanted."""
-        wanted = self._asked.max_batch or most_useful(self._examples, self._asked.epochs)
+        useful = most_useful(self._examples, self._asked.epochs)
+        wanted = self._asked.max_batch or useful
+        if self._asked.epochs is not None:
+            wanted = min(wanted, useful)
         return max(wanted, self._largest.smallest_batch_size, devices)
 
     def _scaling(self, facts: dict[str, Any], size: int, noise_scale: float) -> Scaling:
