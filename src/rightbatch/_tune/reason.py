@@ -19,7 +19,7 @@ def reason(
     others = [str(other) for other in decision.alike if other != size]
     text = f"it is expected to {what}"
     if others:
-        text += f", as far as can be told: {', '.join(others)} may as well, and are larger"
+        text += f", as far as can be told ({', '.join(others)} may do as well, at a larger size)"
     by_size = {each.batch_size: each for each in decision.expected}
     compared = [
         f"{each.relative_time:.2f} times as much at {name}"
