@@ -25,23 +25,24 @@ def table(results: dict[str, Any]) -> str:
     text = ""
     if "curves" in results:
         text += (
-            "| task | target | S_min | E_min | B_crit | rms log error | noise scale at the target "
-            "| ÷ B_crit |\n|---|---|---|---|---|---|---|---|\n"
+            "| task | target | S_min | E_min | B_crit | rms log error | noise scale at the weights "
+            "| at their average | between ÷ B_crit |\n|---|---|---|---|---|---|---|---|---|\n"
         )
         for name, found in results["curves"].items():
-            phi = ""
+            plans = results.get("choice", {}).get(name, {}).get("plans", [])
+            here, there = (
+                [plan[key]["value"] or plan[key]["low"] for plan in plans if plan[key]]
+                for key in ("noise_scale", "averaged_noise_scale")
+            )
             share = ""
-            if name in results.get("choice", {}):
-                values = [
-                    plan["noise_scale"]["value"]
-                    for plan in results["choice"][name]["plans"]
-                    if plan["noise_scale"]["value"] is not None
-                ]
-                phi = ", ".join(f"{value:.0f}" for value in values) + " (three runs)"
-                share = f"{statistics.median(values) / found['b_crit']:.2f}"
+            if here and there:
+                between = math.sqrt(statistics.median(here) * statistics.median(there))
+                share = f"{between / found['b_crit']:.2f}"
             text += (
                 f"| {name} | loss {found['target']} | {found['s_min']:.0f} | {found['e_min']:.0f} "
-                f"| {found['b_crit']:.0f} | {found['rms_log_error']:.1%} | {phi} | {share} |\n"
+                f"| {found['b_crit']:.0f} | {found['rms_log_error']:.1%} "
+                f"| {', '.join(f'{value:.0f}' for value in here)} "
+                f"| {', '.join(f'{value:.0f}' for value in there)} | {share} |\n"
             )
     if "choice" in results:
         text += (
