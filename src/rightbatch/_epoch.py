@@ -56,14 +56,14 @@ def batches(
         batch_sampler=[processes.share_of(batch) for batch in chosen],
         num_workers=workload.workers,
         collate_fn=_Collate(workload.collate),
-        generator=_generator(seed, epoch),
+        generator=_generator(seed, epoch, processes.rank),  # of what workers draw
     )
     for batch, (start, stop) in zip(loader, where, strict=True):
         yield batch, stop - start
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+def _generator(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + (rank << 40))
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class Loop:
         move_state(workload.optimizer, str(self._device))
         processes.share([*self._model.parameters(), *self._model.buffers()])
         schedule = workload.scheduler
-        self._scheduler = schedule(workload.optimizer, steps) if schedule else None
+        self._scheduler = self.scheduler = schedule(workload.optimizer, steps) if schedule else None
         self._scaler = scaler(workload, self._device)
         self.standing = Standing(batch_size)
         self._growth = growth
@@ -268,7 +268,9 @@ class Loop:
             rule.learning_rate_factor,
             self._scheduler,
         )
-        self._happened(Event("adapted", at.steps, grown.reason, self.step.micro_batch_size or 0))
+        self._happened(
+            Event("adapted", at.steps - 1, grown.reason, self.step.micro_batch_size or 0)
+        )
         return True
 
     def _parts(self) -> Iterator[Part]:
@@ -279,8 +281,10 @@ class Loop:
         data: Any = w.data
         for start in range(0, len(order) - size + 1, size):
             batch = w.collate([data[index] for index in order[start : start + size]])
-            here = to_device(batch, self._device)
-            yield partial(self._loss, self._model, here), size, float(w.count(batch))
+            here, count = to_device(batch, self._device), float(w.count(batch))
+            if count:
+                scale = self._scaler.get_scale()
+                yield partial(self._loss, self._model, here), size, count * scale
 
     def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         with autocast(self._workload, self._device):

@@ -68,11 +68,15 @@ def scale_optimizer(
     A `scheduler` (and those that it is made of) goes on from the new rate.
     """
     for schedule in _schedules(scheduler):
-        schedule.base_lrs = [rate * rate_factor for rate in schedule.base_lrs]
+        for name in ("base_lrs", "max_lrs"):  # cyclic ones have both
+            if hasattr(schedule, name):
+                rates = [rate * rate_factor for rate in getattr(schedule, name)]
+                setattr(schedule, name, rates)
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * rate_factor
-        if "initial_lr" in group:
-            group["initial_lr"] = group["initial_lr"] * rate_factor
+        for name in ("initial_lr", "max_lr", "min_lr"):  # of schedules; OneCycleLR keeps all three
+            if name in group:
+                group[name] = group[name] * rate_factor
         if "betas" in group:
             beta1, beta2 = group["betas"]
             group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))

@@ -17,8 +17,6 @@ from torch import Tensor
 from rightbatch._workload import StepSeconds
 
 DRAWS = 1000
-WARM_UP = 1
-"""Steps of each size that are not counted: they build kernels, buffers and caches."""
 _ALIKE = 0.01
 
 

@@ -153,8 +153,6 @@ def train(
                 chosen = processes.from_first(choice(world) if processes.is_first else None)
             plan, parts = chosen.plan, micro_batch
             if plan is not None:
-                factor = plan.batch_size / plan.base_batch
-                scale_optimizer(workload.optimizer, factor, plan.learning_rate_factor)
                 parts = plan.micro_batch_size if parts == "auto" else parts
             growth = None
             if adapt:
@@ -174,6 +172,9 @@ def train(
                 seed=seed,
                 progress=progress and processes.is_first,
             )
+            if plan is not None:  # after the schedule is made, which may set rates of its own
+                factor, rate = plan.batch_size / plan.base_batch, plan.learning_rate_factor
+                scale_optimizer(workload.optimizer, factor, rate, loop.scheduler)
             if resume:
                 loop.resume()
             standing = loop.run()

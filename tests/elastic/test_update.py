@@ -182,3 +182,31 @@ def test_a_fused_step_is_tried_again_and_copies_nothing(
     assert all(torch.equal(a, b) for a, b in zip(undisturbed, disturbed, strict=True))
     with pytest.raises(rb.NothingFitsError, match="as before it"):
         ends((0, 1, 2))
+
+
+def test_a_fused_step_of_several_groups_is_not_repeated_where_it_was_done() -> None:
+    """torch allocates the state of one group after it has updated another."""
+
+    def ends(fails: bool) -> list[Tensor]:
+        first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW(
+            [{"params": [first]}, {"params": [second], "weight_decay": 0.0}], lr=0.1, fused=True
+        )
+        update = UndoableUpdate(optimizer, torch.device("cpu"), lambda reason: None)
+        state, left = optimizer.state, [1]
+
+        class Failing(dict):  # type: ignore[type-arg]
+            def __setitem__(self, key: str, value: Any) -> None:
+                if fails and key == "exp_avg_sq" and left[0]:
+                    left[0] -= 1
+                    raise torch.OutOfMemoryError("no room")
+                super().__setitem__(key, value)
+
+        state[second] = Failing()
+        for _ in range(2):
+            first.grad, second.grad = torch.ones(3), torch.ones(3)
+            with update.armed():
+                optimizer.step()
+        return [first.detach(), second.detach()]
+
+    assert all(torch.equal(a, b) for a, b in zip(ends(False), ends(True), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,3 +137,24 @@ def test_losses_are_better_when_they_fall_and_other_metrics_when_they_rise() -> 
     assert is_better("loss", 0.4, 0.45) and not is_better("loss", 0.5, 0.45)
     assert is_better("mAP50", 0.8, 0.7) and not is_better("mAP50", 0.6, 0.7)
     assert is_better("val_error", 0.1, 0.2)
+
+
+def test_a_schedule_is_not_stepped_beyond_its_end() -> None:
+    workload = replace(
+        made.workload(),
+        scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 0.1, total_steps=steps
+        ),
+    )
+    report = pilot(workload, epochs=1).run(quiet)
+    assert report.steps > made.EXAMPLES / 16
+
+
+def test_a_window_of_a_small_data_set_draws_no_example_twice() -> None:
+    running = pilot(made.line(examples=20), seconds=0.5)
+    found = estimated(running.run(quiet).observations)
+    assert found is not None
+    x, y = (torch.stack(column) for column in zip(*running._workload.data, strict=True))
+    each = x * (x @ running.model.weight.detach() - y).unsqueeze(1)
+    exact = each.square().sum() / 20 - each.mean(dim=0).square().sum()
+    assert found.noise == pytest.approx(float(exact), rel=0.25)

@@ -8,8 +8,8 @@ always be completed, and need not be repeated.
 
 Chunks need an optimizer that treats each parameter by itself, as those of torch do, LBFGS excepted.
 Any other one is a single chunk: all that it changes is copied before. Those that were made with
-`fused=True` change every parameter in one kernel, for which nothing is allocated but their state
-before it: they cannot fail half way, and nothing is copied.
+`fused=True` change parameters by kernels for which nothing is allocated but their state before:
+once it is there they cannot fail half way, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -163,8 +163,17 @@ class UndoableUpdate:
 
     @property
     def _is_fused(self) -> bool:
-        groups = self._optimizer.param_groups
-        return _is_torchs(self._optimizer) and all(group.get("fused") for group in groups)
+        """Once all state is there, or with one group: torch allocates it group by group, so that a
+        later group's may fail after an earlier one was updated."""
+        optimizer, groups = self._optimizer, self._optimizer.param_groups
+        if not (_is_torchs(optimizer) and all(group.get("fused") for group in groups)):
+            return False
+        return len(groups) == 1 or all(
+            optimizer.state.get(parameter)
+            for group in groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        )
 
     @property
     def _splits(self) -> bool:

@@ -79,7 +79,7 @@ class Observations:
             return False
         gradient = (whole - single) / pairs
         noise = (single - squared * gradient) / spread
-        if population is not None:
+        if population is not None and population > 1:
             noise *= 1 - 1 / population
             gradient += noise / (population - 1)
         if math.isfinite(gradient) and math.isfinite(noise):  # a scaler skips such a step, too

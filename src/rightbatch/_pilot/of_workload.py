@@ -16,6 +16,7 @@ from rightbatch._batch import Batch, to_device
 from rightbatch._device._caches import synchronize
 from rightbatch._errors import UsageError
 from rightbatch._noise import Part
+from rightbatch._norm import least_examples
 from rightbatch._pilot import Pilot, PilotPlan, PilotReport, facts
 from rightbatch._precision import autocast, scaler
 from rightbatch._scaling import scale_optimizer
@@ -40,9 +41,9 @@ class WorkloadPilot:
         move_state(workload.optimizer, device)
         self._scaler = scaler(workload, device)
         self._generator = torch.Generator().manual_seed(plan.seed)
-        steps = -(-self.population // plan.batch_size) * plan.epochs
+        self._scheduled = -(-self.population // plan.batch_size) * plan.epochs
         self._scheduler = (
-            workload.scheduler(workload.optimizer, steps) if workload.scheduler else None
+            workload.scheduler(workload.optimizer, self._scheduled) if workload.scheduler else None
         )
 
     @property
@@ -55,8 +56,8 @@ class WorkloadPilot:
         self.model.train()
         for batch, examples in self._batches(self._plan.batch_size):
             loss = self._step(batch, examples, self._plan.micro_batch_size)
-            if self._scheduler is not None:
-                self._scheduler.step()
+            if self._scheduler is not None and pilot.report.steps < self._scheduled - 1:
+                self._scheduler.step()  # some schedules refuse to go on beyond their end
             if pilot.after_step(loss, examples):
                 break
         w = self._workload
@@ -66,10 +67,13 @@ class WorkloadPilot:
 
     def parts(self) -> Iterator[Part]:
         w = self._workload
-        size = min(self._plan.batch_size, self._plan.micro_batch_size)
+        # A window holds several parts, and no example twice, where the data set is small, too.
+        least = max(least_examples(self.model), self.population // 8)
+        size = min(self._plan.batch_size, self._plan.micro_batch_size, max(least, 1))
         for batch, examples in self._batches(size):
-            here = to_device(batch, self._device)
-            yield partial(self._loss, here), examples, float(w.count(batch))
+            here, count = to_device(batch, self._device), float(w.count(batch))
+            if count:  # times the scale that keeps fp16's gradients from vanishing
+                yield partial(self._loss, here), examples, count * self._scaler.get_scale()
 
     def evaluate(self) -> Mapping[str, float]:
         w = self._workload

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rightbatch._fit import FitResult
 from rightbatch._tune.decide import Decision
 from rightbatch._tune.plan import DEFAULT_BATCH, Branch
@@ -31,6 +33,7 @@ def reason(
     ]
     if compared:
         text += f"; it would be {' and '.join(compared)}"
+    branches = tuple(branch for branch in branches if math.isfinite(branch.loss))
     if branches:
         best = min(branch.loss for branch in branches)
         good = max(b.batch_size for b in branches if b.loss <= best + NOT_WORSE)

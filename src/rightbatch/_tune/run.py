@@ -20,7 +20,7 @@ from rightbatch._tune.decide import Decision, decide
 from rightbatch._tune.plan import DEFAULT_BATCH, Branch, Plan
 from rightbatch._tune.reason import reason
 from rightbatch._tune.timing import Timing, sizes_between, told
-from rightbatch._units import format_seconds, parse_bytes, parse_seconds
+from rightbatch._units import parse_bytes, parse_seconds
 from rightbatch._updates import most_useful
 
 TIMING, PILOT = 0.25, 0.55
@@ -164,8 +164,8 @@ class _Tuning:
             averaged = estimated(report["at_average"], notes=notes)
             if noise is None:
                 raise UsageError(
-                    f"a budget of {format_seconds(asked.budget)} is too short for this workload: "
-                    "two windows of the noise scale did not fit in; --budget gives more"
+                    "no gradient of the pilot's windows was finite, so that nothing is known of "
+                    "its noise; fp16 may overflow where bf16 does not"
                 )
             facts = report["facts"]
             throughput, decision, devices = self._decide(timing, report)
@@ -192,6 +192,8 @@ class _Tuning:
             )
         )
         per_epoch = -(-self._examples // chosen.batch_size)
+        if facts["drop_last"]:
+            per_epoch = max(self._examples // chosen.batch_size, 1)
         return Plan(
             batch_size=chosen.batch_size,
             micro_batch_size=chosen.micro_batch_size,
@@ -273,7 +275,7 @@ class _Tuning:
         """Powers of 2, the default, the size of the learning rate, and the largest that fits; every
         device gets at least one example."""
         largest = self._largest.batch_size
-        least = max(self._largest.smallest_batch_size, devices)
+        least = self._largest.smallest_batch_size * devices
         most = max(self._most(devices), largest)
         extra = {size for size in (largest, DEFAULT_BATCH, self._base) if least <= size <= most}
         return sorted({*sizes_between(least, self._most(devices)), *extra})
@@ -284,7 +286,7 @@ class _Tuning:
         wanted = self._asked.max_batch or useful
         if self._asked.epochs is not None:
             wanted = min(wanted, useful)
-        return max(wanted, self._largest.smallest_batch_size, devices)
+        return max(wanted, self._largest.smallest_batch_size * devices)
 
     def _scaling(self, facts: dict[str, Any], size: int, noise_scale: float) -> Scaling:
         betas = facts["betas"]

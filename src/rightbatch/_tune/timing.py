@@ -47,6 +47,9 @@ class Timing:
                     break
                 self._show(f"timing micro-batches of {size}")
                 report = self._timed(size, burst)
+                if report["outcome"] != "ok":  # memory, at other examples than before
+                    sizes.remove(size)
+                    break
                 self.samples[size] += [StepSeconds(**step) for step in report["steps"]]
                 if report["watts"] is not None:
                     self.watts[size].append(report["watts"])
@@ -64,8 +67,10 @@ class Timing:
             self._show(f"timing micro-batches of {size}")
             began = time.perf_counter()
             report = self._timed(size, 0.0)
-            if report["outcome"] != "ok":
+            if report["outcome"] != "ok" and sizes:
                 break  # memory, that `fit` has found to suffice with other examples
+            if report["outcome"] != "ok":
+                raise Failure(**report["failure"]).as_error("memory ran out in the smallest step")
             sizes.append(size)
             if report["values_per_channel"] is not None:
                 self.values[size] = report["values_per_channel"]
@@ -77,8 +82,7 @@ class Timing:
         report: dict[str, Any] = told(
             lambda: self._process.time(size, seconds, self._limit, precision)
         )
-        is_memory = report["outcome"] == "out_of_memory" and len(self.samples) > 1
-        if report["outcome"] != "ok" and precision is None and not is_memory:
+        if report["outcome"] == "failed" and precision is None:
             raise Failure(**report["failure"]).as_error(f"the workload fails at batch size {size}")
         return report
 

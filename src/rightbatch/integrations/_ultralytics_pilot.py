@@ -85,7 +85,7 @@ def run_pilot(
     arguments |= {
         "batch": micro,
         "nbs": plan.batch_size,
-        "epochs": 10_000,  # the pilot ends it
+        "epochs": plan.epochs,  # by which optimizer=auto chooses
         "device": device.removeprefix("cuda:"),
         "seed": plan.seed,
         "val": False,
@@ -96,7 +96,12 @@ def run_pilot(
     }
     pilots: list[YoloPilot] = []
     model = YOLO(factory.overrides["model"])
-    model.add_callback("on_train_start", lambda t: pilots.append(YoloPilot(t, plan, show)))
+
+    def begin(trainer: Any) -> None:
+        trainer.epochs = 10_000  # the pilot ends it
+        pilots.append(YoloPilot(trainer, plan, show))
+
+    model.add_callback("on_train_start", begin)
     model.add_callback("on_train_batch_end", lambda t: pilots[-1].after_batch(t))
     with tempfile.TemporaryDirectory() as folder:
         try:

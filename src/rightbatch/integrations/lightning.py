@@ -44,7 +44,7 @@ class ElasticBatches(Callback):
 
     Raises:
         UsageError: when training begins, for manual optimization, several optimizers, accumulation
-            in the trainer, a strategy other than one device or DDP, or fp16 with a scaler.
+            in the trainer, several processes, or fp16 with a scaler.
     """
 
     def __init__(self, *, micro_batch_size: int | str = "auto", **options: Any) -> None:
@@ -83,6 +83,10 @@ class ElasticBatches(Callback):
         self._training_step = self._validation_step = None
         self.elastic = None
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Lightning leaves `teardown` out then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Step the schedules that go by epochs."""
         self._step_schedules(trainer, "epoch", trainer.current_epoch + 1)
@@ -110,7 +114,6 @@ class ElasticBatches(Callback):
 
     def _make(self, trainer: Any, module: Any) -> Elastic:
         wrapped = module.optimizers()
-        several = trainer.world_size > 1
         elastic = Elastic(
             module,
             wrapped.optimizer,
@@ -118,7 +121,6 @@ class ElasticBatches(Callback):
             backward=module.manual_backward,
             update=wrapped.step,
             before_update=lambda: self._clipped(module, wrapped),
-            group=torch.distributed.group.WORLD if several else None,
             **{"count": count_examples, "split": split_batch} | self._options,
         )
         if self._state is not None:
@@ -217,8 +219,12 @@ def _refuse(trainer: Any, module: Any) -> None:
             "the loader the whole batch"
         )
     strategy = type(trainer.strategy).__name__
-    if strategy not in ("SingleDeviceStrategy", "DDPStrategy"):
-        raise UsageError(f"ElasticBatches runs on one device or with DDP, not with {strategy}")
+    if strategy != "SingleDeviceStrategy":
+        raise UsageError(
+            f"ElasticBatches runs on one device, not with {strategy}, whose own reduction would "
+            "run in every part: use rightbatch.Elastic on the DDP model in your own loop, or "
+            "`torchrun -m rightbatch train` with a Workload of the module"
+        )
     if len(trainer.optimizers) > 1:
         raise UsageError("ElasticBatches takes one optimizer")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:

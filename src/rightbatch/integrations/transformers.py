@@ -158,6 +158,8 @@ def workload(trainer: Trainer, **fields: Any) -> Workload:
     owner: Any = trainer
     arguments = owner.args
     loader = owner.get_train_dataloader()
+    # Of several sets no one is the evaluation's.
+    unseen = None if isinstance(owner.eval_dataset, dict) else owner.eval_dataset
 
     def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         # Told the number of labels, it divides by that: a mean over `count`, as in the trainer.
@@ -169,7 +171,7 @@ def workload(trainer: Trainer, **fields: Any) -> Workload:
         "collate": loader.collate_fn,
         "count": _count,
         "split": _split,
-        "evaluation_data": owner.eval_dataset,
+        "evaluation_data": None if unseen is None else owner.get_eval_dataloader().dataset,
         "scheduler": lambda optimizer, steps: owner.create_scheduler(steps, optimizer),
         "clip_norm": arguments.max_grad_norm or None,
         "workers": arguments.dataloader_num_workers,
