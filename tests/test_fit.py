@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,9 +17,11 @@ import torch
 
 import fit_workloads as made
 import rightbatch as rb
+from rightbatch._device import Reading
 from rightbatch._fit import _Search
 from rightbatch._memory.outside import CONTEXT
 from rightbatch._probe import Header, ProbeProcess, Ready, pickled
+from rightbatch._probe.__main__ import _run as run_steps
 
 MIB = 2**20
 LINUX = sys.platform.startswith("linux")
@@ -92,9 +95,28 @@ def test_while_the_charge_grows_more_steps_run_and_what_they_would_add_is_left_f
 
 
 @only_enforced
-def test_a_charge_that_has_settled_is_not_run_longer(fitted: rb.FitResult) -> None:
-    assert {p.steps for p in fitted.probes if p.is_ok and p.process == 1} == {2}
-    assert min(p.steps or 0 for p in fitted.probes if p.is_ok and p.process > 1) == 6
+def test_small_sizes_run_two_steps_and_decisive_ones_at_least_six(fitted: rb.FitResult) -> None:
+    ran = [p for p in fitted.probes if p.is_ok]
+    assert {p.steps for p in ran if p.process == 1} == {2}
+    assert all((p.steps or 0) >= 6 for p in ran if p.process > 1 and p.whole)
+
+
+@pytest.mark.parametrize(("grows_until", "steps"), [(0, 6), (4, 8), (10**6, 16)])
+def test_a_charge_that_has_settled_is_not_run_longer(grows_until: int, steps: int) -> None:
+    ran = [0]
+
+    def step(batch_size: int) -> None:
+        ran[0] += 1
+
+    def read() -> Reading:
+        charge = 1000 + 100 * min(ran[0], grows_until)
+        return Reading(peak_bytes=charge, charged_bytes=charge, live_bytes=charge)
+
+    session = SimpleNamespace(varies=False, step=step, evaluate=lambda batch_size: batch_size)
+    device = SimpleNamespace(reset_peak=lambda: None, read=read)
+    command = {"batch_size": 4, "steps": 6, "most_steps": 16, "enough": (0, 0)}
+    report = run_steps(session, device, command, False)
+    assert (report["outcome"], report["steps"]) == ("ok", steps)
 
 
 def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
