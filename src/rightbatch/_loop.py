@@ -122,7 +122,7 @@ class Loop:
         move_state(workload.optimizer, str(self._device))
         processes.share([*self._model.parameters(), *self._model.buffers()])
         schedule = workload.scheduler
-        self._scheduler = self.scheduler = schedule(workload.optimizer, steps) if schedule else None
+        self.scheduler = schedule(workload.optimizer, steps) if schedule else None
         self._scaler = scaler(workload, self._device)
         self.standing = Standing(batch_size)
         self._growth = growth
@@ -136,7 +136,7 @@ class Loop:
             split=workload.split,
             scaler=self._scaler,
             clip_norm=workload.clip_norm,
-            scheduler=self._scheduler if growth is None else None,
+            scheduler=self.scheduler if growth is None else None,
             on_event=self._happened,
             group=processes.group,
             memory=memory,
@@ -154,8 +154,8 @@ class Loop:
         state = self._checkpoints.read_same(self._asked())
         self._model.load_state_dict(state["model"])
         self._workload.optimizer.load_state_dict(state["optimizer"])
-        if self._scheduler is not None:
-            self._scheduler.load_state_dict(state["scheduler"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
         self.step.load_state_dict(state["elastic"])
         self.standing = Standing(**state["standing"])
@@ -240,9 +240,9 @@ class Loop:
         at = self.standing
         assert self._average is not None
         self._average.update()
-        if self._scheduler is not None:
-            while self._scheduler.last_epoch < at.examples // self._batch_size:
-                self._scheduler.step()
+        if self.scheduler is not None:
+            while self.scheduler.last_epoch < at.examples // self._batch_size:
+                self.scheduler.step()
         seconds = growth.window_seconds(at.seconds)
         if seconds is None:
             return False
@@ -266,7 +266,7 @@ class Loop:
             self._workload.optimizer,
             rule.batch_factor,
             rule.learning_rate_factor,
-            self._scheduler,
+            self.scheduler,
         )
         self._happened(
             Event("adapted", at.steps - 1, grown.reason, self.step.micro_batch_size or 0)
@@ -311,7 +311,7 @@ class Loop:
                 "asked": self._asked(),
                 "model": self._model.state_dict(),
                 "optimizer": self._workload.optimizer.state_dict(),
-                "scheduler": self._scheduler.state_dict() if self._scheduler else None,
+                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "scaler": self._scaler.state_dict(),
                 "elastic": self.step.state_dict(),
                 "growth": self._growth.state_dict() if self._growth else None,

@@ -63,3 +63,18 @@ def test_an_optimizer_and_its_schedule_go_on_from_the_new_rate() -> None:
         schedule.step()
         rates.append(group["lr"])
     assert rates == pytest.approx([0.2, 0.1, 0.2 / 3])
+
+
+def test_a_cycle_that_sets_rates_of_its_own_goes_on_from_the_new_ones() -> None:
+    def rates(factor: float) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+        scale_optimizer(optimizer, factor, factor, schedule)
+        found = []
+        for _ in range(9):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(2.0) == pytest.approx([2 * rate for rate in rates(1.0)])

@@ -91,6 +91,11 @@ def test_what_cannot_be_meant_is_said(options: dict[str, Any], message: str) -> 
         rb.tune(made.workload, **(QUICK | options))
 
 
+def test_a_pilot_that_runs_out_of_memory_goes_on_in_smaller_parts() -> None:
+    found = rb.tune(made.exhausting, **QUICK)
+    assert len(found.seen.at_weights) >= 2
+
+
 def test_a_stream_is_refused_with_the_way_round() -> None:
     with pytest.raises(rb.UsageError, match="NoiseScale in your own loop"):
         rb.tune(made.streamed, **QUICK)

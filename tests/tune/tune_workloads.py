@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,3 +98,26 @@ def line(examples: int = 20_000) -> rb.Workload:
 
     model = Line()
     return rb.Workload(model, loss, torch.optim.SGD(model.parameters(), lr=0.0), data)
+
+
+def exhausting() -> rb.Workload:
+    """Its pilot has no room for more than 4 examples at once, though `fit` and the timing have."""
+    w = workload()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        in_pilot = any(frame.function == "_pilot" for frame in inspect.stack(0))
+        if in_pilot and len(batch[1]) > 4:
+            raise torch.OutOfMemoryError("no room beside the average of the weights")
+        return classify(model, batch)
+
+    return replace(w, loss=loss)
+
+
+def scheduled() -> rb.Workload:
+    """Its schedule sets the rates of its optimizer by itself."""
+    return replace(
+        workload(),
+        scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=0.1, total_steps=steps
+        ),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from rightbatch._errors import UsageError
 from rightbatch._factory import resolve
 from rightbatch._fit import FitResult, largest_batch
 from rightbatch._noise import Look, estimated
-from rightbatch._probe import Header, ProbeProcess, header_for
+from rightbatch._probe import BuildError, Header, ProbeProcess, header_for
 from rightbatch._progress import Live
 from rightbatch._scaling import Scaling, scaling
 from rightbatch._throughput import Network, Steps, Throughput, spread
@@ -148,7 +149,8 @@ class _Tuning:
 
     def run(self) -> Plan:
         asked, largest = self._asked, self._largest
-        with ProbeProcess(self._header, 1) as process, ProbeProcess(self._header, 2) as trainer:
+        with ExitStack() as processes:
+            process = processes.enter_context(ProbeProcess(self._header, 1))
             timing = Timing(process, self._limit, self._show)
             seconds = self._left() * TIMING / (TIMING + PILOT)
             timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
@@ -158,7 +160,7 @@ class _Tuning:
                     f"{largest.device} does not tell its energy; objective='energy' needs an "
                     "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
                 )
-            report = self._pilot(trainer)
+            trainer, report = self._pilot(processes)
             notes = tuple(report["notes"])
             noise = estimated(report["observations"], notes=notes)
             averaged = estimated(report["at_average"], notes=notes)
@@ -225,9 +227,10 @@ class _Tuning:
         spent = time.perf_counter() - self._started
         return max(self._asked.budget - spent, 0.5 * self._asked.budget)
 
-    def _pilot(self, process: ProbeProcess) -> dict[str, Any]:
+    def _pilot(self, processes: ExitStack) -> tuple[ProbeProcess, dict[str, Any]]:
+        """In smaller parts where memory runs out: the average of the weights takes some of it."""
         share = BRANCHES if self._asked.verify else 0.0
-        plan = {
+        plan: dict[str, Any] = {
             "batch_size": self._base,
             "micro_batch_size": min(self._base, self._largest.batch_size),
             "seconds": (0.95 - share) * self._left(),
@@ -235,8 +238,16 @@ class _Tuning:
             "target": self._asked.target,
             "seed": self._asked.seed,
         }
-        report: dict[str, Any] = told(lambda: process.pilot(plan, self._limit, self._show))
-        return report
+        while True:
+            process = processes.enter_context(ProbeProcess(self._header, 2))
+            try:
+                return process, process.pilot(plan, self._limit, self._show)
+            except BuildError as error:
+                least = self._largest.smallest_batch_size
+                if error.outcome == "failed" or plan["micro_batch_size"] <= least:
+                    raise error.failure.as_error("the workload fails while it is tuned") from None
+            process.stop()
+            plan["micro_batch_size"] = max(plan["micro_batch_size"] // 2, least)
 
     def _decide(self, timing: Timing, report: dict[str, Any]) -> tuple[Throughput, Decision, int]:
         """With how many devices, too: cost may be least with fewer than there are."""
