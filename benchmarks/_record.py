@@ -93,6 +93,11 @@ def run_parts(
     print(table(results))
 
 
+def interval(found: dict[str, float]) -> str:
+    """`median`, `low` and `high` as a cell of a table."""
+    return f"{found['median']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

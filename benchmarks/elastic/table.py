@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks._record import interval
+
 
 def table(results: dict[str, Any]) -> str:
     """The tables of the docs."""
@@ -16,12 +18,10 @@ def table(results: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for name, r in found["overhead"].items():
-            ratio, same = r["ratio"], r["same_again"]
             lines.append(
                 f"| {name} | {r['batch_size']}, {r['micro_batch_size']} | {r['own_share']:.2%} "
                 f"| {max(r['chunks_seconds'], 0) / r['step_seconds']:.2%} "
-                f"| {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) "
-                f"| {same['median']:.3f} ({same['low']:.3f} to {same['high']:.3f}) |"
+                f"| {interval(r['ratio'])} | {interval(r['same_again'])} |"
             )
         lines.append("")
     if "exactness" in found:
@@ -55,11 +55,9 @@ def table(results: dict[str, Any]) -> str:
             "|---|---|---|---|",
         ]
         for name, r in found["overlap"].items():
-            after, ddp = r["after_over_during"], r["during_over_ddp"]
             lines.append(
                 f"| {name} | {r['batch_size']} "
-                f"| {after['median']:.3f} ({after['low']:.3f} to {after['high']:.3f}) "
-                f"| {ddp['median']:.3f} ({ddp['low']:.3f} to {ddp['high']:.3f}) |"
+                f"| {interval(r['after_over_during'])} | {interval(r['during_over_ddp'])} |"
             )
         lines.append("")
     if "lost" in found:
