@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from rightbatch._errors import UsageError
 
@@ -100,6 +101,23 @@ class Observations:
         value = noise / gradient if math.isfinite(high) and gradient > 0 else None
         high = high if value is not None else math.inf
         return NoiseEstimate(value, low, high, self._unit, gradient, noise, count, self._notes)
+
+
+class Watcher:
+    """What watches a model's gradients by hooks, and estimates from what it observed."""
+
+    _observations: Observations
+    _handles: list[RemovableHandle]
+
+    @property
+    def estimate(self) -> NoiseEstimate | None:
+        """From the steps in the window that were watched; None with fewer than two."""
+        return self._observations.estimate
+
+    def close(self) -> None:
+        """Watch no longer."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def estimated(

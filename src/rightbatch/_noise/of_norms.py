@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rightbatch._errors import UsageError
-from rightbatch._noise.observations import NoiseEstimate, Observations
+from rightbatch._noise.observations import Observations, Watcher
 
 _NOTE = "of the normalization layers' weights only: it follows the model's own, at a factor"
 
 
-class NormalizationNoise:
+class NormalizationNoise(Watcher):
     """Watches LayerNorm, GroupNorm and RMSNorm in a loop with one backward pass per update.
 
     ::
@@ -88,16 +88,6 @@ class NormalizationNoise:
             spread=1 / count,
             population=self._population,
         )
-
-    @property
-    def estimate(self) -> NoiseEstimate | None:
-        """From the watched steps in the window; None with fewer than two."""
-        return self._observations.estimate
-
-    def close(self) -> None:
-        """Watch no longer."""
-        for handle in self._handles:
-            handle.remove()
 
     @property
     def _is_watching(self) -> bool:

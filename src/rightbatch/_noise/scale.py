@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._errors import UsageError
-from rightbatch._noise.observations import NoiseEstimate, Observations
+from rightbatch._noise.observations import Observations, Watcher
 from rightbatch._norm import has_batch_norm
 
 _HELD_BYTES = 4 * 2**20
 """Of gradients that wait for their norms to be taken together."""
 
 
-class NoiseScale:
+class NoiseScale(Watcher):
     """Watches the gradients of a loop that runs several micro-batches per update.
 
     ::
@@ -118,16 +118,6 @@ class NoiseScale:
     def observations(self) -> list[tuple[float, float]]:
         """|G|² and tr(Σ) of each step in the window, unbiased and noisy."""
         return list(self._observations.pairs)
-
-    @property
-    def estimate(self) -> NoiseEstimate | None:
-        """From the steps in the window; None with fewer than two."""
-        return self._observations.estimate
-
-    def close(self) -> None:
-        """Watch no longer."""
-        for handle in self._handles:
-            handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on."""
