@@ -4,6 +4,7 @@ RightbatchError
 ├── UsageError            2  what was asked cannot be meant (also a ValueError)
 │   └── MissingExtraError 2  an optional dependency is not installed (also an ImportError)
 ├── NothingFitsError      1  the answer is "no": not even the smallest batch fits
+├── LateError             1  an item was refused or dropped: it would have missed its target
 └── WorkloadError         3  the workload itself failed; its own traceback is attached
 """
 
@@ -37,6 +38,21 @@ class MissingExtraError(UsageError, ImportError):
         super().__init__(
             f"{package} is not installed; `pip install 'rightbatch[{extra}]'` brings it"
         )
+
+
+class LateError(RightbatchError):
+    """An item that was refused or dropped, since it would have missed its latency target.
+
+    `cause` is `late`, `refused`, `replaced`, `full` or `closing`; `retry_after` are the seconds
+    after which, as predicted, there is room again.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cause: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retry_after = retry_after
 
 
 class _Verdict(RightbatchError):

@@ -17,7 +17,7 @@ _BYTES = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+_SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
 def parse_bytes(text: str | int) -> int:
@@ -55,7 +55,7 @@ def format_bytes(size: float) -> str:
 
 
 def parse_seconds(text: str | float) -> float:
-    """Seconds of `"3min"`, `"90 s"`, `"1.5h"` or a plain number of seconds.
+    """Seconds of `"3min"`, `"90 s"`, `"1.5h"`, `"50ms"` or a plain number of seconds.
 
     Raises:
         UsageError: if it is no duration, or not above zero.
@@ -67,7 +67,7 @@ def parse_seconds(text: str | float) -> float:
     unit = _SECONDS.get(match[2].lower() or "s") if match else None
     if match is None or unit is None or (seconds := float(match[1]) * unit) <= 0:
         raise UsageError(
-            f"{text!r} is not a duration; write a number with one of s, min, h, for example 3min"
+            f"{text!r} is not a duration; write a number with one of ms, s, min, h, for example 3min"
         )
     return seconds
 

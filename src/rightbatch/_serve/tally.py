@@ -1,0 +1,109 @@
+"""What became of the items of every stream, counted as it happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from rightbatch._serve.records import BatchRecord, Cause
+from rightbatch._serve.service import quantile
+
+_LATENCIES = 512  # of a stream, for its quantiles
+_BATCHES = 200  # for whoever looks at the page
+_RATE_OVER = 5.0  # seconds
+
+
+@dataclass(slots=True)
+class Counts:
+    """One stream's; latencies in seconds."""
+
+    served: int = 0
+    in_time: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+
+    def to_dict(self) -> dict[str, Any]:
+        now = time.monotonic()
+        recent = sum(now - at <= _RATE_OVER for at in self.finished)
+        latencies = list(self.latencies)
+        return {
+            "served": self.served,
+            "in_time": self.in_time,
+            "dropped": dict(self.dropped),
+            "frames_per_second": round(recent / _RATE_OVER, 2),
+            "latency_ms": {
+                "p50": round(1000 * quantile(latencies, 0.5), 2) if latencies else None,
+                "p99": round(1000 * quantile(latencies, 0.99), 2) if latencies else None,
+            },
+        }
+
+
+class Tally:
+    """A `Listener` that counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: dict[str, Counts] = {}
+        self._batches: deque[BatchRecord] = deque(maxlen=_BATCHES)
+
+    def batch(self, record: BatchRecord) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._batches.append(record)
+            for stream, latency, in_time in record.items:
+                counts = self._counts(stream)
+                counts.served += 1
+                counts.in_time += in_time
+                counts.latencies.append(latency)
+                counts.finished.append(now)
+
+    def dropped(self, stream: str, cause: Cause) -> None:
+        with self._lock:
+            self._counts(stream).dropped[cause] += 1
+
+    def forget(self, stream: str) -> None:
+        with self._lock:
+            self._streams.pop(stream, None)
+
+    def of(self, stream: str) -> dict[str, Any]:
+        """A stream's counts, rate and latencies."""
+        with self._lock:
+            return self._counts(stream).to_dict()
+
+    def total(self) -> dict[str, Any]:
+        """All streams' counts."""
+        with self._lock:
+            dropped: Counter[str] = Counter()
+            for counts in self._streams.values():
+                dropped.update(counts.dropped)
+            return {
+                "served": sum(counts.served for counts in self._streams.values()),
+                "in_time": sum(counts.in_time for counts in self._streams.values()),
+                "dropped": dict(dropped),
+            }
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The last batches, oldest first."""
+        with self._lock:
+            records = list(self._batches)
+        return [
+            {
+                "at": round(record.at, 3),
+                "size": record.size,
+                "ran_as": record.ran_as,
+                "ms": round(1000 * record.seconds, 2),
+                "reason": record.reason,
+                "waiting": record.waiting,
+            }
+            for record in records
+        ]
+
+    def _counts(self, stream: str) -> Counts:
+        counts = self._streams.get(stream)
+        if counts is None:
+            counts = self._streams[stream] = Counts()
+        return counts
