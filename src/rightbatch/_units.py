@@ -67,7 +67,8 @@ def parse_seconds(text: str | float) -> float:
     unit = _SECONDS.get(match[2].lower() or "s") if match else None
     if match is None or unit is None or (seconds := float(match[1]) * unit) <= 0:
         raise UsageError(
-            f"{text!r} is not a duration; write a number with one of ms, s, min, h, for example 3min"
+            f"{text!r} is not a duration; write a number with one of ms, s, min, h, "
+            "for example 3min"
         )
     return seconds
 

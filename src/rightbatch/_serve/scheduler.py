@@ -17,9 +17,8 @@ from rightbatch._serve.queues import NEVER, Item, Queues, Stream
 from rightbatch._serve.records import Cause, Contract
 from rightbatch._serve.service import ServiceTable
 
-_LOOK = 16  # batches between two looks at the table
-_DRIFT = 0.02  # by which it must have changed for a new plan;
-_ANYWAY = 512  # after so many batches there is one anyway, for what was refined in the table
+_LOOK = 16  # batches between two looks at what the target allows,
+_PLAN = 512  # and between two plans, since the table was refined
 _PAYS = 1.005  # a larger batch must serve so many more items a second to be preferred
 _PATIENT_WEIGHT = 0.1  # a file takes what cameras leave, and a tenth of their share at the least
 
@@ -58,36 +57,42 @@ class Scheduler:
         self.overhead = 0.0  # seconds of an item outside the queue and the model
         self._allowed = tuple(sorted(sizes)) if sizes else None
         self._max_batch = max_batch
-        self._since_plan = 0
-        self._planned_at = 1.0
+        self._batches = 0
         self._best: list[int] = []
+        self._within = 1
         self.plan()
 
     @property
     def largest(self) -> int:
         """The largest batch that it will form now."""
-        return self._best[-1]
+        return self._best[self._within]
 
     def plan(self) -> None:
         """Choose the sizes anew from the table, as it is now."""
-        self._since_plan = 0
-        self._planned_at = self.table.slow_level + self.overhead
         most = self.table.largest
         if self._max_batch is not None:
             most = min(most, self._max_batch)
         if self._allowed is not None:
             most = min(most, self._allowed[-1])
-        within = 1
-        for size in range(2, most + 1):
-            if 2 * self.table.slow_seconds(self.padded(size)) + self.overhead > self.latency:
-                break
-            within = size
         # By the number that waits: the size that serves most items a second.
-        self._best = [0]
-        for waiting in range(1, within + 1):
+        self._best = [0, 1]
+        for waiting in range(2, most + 1):
             before = self._best[-1]
-            pays = not before or self._rate(waiting) > _PAYS * self._rate(before)
+            pays = self._rate(waiting) > _PAYS * self._rate(before)
             self._best.append(waiting if pays else before)
+        self._look()
+
+    def _look(self) -> None:
+        """How many the latency target allows: 2 s(n) <= target, in 99 of 100 batches."""
+        self._within = 1
+        above = len(self._best)
+        while above - self._within > 1:
+            size = (self._within + above) // 2
+            slow = self.table.slow_seconds(self.padded(size))
+            if 2 * slow + self.overhead <= self.latency:
+                self._within = size
+            else:
+                above = size
         for stream in self.queues:
             if stream.follows_batch:
                 stream.depth = 2 * self.largest
@@ -157,11 +162,11 @@ class Scheduler:
     def observe(self, ran_as: int, seconds: float) -> None:
         """Learn from a batch that ran."""
         self.table.observe(ran_as, seconds)
-        self._since_plan += 1
-        if self._since_plan % _LOOK == 0:
-            level = self.table.slow_level + self.overhead
-            if abs(level / self._planned_at - 1) > _DRIFT or self._since_plan >= _ANYWAY:
-                self.plan()
+        self._batches += 1
+        if self._batches % _PLAN == 0:
+            self.plan()
+        elif self._batches % _LOOK == 0:
+            self._look()
 
     def padded(self, size: int) -> int:
         """The size that the model is given for so many items."""
@@ -174,7 +179,7 @@ class Scheduler:
         return self._rate(self.largest)
 
     def _size(self, waiting: int) -> int:
-        return self._best[min(waiting, len(self._best) - 1)]
+        return self._best[min(waiting, self._within)]
 
     def _seconds(self, size: int) -> float:
         return self.table.seconds(self.padded(size))
@@ -185,9 +190,9 @@ class Scheduler:
     def _reason(self, size: int, waiting: int) -> str:
         if size == waiting:
             return "all that waited"
-        if waiting < len(self._best):
+        if waiting <= self._within:
             return "serves most a second of those that waited"
-        if self.largest < len(self._best) - 1:
+        if self.largest < self._within:
             return "larger batches serve no more a second"
         if self._max_batch is not None and size == self._max_batch:
             return "the most that memory allows"

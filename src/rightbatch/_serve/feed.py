@@ -1,0 +1,305 @@
+"""One source under supervision: a thread reads it, another one watches that it does.
+
+The reader may hang in a decoder or in the network. The watcher then gives it up, and what it still
+brings does not count; it connects again after a pause that grows from failure to failure. No source
+waits for another one.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from rightbatch._serve.frames import (
+    BrokenFrame,
+    Frame,
+    FrameSource,
+    SourceSpec,
+    Stopped,
+    Timeouts,
+    said,
+)
+from rightbatch._serve.isolated import Isolated, pickled
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+State = Literal["connecting", "running", "waiting", "ended", "failed", "stopped"]
+
+_FIRST_FRAME = 10.0
+"""Seconds from a connection's answer to its first frame. A decoder needs a key frame to begin with,
+and cameras that save space send one in some seconds only (assumption: 10 at most)."""
+
+_RATE_OVER = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class FeedStatus:
+    """How a source is doing.
+
+    `reconnects` counts the connections after the first one that brought frames, `broken` the frames
+    that arrived damaged and were left out. `error` is what went wrong last, since it last began to
+    run; `size` is (width, height) in pixels, `last_frame_age` in seconds.
+    """
+
+    state: State
+    frames: int = 0
+    reconnects: int = 0
+    broken: int = 0
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    frames_per_second: float = 0.0
+    last_frame_age: float | None = None
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One connection; once it is `void`, nothing that it brings counts."""
+
+    until: float  # when a live one is given up, unless something comes
+    source: FrameSource | None = None
+    is_open: bool = False
+    frames: int = 0
+    delivering: bool = False  # then the source is not to blame for the time
+    error: str | None = None
+    over: bool = False
+    void: bool = False
+
+
+class Feed:
+    """Brings the frames of one source to `deliver`, in order, until it ends or is stopped.
+
+    A live source is connected to again and again. Any other one ends once, or fails with its error;
+    `on_end` hears of both. `deliver` runs on the reader's thread; it may block for files, and
+    raises `Stopped` when no more is wanted.
+
+    Args:
+        spec: what `open_source` returned.
+        deliver: takes each frame.
+        name: of its threads; default: the spec's.
+        isolated: read in a process of its own, which is killed when it hangs.
+        open_timeout: seconds to connect in.
+        stall_after: seconds without a frame after which a live source is given up.
+        first_retry: longest pause after a first failure, in seconds; it doubles with each.
+        last_retry: longest pause of all. A camera is back so long after its return, and the time
+            to connect and to see a key frame.
+        on_end: called once, on the feed's thread.
+
+    Raises:
+        UsageError: if it is to be isolated, and cannot be sent to another process.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        deliver: Callable[[Frame], None],
+        *,
+        name: str | None = None,
+        isolated: bool = False,
+        open_timeout: float = 5.0,
+        stall_after: float = 3.0,
+        first_retry: float = 0.5,
+        last_retry: float = 2.0,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.name = name or spec.name
+        self._deliver = deliver
+        self._on_end = on_end
+        self._stall_after = stall_after
+        self._retries = (first_retry, last_retry)
+        timeouts = Timeouts(open_timeout, stall_after)
+        # A connection is made in two steps, each of which may take the timeout: to ask, and to look
+        # at what comes. A process has to start before.
+        self._connect_within = 2 * open_timeout + stall_after + (10.0 if isolated else 0.0)
+        if isolated:
+            pickled(spec, timeouts)
+        make: Callable[[], FrameSource] = partial(spec.make, timeouts)
+        self._make = partial(Isolated, spec, timeouts) if isolated else make
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._state: State = "connecting"
+        self._frames = self._broken = self._reconnects = 0
+        self._error: str | None = None
+        self._size: tuple[int, int] | None = None
+        self._arrivals: deque[float] = deque(maxlen=1000)
+        self._reader: threading.Thread | None = None
+        self._watcher = threading.Thread(target=self._watch, name=f"feed {self.name}", daemon=True)
+
+    def start(self) -> None:
+        """Connect, and go on from there; returns at once."""
+        self._watcher.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End it. May be called again: with 0 for many feeds first, then to wait for each."""
+        until = time.monotonic() + timeout
+        with self._changed:
+            self._stopping = True
+            if self._watcher.ident is None:
+                self._state = "stopped"
+            self._changed.notify_all()
+        _join(self._watcher, until)
+        if self._reader is not None:  # the last one, once the watcher has ended
+            _join(self._reader, until)
+
+    def status(self) -> FeedStatus:
+        """How it is doing, now."""
+        with self._changed:
+            now = time.monotonic()
+            recent = sum(1 for at in self._arrivals if at > now - _RATE_OVER)
+            span = min(_RATE_OVER, now - self._arrivals[0]) if self._arrivals else 0.0
+            return FeedStatus(
+                state=self._state,
+                frames=self._frames,
+                reconnects=self._reconnects,
+                broken=self._broken,
+                error=self._error,
+                size=self._size,
+                frames_per_second=recent / span if span > 0 else 0.0,
+                last_frame_age=now - self._arrivals[-1] if self._arrivals else None,
+            )
+
+    def _watch(self) -> None:
+        """The watcher's thread: one attempt after the other."""
+        failures = 0
+        while not self._stopping:
+            attempt = self._begin()
+            self._wait_for(attempt)
+            failures = 1 if attempt.frames else failures + 1
+            with self._changed:
+                if self._stopping:
+                    break
+                if not self.spec.is_live:
+                    self._error = attempt.error
+                    self._state = "failed" if attempt.error else "ended"
+                    break
+                self._error = attempt.error or "the stream ended"
+                self._state = "waiting"
+                pause = pause_after(failures, *self._retries, random.random())
+                self._changed.wait_for(lambda: self._stopping, pause)
+        if self._state not in ("ended", "failed"):
+            self._state = "stopped"
+        elif self._on_end is not None:
+            self._on_end()
+
+    def _begin(self) -> _Attempt:
+        attempt = _Attempt(until=time.monotonic() + self._connect_within)
+        self._state = "connecting"
+        self._reader = threading.Thread(
+            target=self._read, args=(attempt,), name=f"reader {self.name}", daemon=True
+        )
+        self._reader.start()
+        return attempt
+
+    def _wait_for(self, attempt: _Attempt) -> None:
+        """Until it is over, hangs or is no longer wanted."""
+        with self._changed:
+            while not (attempt.over or self._stopping):
+                now = time.monotonic()
+                if attempt.delivering:
+                    attempt.until = now + self._stall_after
+                if self.spec.is_live and attempt.until <= now:
+                    attempt.error = self._lacking(attempt)
+                    break
+                self._changed.wait(attempt.until - now if self.spec.is_live else None)
+            attempt.void = True
+            source = None if attempt.over else attempt.source
+        if source is not None:
+            source.close()
+
+    def _lacking(self, attempt: _Attempt) -> str:
+        if attempt.frames:
+            return f"no frame for {self._stall_after:g} s"
+        return "it answered, but no frame came" if attempt.is_open else "no answer"
+
+    def _read(self, attempt: _Attempt) -> None:
+        """A reader's thread: one connection from its opening to its end."""
+        error = None
+        try:
+            source = self._make()
+            with self._changed:
+                attempt.source = source
+                wanted = not attempt.void
+            try:
+                if wanted:
+                    source.open()
+                    attempt.is_open = True
+                    self._expect(attempt, within=max(self._stall_after, _FIRST_FRAME))
+                while not attempt.void:
+                    try:
+                        found = source.read()
+                    except BrokenFrame as broken:
+                        self._note_broken(attempt, broken)
+                        continue
+                    if found is None:
+                        break
+                    self._hand_over(attempt, *found)
+            finally:
+                source.close()
+        except Stopped:
+            self._stopping = True
+        except BaseException as raised:  # a user's iterator may raise SystemExit
+            error = said(raised)
+        with self._changed:
+            if not attempt.void:
+                attempt.error = error
+            attempt.over = True
+            self._changed.notify_all()
+
+    def _note_broken(self, attempt: _Attempt, broken: BrokenFrame) -> None:
+        with self._changed:
+            if not attempt.void:
+                self._broken += 1
+                self._error = said(broken)
+
+    def _hand_over(self, attempt: _Attempt, image: NDArray[np.uint8], captured: float) -> None:
+        size = (image.shape[1], image.shape[0])
+        with self._changed:
+            if attempt.void:
+                return
+            # From here on it cannot become void: no other connection delivers meanwhile.
+            attempt.delivering = True
+            if not attempt.frames:
+                self._state = "running"
+                self._error = None
+                self._reconnects += self._frames > 0
+            frame = Frame(image, self._frames, captured)
+            attempt.frames += 1
+            self._frames += 1
+            self._arrivals.append(time.monotonic())
+            self._size = size
+        try:
+            self._deliver(frame)
+        finally:
+            attempt.delivering = False
+            self._expect(attempt, within=self._stall_after)
+
+    def _expect(self, attempt: _Attempt, within: float) -> None:
+        """The next frame, before so many seconds have passed."""
+        with self._changed:
+            until = time.monotonic() + within
+            if until < attempt.until:
+                self._changed.notify_all()  # the watcher sleeps until then
+            attempt.until = until
+
+
+def _join(thread: threading.Thread, until: float) -> None:
+    if thread.is_alive() and thread is not threading.current_thread():
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def pause_after(failures: int, first: float, last: float, chance: float) -> float:
+    """Seconds before the next attempt: doubled with each failure, and a random part of it less, so
+    that cameras which went away together do not come back in the same moment.
+
+    `chance` is uniform in [0, 1): the pause is half of the longest one, or more.
+    """
+    longest: float = min(last, first * 2.0 ** min(failures - 1, 30))
+    return longest * (0.5 + 0.5 * chance)

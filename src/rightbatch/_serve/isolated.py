@@ -1,0 +1,174 @@
+"""A source in a process of its own, which can be killed whatever it hangs in.
+
+`python -m rightbatch._serve.isolated` gets the source on its standard input, pickled, never as a
+re-import of the user's script. Frames come back through a pipe, each behind a line of JSON; a
+process that is killed in the middle of one leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from rightbatch._errors import UsageError
+from rightbatch._probe._wire import receive, receive_bytes, send, send_bytes
+from rightbatch._serve.connection import Connection
+from rightbatch._serve.frames import BrokenFrame, SourceSpec, Timeouts, said
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Isolated(Connection):
+    """The parent's side: what `spec` makes, made in another process."""
+
+    def __init__(self, spec: SourceSpec, timeouts: Timeouts) -> None:
+        super().__init__()
+        self.is_live = spec.is_live
+        self._sent = pickled(spec, timeouts)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: Any = None
+        self._ended = False
+
+    def _open(self) -> None:
+        package_root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        self._process = subprocess.Popen(
+            # -P: the folder where the user stands must not shadow modules of this process.
+            [sys.executable, "-P", "-m", "rightbatch._serve.isolated"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=os.environ | {"PYTHONPATH": path},
+            process_group=0 if os.name == "posix" else None,  # Ctrl-C is the parent's to answer
+        )
+        if self._closed:  # before there was something to kill
+            self._process.kill()
+        with suppress(BrokenPipeError):
+            send_bytes(cast(BinaryIO, self._process.stdin), self._sent)
+        self._receive()
+
+    def _read(self) -> tuple[NDArray[np.uint8], float] | None:
+        import numpy as np
+
+        if self._ended:
+            return None
+        message = self._receive()
+        if message["event"] == "end":
+            self._ended = True
+            return None
+        image = np.empty(message["shape"], np.uint8)
+        missing = image.data.cast("B")
+        assert self._process is not None
+        frames = cast(BinaryIO, self._process.stdout)
+        while missing:
+            count = frames.readinto(missing)  # type: ignore[attr-defined]
+            if not count:
+                self._died()
+            missing = missing[count:]
+        return image, message["captured"]
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process is not None
+        message = receive(cast(BinaryIO, self._process.stdout))
+        if message is None:
+            self._died()
+        assert message is not None
+        if message["event"] == "broken":
+            raise BrokenFrame(message["text"])
+        if message["event"] == "failed":
+            raise OSError(message["text"])
+        return message
+
+    def _died(self) -> None:
+        assert self._process is not None
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1]}" if lines else ""
+        raise OSError(f"the source's process ended with status {code}{last}")
+
+    def _interrupt(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
+    def _let_go(self) -> None:
+        streams = [self._stderr]
+        if self._process is not None:
+            self._process.wait()
+            streams += [self._process.stdin, self._process.stdout]
+        for stream in filter(None, streams):
+            with suppress(OSError):  # what was never read
+                stream.close()
+
+
+def pickled(spec: SourceSpec, timeouts: Timeouts) -> bytes:
+    """For a process that finds modules as this one does.
+
+    Raises:
+        UsageError: if it cannot be sent to another process.
+    """
+    import cloudpickle
+
+    try:
+        found = cloudpickle.dumps((spec, timeouts))
+    except Exception as error:
+        raise UsageError(
+            f"{spec.name} cannot be sent to a process of its own ({type(error).__name__}: "
+            f"{error}); leave it in this one, without isolated=True"
+        ) from error
+    return pickle.dumps(([path or str(Path.cwd()) for path in sys.path], found))
+
+
+def main() -> None:
+    """The source's process; it ends with its parent."""
+    commands = os.fdopen(os.dup(0), "rb")
+    reports = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a decoder prints is no frame
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    paths, found = pickle.loads(receive_bytes(commands))
+    threading.Thread(target=_end_with, args=(commands,), daemon=True, name="parent").start()
+    sys.path[:] = paths
+    try:
+        spec, timeouts = pickle.loads(found)
+        source = spec.make(timeouts)
+        source.open()
+        send(reports, event="opened")
+        while True:
+            try:
+                got = source.read()
+            except BrokenFrame as error:
+                send(reports, event="broken", text=said(error))
+                continue
+            if got is None:
+                break
+            image, captured = got
+            send(reports, event="frame", shape=image.shape, captured=captured)
+            reports.write(image.data.cast("B"))
+            reports.flush()
+        source.close()
+        send(reports, event="end")
+    except BrokenPipeError:
+        pass
+    except Exception as error:
+        send(reports, event="failed", text=said(error))
+
+
+def _end_with(parent: BinaryIO) -> None:
+    """It sends nothing more, so what ends the read is its own end."""
+    parent.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

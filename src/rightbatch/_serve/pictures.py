@@ -1,0 +1,92 @@
+"""Frames that are there already: picture files, and arrays that Python code makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rightbatch._serve.frames import BrokenFrame, Timeouts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Pictures:
+    """Picture files in their order; one that cannot be read is a `BrokenFrame`."""
+
+    is_live = False
+
+    def __init__(self, files: Iterable[Path], timeouts: Timeouts) -> None:
+        self._files = tuple(files)
+        self._left: Iterator[Path] = iter(())
+
+    def open(self) -> None:
+        self._left = iter(self._files)
+
+    def read(self) -> tuple[NDArray[np.uint8], float] | None:
+        path = next(self._left, None)
+        if path is None:
+            return None
+        captured = time.monotonic()
+        try:
+            return _load(path), captured
+        except Exception as error:
+            raise BrokenFrame(f"{path.name}: {error}") from error
+
+    def close(self) -> None:
+        self._left = iter(())
+
+
+class Iterated:
+    """What an iterable yields, copied: it may fill the same array again."""
+
+    is_live = False
+
+    def __init__(self, frames: Iterable[NDArray[np.uint8]], timeouts: Timeouts) -> None:
+        self._frames = frames
+        self._left: Iterator[NDArray[np.uint8]] = iter(())
+
+    def open(self) -> None:
+        self._left = iter(self._frames)
+
+    def read(self) -> tuple[NDArray[np.uint8], float] | None:
+        import numpy as np
+
+        for image in self._left:
+            if not (
+                isinstance(image, np.ndarray)
+                and image.dtype == np.uint8
+                and image.ndim == 3
+                and image.shape[2] == 3
+            ):
+                raise TypeError(f"it has to yield H×W×3 uint8 arrays, it yielded {_about(image)}")
+            return np.array(image, order="C"), time.monotonic()
+        return None
+
+    def close(self) -> None:
+        self._left = iter(())
+
+
+def _load(path: Path) -> NDArray[np.uint8]:
+    """RGB, the right way up."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**62):
+            raise ValueError(f"{image.width}×{image.height} pixels are too many")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits, of which a conversion would cut off the upper
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.array(upright.convert("RGB"))
+
+
+def _about(value: object) -> str:
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return f"{'×'.join(map(str, value.shape))} {value.dtype}"
+    return type(value).__name__

@@ -1,0 +1,261 @@
+"""Ray Serve: the same engine in every replica, on as many machines as Ray has.
+
+    from ray import serve
+    from rightbatch.integrations.ray import deployment
+
+    handle = serve.run(deployment("yolo26n.onnx", latency="100ms", num_replicas=4))
+    result = handle.remote(image).result()          # H×W×3 uint8 RGB
+
+Over HTTP it answers as `rightbatch serve --http` does: an image is posted to `/predict`; `/health`
+says how it goes; what would be late is refused with 503 and `Retry-After`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rightbatch._errors import LateError, MissingExtraError, UsageError
+from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.models import Image, open_model, plain
+from rightbatch._units import parse_seconds
+
+_AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router
+_CLOSING = 10.0  # seconds for what was accepted when a replica ends
+_STREAM = "http"
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_LARGEST_BODY = 32 * 2**20  # bytes
+_MOST_PIXELS = 50_000_000
+
+
+def deployment(
+    model: Any,
+    latency: float | str,
+    *,
+    num_replicas: int | str | None = None,
+    ray_actor_options: dict[str, Any] | None = None,
+    max_batch: int | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> Any:
+    """An application for `ray.serve.run`: replicas that each have the model and a `Batcher`.
+
+    Args:
+        model: what `open_model` takes. A file has to be at the same place on every machine.
+        latency: the target, from a request's arrival at its replica: seconds, or `"50ms"`.
+        num_replicas: as for Ray, `"auto"` too.
+        ray_actor_options: as for Ray: `{"num_cpus": 2}` gives a replica two threads (one is Ray's
+            default), `{"num_gpus": 1}` a GPU.
+        max_batch: the most images of a batch.
+        token: that a request over HTTP has to bear.
+        options: of `open_model`: `device`, `imgsz`, `conf`, ...
+
+    Raises:
+        UsageError: if an argument cannot be meant.
+        MissingExtraError: if ray[serve] is not installed.
+    """
+    serve = _ray_serve()
+    parse_seconds(latency)
+    if isinstance(model, str | Path):
+        model = _absolute(str(model))
+    made = serve.deployment(
+        Replica,
+        name="rightbatch",
+        num_replicas=num_replicas,
+        ray_actor_options=ray_actor_options or {},
+        max_ongoing_requests=_AT_ONCE,
+        graceful_shutdown_timeout_s=2 * _CLOSING,
+    )
+    return made.bind(model, latency, max_batch=max_batch, token=token, **options)
+
+
+class Replica:
+    """One replica: called with an image by a handle, with a request by Ray's HTTP proxy."""
+
+    def __init__(
+        self,
+        model: Any,
+        latency: float | str,
+        *,
+        max_batch: int | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._model = open_model(model, **options)
+        self._batcher = Batcher(self._model, latency, sizes=self._model.sizes, max_batch=max_batch)
+        self._token = token
+
+    async def __call__(self, item: Any) -> Any:
+        """The result for an image; the response to a request."""
+        from starlette.requests import Request
+
+        if isinstance(item, Request):
+            return await self._respond(item)
+        return await self._batcher(_checked(item), stream=_STREAM)
+
+    def __del__(self) -> None:
+        # Ray calls it when it ends a replica; one that could not be made has no batcher
+        if "_batcher" in vars(self):
+            self._batcher.close(_CLOSING)
+            self._model.close()
+
+    async def _respond(self, request: Any) -> Any:
+        arrived = time.monotonic()
+        place = "/" + request.url.path.rstrip("/").rpartition("/")[2]
+        if place == "/health":
+            return _answer(200, {"model": self._model.name, "state": "serving"})
+        if not self._is_allowed(request):
+            return _answer(401, {"error": "a request bears a token: Authorization: Bearer TOKEN"})
+        if place != "/predict":
+            return _answer(404, {"error": "there are POST /predict and GET /health"})
+        if request.method != "POST":
+            return _answer(405, {"error": "POST an image to /predict"}, Allow="POST")
+        try:
+            image = await asyncio.to_thread(_decoded, await _body(request))
+            waiting = self._batcher.submit(image, stream=_STREAM, arrived=arrived)
+            served = await asyncio.wrap_future(waiting)
+        except _Refused as error:
+            return _answer(error.status, {"error": str(error)})
+        except LateError as error:
+            refusal = {"error": str(error), "cause": error.cause}
+            return _answer(
+                503, refusal, **{"Retry-After": str(max(math.ceil(error.retry_after), 1))}
+            )
+        answer = {
+            "result": served.result,
+            "batch_size": served.batch_size,
+            "latency_ms": round(1000 * served.latency, 2),
+        }
+        return _answer(200, answer)
+
+    def _is_allowed(self, request: Any) -> bool:
+        borne = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return self._token is None or secrets.compare_digest(borne.encode(), self._token.encode())
+
+
+def serve_on_ray(
+    model: Any,
+    latency: float | str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    show: Callable[[str], object] = print,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> None:
+    """Serve over HTTP on the Ray that is there, or on one of this machine, until `stop` or Ctrl-C.
+
+    Args:
+        model: what `open_model` takes.
+        latency: the target.
+        host: where to listen; with any other than this machine, requests need a token.
+        port: of HTTP.
+        token: by default made and shown where one is needed.
+        show: is told where it listens.
+        stop: ends it when set.
+        options: of `deployment`.
+
+    Raises:
+        UsageError: if an argument cannot be meant.
+        MissingExtraError: if ray[serve] is not installed.
+    """
+    serve = _ray_serve()
+    import ray
+
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        token = secrets.token_urlsafe(24)
+        show(f"requests bear the token: Authorization: Bearer {token}")
+    application = deployment(model, latency, token=token, **options)
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=True)
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(application, name="rightbatch", route_prefix="/")
+        show(f"serving on Ray: POST images to http://{host}:{port}/predict")
+        (stop or threading.Event()).wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        serve.shutdown()
+        if is_ours:
+            ray.shutdown()
+
+
+class _Refused(Exception):
+    """A body that is no image that is taken; `status` is that of HTTP."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def _body(request: Any) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _LARGEST_BODY:
+            raise _Refused(413, f"an image has at most {_LARGEST_BODY} bytes")
+    return bytes(body)
+
+
+def _decoded(body: bytes) -> Image:
+    """RGB, the right way up; its size is known before a pixel is decoded."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        picture = Pillow.open(io.BytesIO(body), formats=_FORMATS)
+    except Pillow.DecompressionBombError as error:
+        raise _Refused(413, str(error)) from None
+    except OSError as error:
+        raise _Refused(415, f"the body is no {', '.join(_FORMATS)}: {error}") from None
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise _Refused(413, f"{picture.width}×{picture.height} pixels are more than {_MOST_PIXELS}")
+    try:
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _Refused(422, f"the image is broken: {error}") from None
+
+
+def _checked(image: Any) -> Image:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+        if image.shape[2] == 3:
+            return image
+    got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise UsageError(f"an image is an H×W×3 uint8 RGB array, got {got}")
+
+
+def _answer(status: int, content: dict[str, Any], **headers: str) -> Any:
+    from starlette.responses import Response
+
+    text = json.dumps(content, default=plain)
+    return Response(text, status, headers, media_type="application/json")
+
+
+def _absolute(spec: str) -> str:
+    """A replica runs in a folder of its own."""
+    file, colon, function = spec.rpartition(":")
+    if colon and file.endswith(".py"):
+        return f"{Path(file).expanduser().resolve()}:{function}"
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if path.is_file() else spec
+
+
+def _ray_serve() -> Any:
+    try:
+        from ray import serve
+    except ImportError:
+        raise MissingExtraError("ray[serve]", "ray") from None
+    return serve

@@ -1,0 +1,286 @@
+"""The engine in replicas of a real Ray Serve on this machine, asked over HTTP and by handles."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import rightbatch as rb
+from rightbatch._errors import LateError
+
+pytest.importorskip("ray")
+pytest.importorskip("starlette")
+Pillow = pytest.importorskip("PIL.Image")
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray's own: pydantic 2.14's names, files of its subprocesses and sockets that it leaves
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+MODEL = """
+import time
+
+def means(images):
+    time.sleep(0.04)  # whatever the batch: a model that gains from large ones
+    return [{"mean": image.mean((0, 1)), "height": len(image)} for image in images]
+
+def slow(images):
+    time.sleep(0.05 * len(images))
+    return [None] * len(images)
+"""
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Any
+    content: dict[str, Any]
+
+
+class Site(NamedTuple):
+    """A Ray that serves: where, and how it is asked."""
+
+    url: str
+    handle: Any
+
+    def ask(
+        self, path: str, body: bytes | None = None, method: str | None = None, **headers: str
+    ) -> Answer:
+        request = urllib.request.Request(self.url + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return Answer(response.status, response.headers, json.load(response))
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, json.load(error))
+
+
+def picture(height: int = 20, value: int = 100) -> NDArray[np.uint8]:
+    image = np.full((height, 30, 3), value, np.uint8)
+    image[..., 0] = 7
+    return image
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Site]]:
+    """Applications of one Ray: `means`, which batches, and `slow`, which soon is late."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray protects its ports with a token, and would make one in the user's home
+        token = tmp_path_factory.mktemp("ray") / "token"
+        token.write_text(str(uuid.uuid4()))
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        patch.delenv("RAY_AUTH_TOKEN", raising=False)
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from ray import serve
+
+        from rightbatch.integrations.ray import deployment
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        port = free_port()
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            sites = {}
+            for name, token_of_it in (("means", None), ("slow", "secret")):
+                application = deployment(
+                    f"{file}:{name}",
+                    "150ms",
+                    ray_actor_options={"num_cpus": 0.5},
+                    token=token_of_it,
+                )
+                handle = serve.run(application, name=name, route_prefix=f"/{name}")
+                sites[name] = Site(f"http://127.0.0.1:{port}/{name}", handle)
+            yield sites
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def test_an_image_that_is_posted_gets_its_result(site: dict[str, Site]) -> None:
+    answer = site["means"].ask("/predict", png(picture()))
+    assert answer.status == 200
+    assert answer.content["result"] == {"mean": [7.0, 100.0, 100.0], "height": 20}
+    assert answer.content["batch_size"] == 1
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+def test_a_handle_gives_the_result_of_an_array(site: dict[str, Site]) -> None:
+    result = site["means"].handle.remote(picture(9)).result()
+    assert result["height"] == 9
+    assert np.allclose(result["mean"], [7, 100, 100])
+
+
+def test_what_comes_together_runs_together_and_each_gets_its_own(site: dict[str, Site]) -> None:
+    site["means"].ask("/predict", png(picture()))  # it is calibrated from now on
+    heights = range(10, 34)
+    sizes = []
+    for _ in range(5):
+        with ThreadPoolExecutor(len(heights)) as pool:
+            bodies = [png(picture(height)) for height in heights]
+            answers = list(pool.map(lambda body: site["means"].ask("/predict", body), bodies))
+        for height, answer in zip(heights, answers, strict=True):
+            assert answer.status in (200, 503)
+            if answer.status == 200:
+                assert answer.content["result"]["height"] == height
+                sizes.append(answer.content["batch_size"])
+    assert max(sizes) > 5, "Ray lets five requests into a replica, if it is not told otherwise"
+
+
+def test_what_would_be_late_is_refused_and_told_when_to_come_again(site: dict[str, Site]) -> None:
+    slow = site["slow"]
+    bearer = {"Authorization": "Bearer secret"}
+    assert slow.ask("/predict", png(picture()), **bearer).status == 200
+    with ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(slow.ask, "/predict", png(picture()), **bearer) for _ in range(20)]
+        answers = [one.result() for one in asked]
+    refused = [answer for answer in answers if answer.status == 503]
+    assert {answer.status for answer in answers} <= {200, 503}
+    assert len(refused) >= 10
+    for answer in refused:
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert answer.content["cause"] in ("refused", "late")
+
+
+def test_a_handle_raises_what_was_refused(site: dict[str, Site]) -> None:
+    slow = site["slow"].handle
+    slow.remote(picture()).result()
+    waiting = [slow.remote(picture()) for _ in range(20)]
+    refused: list[LateError] = []
+    for one in waiting:
+        try:
+            one.result()
+        except LateError as error:
+            refused.append(error)
+    assert len(refused) >= 10
+    assert all(error.cause in ("refused", "late") for error in refused)
+
+
+def test_health_needs_no_token_and_images_do_where_one_is_set(site: dict[str, Site]) -> None:
+    health = site["slow"].ask("/health")
+    assert health.status == 200
+    assert health.content == {"model": "slow", "state": "serving"}
+    assert site["slow"].ask("/predict", png(picture())).status == 401
+    wrong = site["slow"].ask("/predict", png(picture()), Authorization="Bearer public")
+    assert wrong.status == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "status"),
+    [
+        ("/predict", b"no image", "POST", 415),
+        ("/predict", b"", "POST", 415),
+        (
+            "/predict",
+            png(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8))[:9000],
+            "POST",
+            422,
+        ),
+        ("/predict", bytes(33 * 2**20), "POST", 413),
+        ("/predict", None, "GET", 405),
+        ("/elsewhere", None, "GET", 404),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    site: dict[str, Site], path: str, body: bytes | None, method: str, status: int
+) -> None:
+    answer = site["means"].ask(path, body, method)
+    assert answer.status == status
+    assert answer.content["error"]
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    site: dict[str, Site],
+) -> None:
+    bomb = io.BytesIO()
+    Pillow.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    assert bomb.tell() < 2**20
+    assert site["means"].ask("/predict", bomb.getvalue()).status == 413
+
+
+def test_what_is_no_image_is_refused_by_a_handle(site: dict[str, Site]) -> None:
+    with pytest.raises(rb.UsageError, match=r"H×W×3 uint8 RGB array, got float32 \(2, 2, 3\)"):
+        site["means"].handle.remote(np.zeros((2, 2, 3), np.float32)).result()
+
+
+def test_serving_on_ray_ends_when_it_is_told_to(site: dict[str, Site], file: Path) -> None:
+    # last of the file: it takes Ray Serve down, and leaves a Ray that it did not start
+    import ray
+    from ray import serve
+
+    from rightbatch.integrations.ray import serve_on_ray
+
+    serve.shutdown()
+    stop, shown, port = threading.Event(), [], free_port()
+    is_up = threading.Event()
+
+    def show(text: str) -> None:
+        shown.append(text)
+        is_up.set()
+
+    thread = threading.Thread(
+        target=serve_on_ray,
+        args=(f"{file}:means", 0.5),
+        kwargs={
+            "port": port,
+            "show": show,
+            "stop": stop,
+            "ray_actor_options": {"num_cpus": 0.5},
+        },
+    )
+    thread.start()
+    try:
+        assert is_up.wait(60)
+        answer = Site(f"http://127.0.0.1:{port}", None).ask("/predict", png(picture()))
+        assert answer.status == 200
+    finally:
+        stop.set()
+        thread.join(60)
+    assert shown == [f"serving on Ray: POST images to http://127.0.0.1:{port}/predict"]
+    assert not thread.is_alive()
+    assert ray.is_initialized()
+    with suppress(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+        pytest.fail("it still answers")
+
+
+def test_a_latency_that_is_none_is_refused_before_ray_is_asked() -> None:
+    from rightbatch.integrations.ray import deployment
+
+    with pytest.raises(rb.UsageError, match="is not a duration"):
+        deployment("model.py:means", "soon")
