@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 BENCHMARK_VENV ?= .venv-benchmark
+PEERS_VENV ?= .venv-peers
 
 # The first Python here that is new enough; `make setup PYTHON=...` takes another one.
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test benchmark clean
+.PHONY: help setup demo test benchmark peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,19 +42,32 @@ test: $(VENV)/.installed ## Lint, check types, run the tests
 benchmark: $(BENCHMARK_VENV)/.installed ## Compare with other ways to choose a batch size
 	$(BENCHMARK_VENV)/bin/python -m benchmarks $(ARGS)
 
+peers: $(PEERS_VENV)/.installed ## Install the servers that benchmarks.serve.real_model compares with
+	@echo "now, on a machine that does nothing else: $(VENV)/bin/python -m benchmarks.serve.real_model"
+
 clean: ## Remove the virtual environments, caches and build results
-	rm -rf .venv .venv-benchmark build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-benchmark .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # A virtual environment is up to date when its stamp is newer than its lock.
 $(VENV)/.installed: requirements/ci.lock
 $(BENCHMARK_VENV)/.installed: requirements/benchmark.lock
+$(PEERS_VENV)/.installed: requirements/peers.lock
 $(VENV)/.installed $(BENCHMARK_VENV)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "rightbatch needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
-	$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(@D)
-	@echo '*' > $(@D)/.gitignore
-	$(@D)/bin/python -m pip install --require-hashes -r $(filter %.lock,$^)
+	$(install-lock)
 	@$(@D)/bin/python -c 'import cv2' 2>/dev/null || { echo 'cv2 does not load, as on machines without libGL: taking the one without windows'; \
 		$(@D)/bin/python -m pip install --require-hashes --no-deps --force-reinstall -r requirements/headless.lock; }
 	$(@D)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
+
+# The peers find rightbatch by its path: what it needs there, and no more, is in their lock.
+$(PEERS_VENV)/.installed:
+	$(install-lock)
+	@touch $@
+
+define install-lock
+@test -n "$(PYTHON)" || { echo "rightbatch needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(@D)
+@echo '*' > $(@D)/.gitignore
+$(@D)/bin/python -m pip install --require-hashes -r $(filter %.lock,$^)
+endef

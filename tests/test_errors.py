@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import rightbatch as rb
-from rightbatch._errors import RightbatchError
+from rightbatch._errors import LateError, RightbatchError
 
 MEASURED = {"limit_bytes": 100, "needed_bytes": 140, "probes": [], "batch_size": 7}
 NOTHING_FITS = rb.NothingFitsError(
@@ -22,6 +25,14 @@ FAILED = rb.WorkloadError(
     error_message="shapes cannot be multiplied",
     traceback="Traceback (most recent call last): ...",
 )
+EXAMPLES = [
+    RightbatchError("it is so"),
+    rb.UsageError("no"),
+    rb.MissingExtraError("ultralytics", "yolo"),
+    LateError("it would be late", cause="refused", retry_after=0.25),
+    NOTHING_FITS,
+    FAILED,
+]
 
 
 @pytest.mark.parametrize(
@@ -81,3 +92,47 @@ def test_a_workload_error_carries_the_workloads_traceback_and_prints_its_reason(
     assert FAILED.traceback.startswith("Traceback")
     assert str(FAILED) == FAILED.reason == FAILED.to_dict()["reason"]
     assert FAILED.to_dict()["error"]["message"] == "shapes cannot be multiplied"
+
+
+def classes(of: type[RightbatchError] = RightbatchError) -> Iterator[type[RightbatchError]]:
+    """The tree, without what tests derive from it."""
+    if of.__module__.startswith("rightbatch."):
+        yield of
+        for one in of.__subclasses__():
+            yield from classes(one)
+
+
+def test_there_is_an_example_of_every_error_that_is_raised() -> None:
+    raised = {one for one in classes() if not one.__name__.startswith("_")}
+    assert raised == {type(error) for error in EXAMPLES}
+
+
+WAYS = [copy.copy, copy.deepcopy] + [
+    lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_every_error_can_be_copied_and_sent_to_another_process(
+    error: RightbatchError, way: Callable[[RightbatchError], RightbatchError]
+) -> None:
+    other = way(error)
+    assert other is not error
+    assert type(other) is type(error)
+    assert (str(other), other.args, other.__dict__) == (str(error), error.args, error.__dict__)
+    assert other.to_dict() == error.to_dict()
+
+
+def test_an_error_that_a_user_derives_is_sent_with_what_it_has() -> None:
+    class Mine(LateError):
+        def __init__(self, camera: str) -> None:
+            super().__init__(f"{camera} is late", cause="late")
+            self.camera = camera
+
+    mine = Mine("belt")
+    mine.add_note("seen on Monday")
+    other = copy.copy(mine)
+    assert (str(other), other.camera, other.cause) == ("belt is late", "belt", "late")
+    assert other.__notes__ == ["seen on Monday"]

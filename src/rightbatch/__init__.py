@@ -7,6 +7,8 @@ rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
 rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
 rb.Elastic          one update by a batch of any size, in parts that fit, in a loop of one's own
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
+rb.serve(model, sources)  many cameras under one latency target, in the best batches
+rb.Batcher          the same batches under a server of one's own: `await batcher(item)`
 rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
 """
@@ -17,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import (
+    LateError,
     MissingExtraError,
     NothingFitsError,
     RightbatchError,
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from rightbatch._norm import recalibrate_batchnorm
     from rightbatch._predict import Prediction, predict, replay
     from rightbatch._probe import Probe
+    from rightbatch._serve.batcher import Batcher
+    from rightbatch._serve.run import Server, serve
     from rightbatch._train import TrainResult, train
     from rightbatch._tune import Plan, tune
     from rightbatch._workload import Session, Workload
@@ -44,6 +49,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
+    "Batcher": "_serve.batcher",
     "Calibration": "_memory.calibrate",
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
@@ -56,6 +62,7 @@ _LAZY = {
     "Probe": "_probe",
     "Plan": "_tune",
     "ReplayResult": "_memory.replay",
+    "Server": "_serve.run",
     "Session": "_workload",
     "StepReport": "_elastic.step",
     "TrainResult": "_train",
@@ -66,17 +73,20 @@ _LAZY = {
     "predict": "_predict",
     "recalibrate_batchnorm": "_norm",
     "replay": "_predict",
+    "serve": "_serve.run",
     "split_batch": "_batch",
     "train": "_train",
     "tune": "_tune",
 }
 
 __all__ = [
+    "Batcher",
     "Calibration",
     "Elastic",
     "Event",
     "Exactness",
     "FitResult",
+    "LateError",
     "MissingExtraError",
     "NoiseEstimate",
     "NoiseScale",
@@ -87,6 +97,7 @@ __all__ = [
     "Probe",
     "ReplayResult",
     "RightbatchError",
+    "Server",
     "Session",
     "StepReport",
     "TrainResult",
@@ -99,6 +110,7 @@ __all__ = [
     "predict",
     "recalibrate_batchnorm",
     "replay",
+    "serve",
     "split_batch",
     "train",
     "tune",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -242,6 +242,160 @@ def train(
             **_given(data=data and str(data), imgsz=imgsz),
         )
         _print(result, json, stdout)
+
+
+Model = Annotated[
+    str, Parameter(help="yolo26n.onnx, yolo26n.pt, or file.py:function (list of images -> results)")
+]
+Latency = Annotated[str, Parameter(help="the target, from a frame's capture to its result")]
+Confidence = Annotated[float | None, Parameter(help="least confidence of a detection")]
+Threads = Annotated[int | None, Parameter(help="of the model, on the CPU")]
+
+
+@app.command
+def serve(
+    model: Model,
+    /,
+    *,
+    latency: Latency,
+    source: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="", help="rtsp://..., a video file, a folder of pictures, webcam:0; repeatable"
+        ),
+    ] = (),
+    to: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="a file, mqtt://host/topic, - (stdout, default); repeatable"),
+    ] = (),
+    http: Annotated[int | None, Parameter(help="take images over HTTP at this port")] = None,
+    host: Annotated[
+        str, Parameter(help="where to listen; a foreign one has a token")
+    ] = "127.0.0.1",
+    token: Annotated[str | None, Parameter(help="that requests bear; made where needed")] = None,
+    page: Annotated[bool, Parameter(help="show a page at localhost")] = True,
+    contract: Annotated[
+        Literal["every", "freshest", "deadline"] | None,
+        Parameter(help="of all sources; default: cameras keep the freshest, files lose nothing"),
+    ] = None,
+    isolated: Annotated[
+        bool, Parameter(negative="", help="read each source in a process of its own")
+    ] = False,
+    stop_within: Annotated[str, Parameter(help="time to finish what was accepted")] = "5s",
+    on: Annotated[
+        Literal["ray"] | None, Parameter(help="ray: replicas on Ray Serve, behind --http")
+    ] = None,
+    replicas: Annotated[int | None, Parameter(help="how many, with --on ray")] = None,
+    imgsz: ImageSize = None,
+    conf: Confidence = None,
+    threads: Threads = None,
+    memory: Memory = None,
+    max_batch: MaxBatch = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Serve a model to cameras, files and requests, in the best batches under a latency target.
+
+    Example: rightbatch serve yolo26n.onnx --source rtsp://line1/cam --latency 100ms
+    Example: rightbatch serve model.py:detect --http 8000 --latency 50ms
+    """
+    import random
+
+    from rightbatch._errors import UsageError
+
+    random.seed(seed)
+    options = _given(imgsz=imgsz, conf=conf, threads=threads)
+    if on == "ray":
+        from rightbatch.integrations.ray import serve_on_ray
+
+        if source or to or memory:
+            raise UsageError(
+                "on Ray there are requests only: --source, --to and --memory are for one machine"
+            )
+        options |= _given(num_replicas=replicas, device=device, max_batch=max_batch)
+        serve_on_ray(
+            model,
+            latency,
+            host=host,
+            port=8000 if http is None else http,
+            token=token,
+            show=_say,
+            **options,
+        )
+        return
+    if replicas is not None:
+        raise UsageError("--replicas goes with --on ray")
+    from rightbatch._serve.command import run
+
+    found = run(
+        model,
+        latency,
+        sources=source,
+        to=to,
+        http=http,
+        page=page,
+        host=host,
+        token=token,
+        contract=contract,
+        stop_within=stop_within,
+        say=_say,
+        device=device,
+        memory=memory,
+        max_batch=max_batch,
+        isolated=isolated,
+        **options,
+    )
+    if json and to and "-" not in to:  # else the lines are the JSON
+        print(_document(found))
+
+
+bench = App(name="bench", help="Measure what is served, with loads that wait for nobody.")
+app.command(bench)
+
+
+@bench.command(name="serve")
+def bench_serve(
+    model: Model,
+    /,
+    *,
+    latency: Latency,
+    image: Annotated[
+        str, Parameter(help="a picture or a folder of them, to send; default: noise")
+    ] = "",
+    seconds: Annotated[float, Parameter(help="of each load")] = 5.0,
+    camera_rate: Annotated[float, Parameter(help="frames a second of a camera")] = 10.0,
+    imgsz: ImageSize = None,
+    conf: Confidence = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    device: DeviceName = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Find the most frames a second that are in time, for cameras and for requests.
+
+    Example: rightbatch bench serve yolo26n.onnx --latency 100ms
+    """
+    from rightbatch._serve.bench import bench
+
+    result = bench(
+        model,
+        latency,
+        image=image or None,
+        seconds=seconds,
+        camera_rate=camera_rate,
+        max_batch=max_batch,
+        device=device,
+        seed=seed,
+        **_given(imgsz=imgsz, conf=conf, threads=threads),
+    )
+    _print(result, json)
+
+
+def _say(text: str) -> None:
+    """To stderr: stdout is for results."""
+    print(f"rightbatch: {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

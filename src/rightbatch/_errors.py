@@ -18,6 +18,11 @@ class RightbatchError(Exception):
 
     exit_code: ClassVar[int] = 2
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors are copied and sent to other processes; an exception would call `__init__` with
+        its message alone, and the ones here take more than that."""
+        return _made_again, (type(self), self.args), self.__dict__ or None
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON document that a verb prints instead of its result."""
         return {
@@ -25,6 +30,10 @@ class RightbatchError(Exception):
             "reason": str(self),
             "error": {"type": type(self).__name__, "message": str(self)},
         }
+
+
+def _made_again(kind: type[RightbatchError], args: tuple[Any, ...]) -> RightbatchError:
+    return kind.__new__(kind, *args)
 
 
 class UsageError(RightbatchError, ValueError):

@@ -36,6 +36,10 @@ class Live:
     def show(self, text: str, done: int | None = None) -> None:
         self._progress.update(self._task, description=f"{self._title}: {text}", completed=done)
 
+    def note(self, text: str) -> None:
+        """A line of its own on stderr, above this one, with or without a terminal."""
+        self._progress.console.print(text, markup=False, soft_wrap=True)
+
     def __enter__(self) -> Live:
         self._progress.start()
         return self

@@ -28,7 +28,7 @@ from rightbatch._serve.models import Image, Model, open_model
 from rightbatch.integrations import _pixels
 from rightbatch.integrations._pixels import Letterbox, resize_by_numpy
 from rightbatch.integrations._yolo_outputs import suppress
-from rightbatch.testing._model import ModelContract
+from rightbatch.testing import ModelContract
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

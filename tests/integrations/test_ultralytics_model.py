@@ -14,7 +14,7 @@ from yolo_models import assert_same_detections, lively, pictures, ultralytics_ow
 
 import rightbatch as rb
 from rightbatch._serve.models import Image, Model, open_model
-from rightbatch.testing._model import ModelContract
+from rightbatch.testing import ModelContract
 
 pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")

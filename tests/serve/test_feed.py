@@ -26,7 +26,7 @@ from rightbatch._serve.frames import (
     Timeouts,
     open_source,
 )
-from rightbatch.testing._frame_source import FrameSourceContract
+from rightbatch.testing import FrameSourceContract
 
 QUICK: dict[str, Any] = {
     "open_timeout": 2.0,

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rightbatch.testing import _frame_source
-from rightbatch.testing._frame_source import FrameSourceContract
+from rightbatch.testing import FrameSourceContract, _frame_source
 
 
 class Ideal:

@@ -21,7 +21,7 @@ from rightbatch._errors import UsageError
 from rightbatch._serve.feed import Feed
 from rightbatch._serve.frames import BrokenFrame, Frame, SourceSpec, Timeouts, open_source
 from rightbatch._serve.isolated import Isolated
-from rightbatch.testing._frame_source import FrameSourceContract
+from rightbatch.testing import FrameSourceContract
 
 
 @pytest.fixture(autouse=True)

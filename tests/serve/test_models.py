@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from rightbatch._serve.models import FunctionModel, Image, Model, TorchModel, open_model, plain
-from rightbatch.testing._model import ModelContract
+from rightbatch.testing import ModelContract
 
 
 def mean_colours(images: list[Image]) -> list[Any]:

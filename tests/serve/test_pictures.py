@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rightbatch._serve.frames import BrokenFrame, FrameSource, Timeouts, open_source
-from rightbatch.testing._frame_source import FrameSourceContract
+from rightbatch.testing import FrameSourceContract
 
 
 def _made(source: object) -> FrameSource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import rightbatch.testing
 from rightbatch._device import Reading
 from rightbatch._workload import StepSeconds
 from rightbatch.testing import DeviceContract, SessionContract
@@ -308,3 +311,30 @@ def test_a_device_that_breaks_a_promise_fails_the_contract(
 ) -> None:
     with pytest.raises((AssertionError, MemoryError, RuntimeError)):
         getattr(Contract(), test)(kind())
+
+
+def test_every_public_name_can_be_had_and_no_other() -> None:
+    names = rightbatch.testing.__all__
+    assert names == sorted(set(names))
+    for name in names:
+        assert getattr(rightbatch.testing, name).__name__ == name
+        if name.endswith("Contract"):
+            assert f"`{name}`" in (rightbatch.testing.__doc__ or "")
+    with pytest.raises(AttributeError, match="has no attribute 'Contract'"):
+        rightbatch.testing.Contract  # noqa: B018
+
+
+def test_only_the_contracts_of_serve_need_numpy() -> None:
+    code = """
+import sys
+sys.modules["numpy"] = None
+from rightbatch.testing import DeviceContract, IntegrationContract, SessionContract
+try:
+    from rightbatch.testing import ModelContract
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("numpy is not installed; `pip install 'rightbatch[serve]'`")

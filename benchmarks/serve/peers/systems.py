@@ -21,9 +21,10 @@ from benchmarks.serve.peers.fixed import FixedBatcher
 from benchmarks.serve.peers.worker import Worker, pictures
 from rightbatch._serve.batcher import Batcher
 from rightbatch._serve.load import SHARE, Kind, LoadResult, run, schedule
+from rightbatch._serve.simulate import Arrival
 
 ROOT = Path(__file__).parents[3]
-PER = 10.0  # frames a second of a camera
+PER = 10.0  # frames a second of a camera, about: as many cameras as make just the rate of a load
 _WARM_UP = 3.0  # seconds at a moderate load, in which adaptive ones learn
 _NICE = 10  # servers step back behind the client, which has to keep to its schedule
 
@@ -49,6 +50,14 @@ class Load:
     seconds: float
     seed: int
     stop_at: float
+
+    @property
+    def per(self) -> float:
+        """Frames a second of a camera."""
+        return self.rate / max(1, round(self.rate / PER))
+
+    def arrivals(self) -> list[Arrival]:
+        return schedule(self.kind, self.rate, self.seconds, self.seed, self.per)
 
 
 Put = Callable[[Load], tuple[LoadResult, float | None]]  # and what the client took of a core
@@ -80,7 +89,7 @@ def through_http(module: str) -> Callable[[str, Config, float], AbstractContextM
         with _server(module, asked):
 
             def put(one: Load) -> tuple[LoadResult, float | None]:
-                arrivals = schedule(one.kind, one.rate, one.seconds, one.seed, PER)
+                arrivals = one.arrivals()
                 found = load(url, bodies, arrivals, one.stop_at)
                 wait_until_quick(url, bodies[0], within)
                 return found
@@ -97,7 +106,7 @@ def rightbatch_here(model: str, config: Config, target: float) -> Iterator[Put]:
     with Batcher(Worker(model), target, calibrate_on=pictures(1)[0]) as batcher:
 
         def put(one: Load) -> tuple[LoadResult, float | None]:
-            arrivals = schedule(one.kind, one.rate, one.seconds, one.seed, PER)
+            arrivals = one.arrivals()
             names = {stream for _, stream in arrivals} if one.kind == "cameras" else set()
             for name in names:
                 batcher.open_stream(name, contract="freshest")
@@ -117,7 +126,7 @@ def fixed_here(model: str, config: Config, target: float) -> Iterator[Put]:
 
     def put(one: Load) -> tuple[LoadResult, float | None]:
         batcher.latency = one.stop_at
-        arrivals = schedule(one.kind, one.rate, one.seconds, one.seed, PER)
+        arrivals = one.arrivals()
         try:
             return run(batcher, pictures(), arrivals, share=SHARE), None
         finally:
@@ -145,7 +154,7 @@ def ultralytics_here(model: str, config: Config, target: float) -> Iterator[Put]
                 "rate": one.rate,
                 "seconds": one.seconds,
                 "seed": one.seed,
-                "per": PER,
+                "per": one.per,
                 "target": one.stop_at,
                 "tells_rate": config.tells_rate,
             }

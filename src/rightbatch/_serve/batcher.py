@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
@@ -35,6 +35,8 @@ class Batcher(Engine):
         sizes: the only batch sizes that it takes, if not any.
         max_batch: the most items of a batch (memory).
         calibrate_on: an item to calibrate on at once, instead of on the first that comes.
+        on_first: is called with the first item, in the engine's thread, in place of `calibrate`,
+            and calls that.
         listeners: who hears of every batch and every drop.
 
     Raises:
@@ -49,6 +51,7 @@ class Batcher(Engine):
         sizes: Sequence[int] | None = None,
         max_batch: int | None = None,
         calibrate_on: Any = None,
+        on_first: Callable[[Any], object] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         super().__init__(
@@ -57,6 +60,7 @@ class Batcher(Engine):
             sizes=sizes,
             max_batch=max_batch,
             calibrate_on=calibrate_on,
+            on_first=on_first,
             listeners=listeners,
         )
         self._outboxes: dict[asyncio.AbstractEventLoop, _Outbox] = {}
@@ -127,6 +131,8 @@ class Batcher(Engine):
     def _outbox_of(self, loop: asyncio.AbstractEventLoop) -> _Outbox:
         outbox = self._outboxes.get(loop)
         if outbox is None:
+            for other in [other for other in list(self._outboxes) if other.is_closed()]:
+                self._outboxes.pop(other, None)
             outbox = self._outboxes[loop] = _Outbox(loop)
         return outbox
 
@@ -157,6 +163,8 @@ class _Outbox:
             future, outcome = self._outcomes.popleft()
             if future.done():  # cancelled
                 continue
+            if isinstance(outcome, StopIteration):  # which no future takes
+                outcome = RuntimeError(f"the function raised StopIteration: {outcome}")
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:

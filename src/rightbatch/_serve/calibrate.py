@@ -118,7 +118,8 @@ def measure(
     """Seconds of batches by size, and what ended the search.
 
     Raises:
-        Exception: what the function raised, where even its smallest batch fails.
+        Exception: what the function raised, unless it was memory for a batch that is not the
+            smallest.
     """
     samples: dict[int, list[float]] = {}
     best = 0.0
@@ -133,14 +134,18 @@ def measure(
             raise
         samples[size] = taken
         table = ServiceTable(samples)
-        if 2 * table.slow_seconds(size) > latency:
+        if 2 * table.seconds(size) > latency:
             return samples, "latency"
         rate = size / table.seconds(size)
         without_gain = without_gain + 1 if rate < _NO_GAIN * best else 0
         best = max(best, rate)
         if without_gain == _PATIENCE:
             return samples, "no gain"
-    return samples, "sizes" if sizes else "max_batch" if max_batch is not None else "largest"
+    if 2 * ServiceTable(samples).slow_seconds(max(samples)) > latency:
+        return samples, "latency"  # at times
+    if sizes:
+        return samples, "sizes"
+    return samples, "max_batch" if max(samples) == max_batch else "largest"
 
 
 def conclude(
@@ -229,11 +234,11 @@ def check_results(results: Any, size: int) -> None:
         length = len(results)
     except TypeError:
         raise TypeError(
-            f"the function must return a list with a result for each of its {size} items, "
+            f"the function must return a list with a result for each of its {size} item(s), "
             f"got {type(results).__name__}"
         ) from None
     if length != size:
-        raise TypeError(f"the function returned {length} results for {size} items")
+        raise TypeError(f"the function returned {length} result(s) for {size} item(s)")
 
 
 def _drawn(

@@ -6,7 +6,6 @@ it calibrates: it runs growing batches of that item to learn what they take.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +44,7 @@ class Engine:
         sizes: Sequence[int] | None = None,
         max_batch: int | None = None,
         calibrate_on: Any = None,
+        on_first: Callable[[Any], object] | None = None,
         listeners: Sequence[Listener] = (),
     ) -> None:
         if not callable(function):
@@ -63,6 +63,7 @@ class Engine:
         self._function = function
         self._sizes = sizes
         self._max_batch = max_batch
+        self._on_first = on_first or self.calibrate
         self._listeners: list[Listener] = [self.tally, *listeners]
         # Until it is calibrated the table says that nothing takes any time.
         self._scheduler = Scheduler(
@@ -109,7 +110,8 @@ class Engine:
                     late = scheduler.lateness(stream, now, self._free_at, waiting.arrived)
                     if late > 0:
                         raise self._refusal(stream, "refused", late)
-            if arrived is not None:  # follows what is seldom exceeded
+            # Follows what is seldom exceeded; what is late already can be saved by no size.
+            if arrived is not None and now - arrived < self.latency:
                 surprise = now - arrived - scheduler.overhead
                 scheduler.overhead += surprise * (0.05 if surprise > 0 else 0.01)
             replaced = scheduler.put(waiting)
@@ -167,6 +169,16 @@ class Engine:
             self._left.notify_all()
         for item in left:
             self._drop(item, "closing")
+
+    def cap(self, max_batch: int) -> None:
+        """Form no larger batches from now on (memory)."""
+        with self._lock:
+            self._max_batch = min(max_batch, self._max_batch or max_batch)
+            self._scheduler.cap(self._max_batch)
+
+    def listen(self, listener: Listener) -> None:
+        """Let one more hear of every batch and every drop, from now on."""
+        self._listeners.append(listener)
 
     def calibrate(self, item: Any, show: Callable[[str], None] = lambda text: None) -> Calibration:
         """Learn what batches of an item take, on the thread that calls.
@@ -248,6 +260,7 @@ class Engine:
             self._run(dispatch)
             with self._lock:
                 self._running = 0
+                self._free_at = 0.0
 
     def _next(self) -> Dispatch | None:
         """The next batch, when there is one; None at the end."""
@@ -277,20 +290,20 @@ class Engine:
 
     def _calibrate_on(self, first: Item) -> None:
         try:
-            self.calibrate(first.payload)
-        except Exception as error:  # of that item; the next one may do
-            # Its stream may have been closed meanwhile.
-            with self._lock, contextlib.suppress(KeyError, ValueError):
-                self._scheduler.queues.drop(first)
+            self._on_first(first.payload)
+        except BaseException as error:  # of that item; the next one may do
+            with self._lock:
+                try:
+                    self._scheduler.queues.drop(first)
+                except (KeyError, ValueError):  # replaced, or its stream closed, and said so
+                    return
+                self._left.notify_all()
             self._fail(first, error)
 
     def _run(self, dispatch: Dispatch) -> None:
         started = time.monotonic()
         outcomes = self._outcomes(dispatch.items)
         now = time.monotonic()
-        if not any(isinstance(outcome, BaseException) for outcome in outcomes):
-            with self._lock:
-                self._scheduler.observe(dispatch.ran_as, now - started)
         served: list[tuple[str, float, bool]] = []
         size = len(dispatch.items)
         for item, outcome in zip(dispatch.items, outcomes, strict=True):
@@ -322,22 +335,23 @@ class Engine:
         One bad item does not take the others with it, and a batch that runs out of memory becomes
         two that need half.
         """
+        size = len(items)
+        started = time.monotonic()
         try:
             results = self._function([item.payload for item in items])
-            calibration.check_results(results, len(items))
-            return list(results)
+            calibration.check_results(results, size)
+            outcomes = list(results)
         except BaseException as error:
-            if len(items) == 1 or not isinstance(error, Exception):
-                return [error] * len(items)
-            self._learn_from(error, len(items))
-        middle = (len(items) + 1) // 2
-        return self._outcomes(items[:middle]) + self._outcomes(items[middle:])
-
-    def _learn_from(self, error: Exception, size: int) -> None:
-        if is_out_of_memory(error):
+            if size == 1 or not isinstance(error, Exception):
+                return [error] * size
+            if is_out_of_memory(error):
+                self.cap((size + 1) // 2)
+        else:
             with self._lock:
-                self._max_batch = max(1, (size + 1) // 2)
-                self._scheduler.cap(self._max_batch)
+                self._scheduler.observe(self._scheduler.padded(size), time.monotonic() - started)
+            return outcomes
+        middle = (size + 1) // 2
+        return self._outcomes(items[:middle]) + self._outcomes(items[middle:])
 
     # -- small things
 

@@ -32,7 +32,7 @@ class Pictures:
             return None
         captured = time.monotonic()
         try:
-            return _load(path), captured
+            return load_picture(path), captured
         except Exception as error:
             raise BrokenFrame(f"{path.name}: {error}") from error
 
@@ -70,7 +70,7 @@ class Iterated:
         self._left = iter(())
 
 
-def _load(path: Path) -> NDArray[np.uint8]:
+def load_picture(path: Path) -> NDArray[np.uint8]:
     """RGB, the right way up."""
     import numpy as np
     from PIL import Image, ImageOps

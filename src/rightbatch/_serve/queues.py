@@ -48,6 +48,19 @@ class Stream:
     def is_full(self) -> bool:
         return self.depth is not None and len(self.items) >= self.depth
 
+    def sends_in(self, turns: int) -> int:
+        """How many of those that wait leave in so many turns."""
+        if turns < 1:
+            return 0
+        earns = turns - (self.credit >= 1.0)  # it is in the middle of its first turn
+        return min(len(self.items), math.floor(self.credit + earns * self.weight))
+
+    def turns_until(self, place: int) -> int:
+        """Turns until the item at that place, from 1, leaves."""
+        if self.credit >= place:
+            return 1
+        return math.ceil((place - self.credit) / self.weight) + (self.credit >= 1.0)
+
 
 class Queues:
     """All streams; `take` is fair between them and keeps the order within each."""
@@ -142,14 +155,15 @@ class Queues:
         return taken
 
     def ahead(self, stream: Stream) -> int:
-        """Items that leave before one that joins `stream` now would."""
-        turns = (len(stream.items) + 1) / stream.weight
-        others = (
-            min(len(other.items), math.ceil(turns * other.weight))
-            for other in self._turns
-            if other is not stream
-        )
-        return len(stream.items) + sum(others)
+        """Items that leave before one that joins `stream` now would, if no others come."""
+        count = len(stream.items)
+        turns = stream.turns_until(count + 1)
+        for other in self._turns:
+            if other is stream:
+                turns -= 1  # those behind it have had one turn less
+            else:
+                count += other.sends_in(turns)
+        return count
 
     def _skip_rounds(self, urgent_only: bool) -> None:
         """As many rounds at once as the first that may send again needs."""

@@ -11,6 +11,9 @@ from typing import Any, Literal, Protocol
 #   deadline   each waits until it would be late (requests)
 Contract = Literal["every", "freshest", "deadline"]
 
+REQUESTS = "http"
+"""The stream in which requests wait; no source has this name."""
+
 Cause = Literal["late", "replaced", "full", "refused", "failed", "closing"]
 
 

@@ -19,7 +19,7 @@ from rightbatch._serve.service import ServiceTable
 
 _LOOK = 16  # batches between two looks at what the target allows,
 _PLAN = 512  # and between two plans, since the table was refined
-_PAYS = 1.005  # a larger batch must serve so many more items a second to be preferred
+_PAYS = 1.005  # so many more items a second than half of it must a batch serve to be preferred
 _PATIENT_WEIGHT = 0.1  # a file takes what cameras leave, and a tenth of their share at the least
 
 
@@ -54,7 +54,7 @@ class Scheduler:
         self.table = table
         self.latency = latency
         self.queues = Queues()
-        self.overhead = 0.0  # seconds of an item outside the queue and the model
+        self.overhead = 0.0  # seconds of an item before it is put here
         self._allowed = tuple(sorted(sizes)) if sizes else None
         self._max_batch = max_batch
         self._batches = 0
@@ -77,8 +77,9 @@ class Scheduler:
         # By the number that waits: the size that serves most items a second.
         self._best = [0, 1]
         for waiting in range(2, most + 1):
-            before = self._best[-1]
-            pays = self._rate(waiting) > _PAYS * self._rate(before)
+            before, half = self._best[-1], self._best[waiting // 2]
+            rate = self._rate(waiting)
+            pays = rate > self._rate(before) and rate > _PAYS * self._rate(half)
             self._best.append(waiting if pays else before)
         self._look()
 
@@ -129,12 +130,15 @@ class Scheduler:
         return self.queues.put(item)
 
     def lateness(self, name: str, now: float, free_at: float, arrived: float) -> float:
-        """By how many seconds an item that comes now would be late, as predicted; 0 if not."""
+        """By how many seconds an item that comes now would be late, as predicted; 0 if not.
+
+        So much later it would not be, if nothing else came.
+        """
         ahead = self.queues.ahead(self.queues[name])
         full, place = divmod(ahead, self.largest)
         queued = min(place + 1 + len(self.queues) - ahead, self.largest)
         finish = max(free_at, now) + full * self._seconds(self.largest) + self._seconds(queued)
-        return max(0.0, finish + self.overhead - (arrived + self.latency))
+        return max(0.0, finish - (arrived + self.latency))
 
     def next(self, now: float) -> tuple[Dispatch | None, list[tuple[Item, Cause]]]:
         """What goes now, on a device that is free, and what is dropped for it."""

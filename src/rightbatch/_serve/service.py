@@ -58,7 +58,9 @@ class ServiceTable:
     def slow_level(self) -> float:
         """The level that 99 of 100 batches do not exceed."""
         if self._tail is None:
-            self._tail = max(1.0, quantile(self._noise, 0.99))
+            # Without the largest: one hiccup among the few of a calibration is no tail.
+            noise = sorted(self._noise)[:-1] or self._noise
+            self._tail = max(1.0, quantile(noise, 0.99))
         return self._level * self._tail
 
     def seconds(self, size: int) -> float:
@@ -72,11 +74,13 @@ class ServiceTable:
     def observe(self, size: int, seconds: float) -> None:
         """Learn from a batch that ran."""
         shape = self._shape_of(size)
-        self._noise.append(seconds / (self._level * shape))
         self._levels.append(seconds / shape)
-        self._tail = None
         if len(self._levels) == _RECENT:
             self._level = median(self._levels)
+            # The noise of the one in the middle, whose level is known by now from both sides: a
+            # step of the level is then no noise.
+            self._noise.append(self._levels[_RECENT // 2] / self._level)
+            self._tail = None
         surprise = math.log(max(seconds, 1e-9) / (self._level * shape))
         surprise = max(-_SURPRISE, min(_SURPRISE, surprise))
         if size not in self._shape:

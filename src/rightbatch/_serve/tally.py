@@ -29,12 +29,15 @@ class Counts:
     def to_dict(self) -> dict[str, Any]:
         now = time.monotonic()
         recent = sum(now - at <= _RATE_OVER for at in self.finished)
+        over = _RATE_OVER
+        if recent == _LATENCIES:  # so many are kept, and they took less
+            over = max(now - self.finished[0], 1e-3)
         latencies = list(self.latencies)
         return {
             "served": self.served,
             "in_time": self.in_time,
             "dropped": dict(self.dropped),
-            "frames_per_second": round(recent / _RATE_OVER, 2),
+            "frames_per_second": round(recent / over, 2),
             "latency_ms": {
                 "p50": round(1000 * quantile(latencies, 0.5), 2) if latencies else None,
                 "p99": round(1000 * quantile(latencies, 0.99), 2) if latencies else None,
@@ -69,6 +72,10 @@ class Tally:
         with self._lock:
             self._streams.pop(stream, None)
 
+    def __contains__(self, stream: str) -> bool:
+        with self._lock:
+            return stream in self._streams
+
     def of(self, stream: str) -> dict[str, Any]:
         """A stream's counts, rate and latencies."""
         with self._lock:
@@ -96,6 +103,7 @@ class Tally:
                 "size": record.size,
                 "ran_as": record.ran_as,
                 "ms": round(1000 * record.seconds, 2),
+                "slowest_ms": round(1000 * max(latency for _, latency, _ in record.items), 2),
                 "reason": record.reason,
                 "waiting": record.waiting,
             }

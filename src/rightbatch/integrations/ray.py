@@ -12,30 +12,23 @@ says how it goes; what would be late is refused with 503 and `Retry-After`.
 
 from __future__ import annotations
 
-import asyncio
-import io
-import json
-import math
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rightbatch._errors import LateError, MissingExtraError, UsageError
+from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.models import Image, open_model, plain
+from rightbatch._serve.images import Limits
+from rightbatch._serve.models import Image, open_model
+from rightbatch._serve.predict import STREAM, Predictor, answer
 from rightbatch._units import parse_seconds
 
 _AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router
 _CLOSING = 10.0  # seconds for what was accepted when a replica ends
-_STREAM = "http"
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-_LARGEST_BODY = 32 * 2**20  # bytes
-_MOST_PIXELS = 50_000_000
 
 
 def deployment(
@@ -93,6 +86,7 @@ class Replica:
     ) -> None:
         self._model = open_model(model, **options)
         self._batcher = Batcher(self._model, latency, sizes=self._model.sizes, max_batch=max_batch)
+        self._predictor = Predictor(self._batcher, Limits())
         self._token = token
 
     async def __call__(self, item: Any) -> Any:
@@ -101,42 +95,26 @@ class Replica:
 
         if isinstance(item, Request):
             return await self._respond(item)
-        return await self._batcher(_checked(item), stream=_STREAM)
+        return await self._batcher(_checked(item), stream=STREAM)
 
     def __del__(self) -> None:
         # Ray calls it when it ends a replica; one that could not be made has no batcher
         if "_batcher" in vars(self):
             self._batcher.close(_CLOSING)
+            self._predictor.close()
             self._model.close()
 
     async def _respond(self, request: Any) -> Any:
-        arrived = time.monotonic()
         place = "/" + request.url.path.rstrip("/").rpartition("/")[2]
         if place == "/health":
-            return _answer(200, {"model": self._model.name, "state": "serving"})
+            return answer(200, {"model": self._model.name, "state": "serving"})
         if not self._is_allowed(request):
-            return _answer(401, {"error": "a request bears a token: Authorization: Bearer TOKEN"})
+            return answer(401, {"error": "a request bears a token: Authorization: Bearer TOKEN"})
         if place != "/predict":
-            return _answer(404, {"error": "there are POST /predict and GET /health"})
+            return answer(404, {"error": "there are POST /predict and GET /health"})
         if request.method != "POST":
-            return _answer(405, {"error": "POST an image to /predict"}, Allow="POST")
-        try:
-            image = await asyncio.to_thread(_decoded, await _body(request))
-            waiting = self._batcher.submit(image, stream=_STREAM, arrived=arrived)
-            served = await asyncio.wrap_future(waiting)
-        except _Refused as error:
-            return _answer(error.status, {"error": str(error)})
-        except LateError as error:
-            refusal = {"error": str(error), "cause": error.cause}
-            return _answer(
-                503, refusal, **{"Retry-After": str(max(math.ceil(error.retry_after), 1))}
-            )
-        answer = {
-            "result": served.result,
-            "batch_size": served.batch_size,
-            "latency_ms": round(1000 * served.latency, 2),
-        }
-        return _answer(200, answer)
+            return answer(405, {"error": "POST an image to /predict"}, headers={"Allow": "POST"})
+        return await self._predictor.respond(request)
 
     def _is_allowed(self, request: Any) -> bool:
         borne = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -193,55 +171,12 @@ def serve_on_ray(
             ray.shutdown()
 
 
-class _Refused(Exception):
-    """A body that is no image that is taken; `status` is that of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-async def _body(request: Any) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _LARGEST_BODY:
-            raise _Refused(413, f"an image has at most {_LARGEST_BODY} bytes")
-    return bytes(body)
-
-
-def _decoded(body: bytes) -> Image:
-    """RGB, the right way up; its size is known before a pixel is decoded."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        picture = Pillow.open(io.BytesIO(body), formats=_FORMATS)
-    except Pillow.DecompressionBombError as error:
-        raise _Refused(413, str(error)) from None
-    except OSError as error:
-        raise _Refused(415, f"the body is no {', '.join(_FORMATS)}: {error}") from None
-    if picture.width * picture.height > _MOST_PIXELS:
-        raise _Refused(413, f"{picture.width}×{picture.height} pixels are more than {_MOST_PIXELS}")
-    try:
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _Refused(422, f"the image is broken: {error}") from None
-
-
 def _checked(image: Any) -> Image:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         if image.shape[2] == 3:
             return image
     got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UsageError(f"an image is an H×W×3 uint8 RGB array, got {got}")
-
-
-def _answer(status: int, content: dict[str, Any], **headers: str) -> Any:
-    from starlette.responses import Response
-
-    text = json.dumps(content, default=plain)
-    return Response(text, status, headers, media_type="application/json")
 
 
 def _absolute(spec: str) -> str:

@@ -1,8 +1,10 @@
 """Contracts of what others may write, as tests to subclass, and memory that runs out on purpose.
 
 `DeviceContract`, `SessionContract` and `IntegrationContract` are what a device, a session and an
-integration of `Elastic` have to do. `inject_out_of_memory` fails at a named place, `limited_memory`
-at a limit that the operating system enforces.
+integration of `Elastic` have to do, `FrameSourceContract` and `ModelContract` what `serve` relies
+on in what frames come from and in what runs on them; these two need the extra `serve`.
+`inject_out_of_memory` fails at a named place, `limited_memory` at a limit that the operating system
+enforces.
 
 A test module subclasses one and defines its fixture; pytest runs every test of the contract::
 
@@ -19,16 +21,42 @@ values that they compare.
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from rightbatch._errors import MissingExtraError
 from rightbatch.testing._device import DeviceContract
 from rightbatch.testing._faults import Injected, inject_out_of_memory, limited_memory
 from rightbatch.testing._integration import IntegrationContract
 from rightbatch.testing._session import SessionContract
 
+if TYPE_CHECKING:
+    from rightbatch.testing._frame_source import FrameSourceContract
+    from rightbatch.testing._model import ModelContract
+
 __all__ = [
     "DeviceContract",
+    "FrameSourceContract",
     "Injected",
     "IntegrationContract",
+    "ModelContract",
     "SessionContract",
     "inject_out_of_memory",
     "limited_memory",
 ]
+
+_OF_SERVE = {"FrameSourceContract": "_frame_source", "ModelContract": "_model"}
+
+
+def __getattr__(name: str) -> Any:
+    """The contracts of `serve`, when they are first used: the others are to be had without numpy.
+
+    Raises:
+        MissingExtraError: if numpy is not installed.
+    """
+    if name not in _OF_SERVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if find_spec("numpy") is None:
+        raise MissingExtraError("numpy", "serve")
+    return getattr(import_module(f"{__name__}.{_OF_SERVE[name]}"), name)

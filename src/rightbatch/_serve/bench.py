@@ -1,0 +1,180 @@
+"""`rightbatch bench serve`: the most frames a second in time here, measured by open loads.
+
+Beside the engine's batches the same loads are put on batches of 1: whether batching helps here is
+then seen, and not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._progress import Live
+from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.calibrate import Calibration
+from rightbatch._serve.load import Kind, LargestRate, LoadResult, largest_rate, run, schedule
+from rightbatch._serve.models import Image, Model, open_model
+
+_KINDS: tuple[Kind, ...] = ("cameras", "poisson")
+_RESOLUTION = 0.02  # of the guessed rate: between two rates that are told apart
+_LIKE = 1.02  # so much more a second is worth a word
+_NOISE = (480, 640, 3)  # what is sent if nobody gave a picture
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was calibrated and what was measured.
+
+    `rates` has, for `cameras` and for `poisson` arrivals, the largest rate in batches and that of
+    batches of 1, with all of their runs.
+    """
+
+    model: str
+    latency: float
+    calibration: Calibration
+    camera_rate: float
+    rates: dict[Kind, tuple[LargestRate, LargestRate]]
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self._verdict(kind) for kind in self.rates)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} within {1000 * self.latency:g} ms: {self.calibration}"]
+        for kind, (batched, single) in self.rates.items():
+            what = f"cameras at {self.camera_rate:g} frames/s" if kind == "cameras" else "requests"
+            lines += [f"{what}: {batched}", f"  one by one: {single}"]
+        return "\n".join([*lines, self.reason])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "latency_target_ms": 1000 * self.latency,
+            "camera_rate": self.camera_rate,
+            "calibration": self.calibration.to_dict(),
+            "rates": {
+                kind: {"batched": batched.to_dict(), "one_by_one": single.to_dict()}
+                for kind, (batched, single) in self.rates.items()
+            },
+            "reason": self.reason,
+        }
+
+    def _verdict(self, kind: Kind) -> str:
+        batched, single = (found.rate for found in self.rates[kind])
+        what = "cameras" if kind == "cameras" else "requests"
+        if not single:
+            return f"{what}: one by one none is in time" if batched else f"{what}: none is in time"
+        gain = batched / single
+        if gain >= _LIKE:
+            return f"{what}: {gain:.2f} times as many in batches as one by one"
+        return f"{what}: batching does not help here ({gain:.2f} times as many); 1 is as good"
+
+
+def bench(
+    model: Any,
+    latency: float | str,
+    *,
+    image: str | Path | Image | None = None,
+    seconds: float = 5.0,
+    camera_rate: float = 10.0,
+    max_batch: int | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> BenchResult:
+    """Measure how many frames a second a model serves in time here.
+
+    Args:
+        model: what `open_model` takes.
+        latency: the target: seconds, or text like `"100ms"`.
+        image: what is sent: a picture, a folder of them, or an array; by default noise.
+        seconds: of each load.
+        camera_rate: frames a second of a camera.
+        max_batch: the most images of a batch.
+        device: where the model runs.
+        seed: of the loads' moments.
+        progress: show on a terminal what runs.
+        options: of the model's integration.
+
+    Raises:
+        UsageError: if an argument cannot be meant.
+    """
+    if seconds <= 0 or camera_rate <= 0:
+        raise UsageError(f"seconds and camera_rate are above 0, got {seconds} and {camera_rate}")
+    images = _images(image, seed)
+    served = open_model(model, device=device, **options)
+    try:
+        with Live("bench", enabled=progress) as live:
+            return _bench(served, latency, images, seconds, camera_rate, max_batch, seed, live.show)
+    finally:
+        served.close()
+
+
+def _bench(
+    model: Model,
+    latency: float | str,
+    images: list[Image],
+    seconds: float,
+    camera_rate: float,
+    max_batch: int | None,
+    seed: int,
+    show: Callable[[str], None],
+) -> BenchResult:
+    with Batcher(model, latency, sizes=model.sizes, max_batch=max_batch) as batcher:
+        calibration = batcher.calibrate(images[0], show)
+        rates: dict[Kind, tuple[LargestRate, LargestRate]] = {}
+        smallest = min(model.sizes) if model.sizes else 1
+        with Batcher(model, latency, sizes=model.sizes, max_batch=smallest) as single:
+            single.calibrate(images[0], show)
+            for kind in _KINDS:
+                found: list[LargestRate] = []
+                for each, name in ((batcher, "in batches"), (single, "one by one")):
+                    guess = max(
+                        calibration.requests_per_second if each is batcher else found[0].rate, 1.0
+                    )
+                    step = camera_rate if kind == "cameras" else max(_RESOLUTION * guess, 0.1)
+
+                    def attempt(
+                        rate: float, number: int, kind: Kind = kind, on: Batcher = each
+                    ) -> LoadResult:
+                        show(f"{kind} {name}, {rate:.4g}/s")  # noqa: B023
+                        arrivals = schedule(kind, rate, seconds, seed + number, camera_rate)
+                        return _loaded(on, kind, images, arrivals)
+
+                    found.append(largest_rate(attempt, guess, step))
+                rates[kind] = (found[0], found[1])
+    return BenchResult(model.name, batcher.latency, calibration, camera_rate, rates)
+
+
+def _loaded(batcher: Batcher, kind: Kind, images: list[Image], arrivals: Any) -> LoadResult:
+    """Cameras keep the freshest, requests their deadline."""
+    names = sorted({stream for _, stream in arrivals}) if kind == "cameras" else []
+    for name in names:
+        batcher.open_stream(name, contract="freshest")
+    try:
+        return run(batcher, images, arrivals, share=0.99)
+    finally:
+        for name in names:
+            batcher.close_stream(name)
+
+
+def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
+    if image is None:
+        return [np.random.default_rng(seed).integers(0, 256, _NOISE, np.uint8)]
+    if not isinstance(image, str | Path):
+        return [image]
+    try:
+        from rightbatch._serve.frames import pictures_in
+        from rightbatch._serve.pictures import load_picture
+    except ImportError:
+        raise MissingExtraError("Pillow", "serve") from None
+    files = pictures_in(Path(image)) if Path(image).exists() else ()
+    if not files:
+        raise UsageError(f"there is no picture at {image}")
+    return [load_picture(path) for path in files[:64]]

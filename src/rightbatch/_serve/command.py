@@ -1,0 +1,180 @@
+"""`rightbatch serve`: a server until its sources end or a signal comes, and what is said of it.
+
+Results go to stdout (or where --to says), all else to stderr.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
+from rightbatch._progress import Live
+from rightbatch._serve.access import is_this_machine
+from rightbatch._serve.calibrate import Calibration
+from rightbatch._serve.records import Contract
+from rightbatch._serve.run import Server
+from rightbatch._units import parse_seconds
+
+PAGE_PORT = 8470  # where the page is looked for, if nobody said where
+_LOOK = 0.2  # seconds between two looks
+
+
+def run(
+    model: str,
+    latency: str,
+    *,
+    sources: Sequence[str],
+    to: Sequence[str],
+    http: int | None,
+    page: bool,
+    host: str,
+    token: str | None,
+    contract: Contract | None,
+    stop_within: str,
+    say: Any,
+    **options: Any,
+) -> dict[str, Any]:
+    """Serve, and return what became of it: the server's last `status`, and `left`.
+
+    Raises:
+        WorkloadError: if the model failed on every frame.
+        UsageError: if an argument cannot be meant, or a file could not be read.
+        KeyboardInterrupt: after Ctrl-C, once what was accepted is finished.
+    """
+    if not sources and http is None:
+        raise UsageError("nothing to serve: give --source, or --http PORT for images over HTTP")
+    finish_within = parse_seconds(stop_within)
+    waits_for_requests = http is not None
+
+    def told(calibration: Calibration) -> None:
+        say(f"{server.name} within {1000 * calibration.latency:g} ms: {calibration}")
+
+    server = Server(model, latency, to=list(to) or "-", on_calibrated=told, **options)
+    left = 0
+    with _signals() as signalled:
+        try:
+            for source in sources:
+                server.add(source, contract=contract)
+            _listen(server, http, page, host, token, say)
+            _watch(server, signalled, waits_for_requests, shows=bool(to) and "-" not in to)
+        finally:
+            status = server.status()
+            left = server.stop(finish_within)
+    if left:
+        say(f"stopped with {left} frame(s) left: accepted, but not finished in {stop_within}")
+    _raise_what_went_wrong(server, status)
+    if signalled.number == signal.SIGINT:
+        raise KeyboardInterrupt("interrupted; what was accepted is finished")
+    return status | {"left": left}
+
+
+def _listen(
+    server: Server, http: int | None, page: bool, host: str, token: str | None, say: Any
+) -> None:
+    if http is None and not page:
+        return
+    if token is None and not is_this_machine(host):
+        token = secrets.token_urlsafe(24)
+        say(f"requests bear this token: Authorization: Bearer {token}")
+    asked: dict[str, Any] = {"host": host, "token": token, "predict": http is not None}
+    try:
+        if http is not None:
+            url = server.listen(http, **asked)
+            say(f"images are taken at {url}/predict, and the page is {_opened(url, token)}")
+            return
+        try:
+            url = server.listen(PAGE_PORT, **asked)
+        except UsageError:
+            url = server.listen(0, **asked)
+        say(f"the page is {_opened(url, token)}")
+    except MissingExtraError as error:
+        if http is not None:
+            raise
+        say(f"there is no page: {error}")
+
+
+def _opened(url: str, token: str | None) -> str:
+    return url if token is None else f"{url}/?token={token}"
+
+
+def _watch(server: Server, signalled: _Signalled, waits_for_requests: bool, shows: bool) -> None:
+    """Until it is over, somebody ends it, or nobody reads the results any more."""
+    failed = False
+    with Live("serving", enabled=shows) as live:
+        while not signalled.wait(_LOOK):
+            live.show(_line(server.status()))
+            if server.nobody_reads.is_set() and not waits_for_requests:
+                return
+            if server.first_failure is not None and not failed:
+                failed = True
+                source, frame, error = server.first_failure
+                live.note(f"the model failed on frame {frame} of {source}: {error!r}")
+            if server.is_over and not waits_for_requests:
+                return
+
+
+def _line(status: dict[str, Any]) -> str:
+    rate = sum(source["served_per_second"] for source in status["sources"])
+    slowest = max((s["latency_ms"]["p99"] or 0 for s in status["sources"]), default=0)
+    running = sum(source["state"] == "running" for source in status["sources"])
+    dropped = sum(status["total"]["dropped"].values())
+    return (
+        f"{running} of {len(status['sources'])} sources, {rate:.1f} frames/s, "
+        f"p99 {slowest:.0f} ms, {dropped} dropped"
+    )
+
+
+def _raise_what_went_wrong(server: Server, status: dict[str, Any]) -> None:
+    if server.first_failure is not None and not status["total"]["served"]:
+        source, frame, error = server.first_failure
+        raise WorkloadError(
+            f"{server.name} failed on every frame; on frame {frame} of {source}: "
+            f"{type(error).__name__}: {error}",
+            error_type=type(error).__name__,
+            error_message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+        )
+    broken = [s for s in status["sources"] if s["state"] == "failed"]
+    if broken:
+        raise UsageError("; ".join(f"{s['name']} ({s['url']}): {s['error']}" for s in broken))
+
+
+class _Signalled:
+    """The signal that came first."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._came = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        return self._came.wait(seconds)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:  # the second one does not wait for anything
+            raise KeyboardInterrupt
+        self.number = number
+        self._came.set()
+
+
+@contextmanager
+def _signals() -> Iterator[_Signalled]:
+    """SIGTERM and Ctrl-C end it in good order; only the main thread may say so."""
+    signalled = _Signalled()
+    if threading.current_thread() is not threading.main_thread():
+        yield signalled
+        return
+    before = {
+        number: signal.signal(number, signalled) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,138 @@
+"""One source's way through: frames to the engine, and a line for each that had a result."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rightbatch._errors import LateError
+from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.feed import Feed
+from rightbatch._serve.frames import Frame, SourceSpec, Stopped, said
+from rightbatch._serve.records import Contract, Served
+from rightbatch._serve.sinks import Line, Writer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_SNAPSHOT = (640, 480)  # pixels, at most
+
+
+class Intake:
+    """Brings the frames of one source to the engine, and their results to the writer.
+
+    Args:
+        spec: the source.
+        name: of its stream in the engine, where it is opened.
+        contract: what becomes of frames that cannot all be served; by default a live source keeps
+            the freshest, and any other loses none.
+        weight: its share; see `Engine.open_stream`.
+        batcher: the engine.
+        writer: takes the lines.
+        on_failure: hears what the model raised for a frame.
+        options: of `Feed`.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        name: str,
+        contract: Contract | None,
+        weight: float | None,
+        batcher: Batcher,
+        writer: Writer,
+        on_failure: Callable[[str, int, BaseException], None],
+        **options: Any,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.contract: Contract = contract or ("freshest" if spec.is_live else "every")
+        self.weight = weight
+        self._batcher = batcher
+        self._writer = writer
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._open = 0  # frames of which it is not known yet what becomes of them
+        self._newest: NDArray[np.uint8] | None = None
+        self.feed = Feed(spec, self._deliver, name=name, **options)
+        batcher.open_stream(name, contract=self.contract, weight=weight)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has brought all of its frames, and it is known what became of each."""
+        ended = self.feed.status().state in ("ended", "failed", "stopped")
+        with self._lock:
+            return ended and not self._open
+
+    def status(self) -> dict[str, Any]:
+        """How the source is doing, and what became of its frames."""
+        feed = asdict(self.feed.status())
+        counts = self._batcher.tally.of(self.name)
+        counts["served_per_second"] = counts.pop("frames_per_second")
+        return {
+            "name": self.name,
+            "url": self.spec.url,
+            "live": self.spec.is_live,
+            "contract": self.contract,
+            "weight": self.weight,
+            **feed,
+            **counts,
+        }
+
+    def snapshot(self) -> bytes | None:
+        """The newest frame as a small JPEG; None before there is one."""
+        image = self._newest
+        if image is None:
+            return None
+        from PIL import Image
+
+        picture = Image.fromarray(image)
+        picture.thumbnail(_SNAPSHOT)
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=80)
+        return file.getvalue()
+
+    def _deliver(self, frame: Frame) -> None:
+        """On the reader's thread; waits where no frame may be lost."""
+        self._newest = frame.image
+        captured = time.time() - (time.monotonic() - frame.captured)
+        if self.contract == "every":
+            self._writer.wait_for_room()
+        with self._lock:
+            self._open += 1
+
+        def done(outcome: Served | BaseException) -> None:
+            self._done(frame.number, captured, outcome)
+
+        # What waited for its turn to be read was not kept waiting by the engine.
+        arrived = frame.captured if self.spec.is_live else None
+        try:
+            self._batcher.put(self.name, frame.image, done, arrived)
+        except LateError as error:
+            self._settled()
+            if error.cause == "closing":
+                raise Stopped from None
+
+    def _done(self, number: int, captured: float, outcome: Served | BaseException) -> None:
+        """On the engine's thread."""
+        line: Line | None = None
+        if isinstance(outcome, Served):
+            latency = 1000 * outcome.latency
+            size, reason = outcome.batch_size, outcome.reason
+            line = Line(self.name, number, captured, latency, size, outcome.result, reason)
+        elif not isinstance(outcome, LateError):  # the latter is counted, and has no line
+            self._on_failure(self.name, number, outcome)
+            error = f"{type(outcome).__name__}: {said(outcome)}"
+            line = Line(self.name, number, captured, None, None, None, error=error)
+        if line is not None:
+            self._writer.put(line, patient=self.contract == "every")
+        self._settled()
+
+    def _settled(self) -> None:
+        with self._lock:
+            self._open -= 1
