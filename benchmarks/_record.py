@@ -28,6 +28,9 @@ _PACKAGES = (
     "ultralytics",
     "lightning",
     "accelerate",
+    "av",
+    "onnxruntime",
+    "ray",
 )
 
 

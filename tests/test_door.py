@@ -34,17 +34,34 @@ FLOORS = {
         "_evaluation",
         "_growth",
         "_loop",
+        "_serve",
         "_train",
     },
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
 }
+# What takes long to import, or comes with an extra.
+HEAVY = (
+    *("torch", "numpy", "ultralytics", "cv2", "transformers", "lightning"),
+    *("av", "fastapi", "onnxruntime", "paho", "PIL", "prometheus_client", "ray", "uvicorn"),
+)
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # The probe's process opens a session and asks for a need only once it runs.
 LAZY_EXCEPTIONS = {"_probe/__main__.py": {"_session", "_memory", "_pilot"}}
-# A framework is imported in its integration and nowhere else.
+# A framework is imported in its integration and nowhere else, what an extra brings in the module
+# whose job it is.
 AT_HOME = {
+    "PIL": ("_serve/images.py", "_serve/intake.py", "_serve/pictures.py", "integrations/"),
+    "av": ("_serve/video.py",),
+    "fastapi": ("_serve/http.py",),
+    "numpy": ("_random.py", "_serve/", "examples/", "integrations/", "testing/"),
+    "onnxruntime": ("integrations/",),
+    "paho": ("_serve/mqtt.py",),
+    "prometheus_client": ("_serve/metrics.py",),
+    "ray": ("integrations/ray.py",),
+    "starlette": ("_serve/bodies.py", "_serve/http.py", "_serve/predict.py", "integrations/ray.py"),
+    "uvicorn": ("_serve/listening.py",),
     "ultralytics": ("integrations/", "examples/demo.py"),
-    "cv2": ("examples/",),
+    "cv2": ("examples/", "integrations/"),
     "lightning": ("integrations/",),
     "pytorch_lightning": ("integrations/",),
     "transformers": ("integrations/",),
@@ -127,7 +144,7 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
 
 
 def test_importing_it_or_its_command_line_brings_no_torch_and_no_framework() -> None:
-    heavy = ("torch", "numpy", "ultralytics", "cv2", "transformers", "lightning", "cloudpickle")
+    heavy = (*HEAVY, "cloudpickle")
     code = f"""
 import sys
 import rightbatch

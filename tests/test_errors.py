@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import rightbatch as rb
-from rightbatch._errors import LateError, RightbatchError
+from rightbatch._errors import RightbatchError
 
 MEASURED = {"limit_bytes": 100, "needed_bytes": 140, "probes": [], "batch_size": 7}
 NOTHING_FITS = rb.NothingFitsError(
@@ -29,7 +29,7 @@ EXAMPLES = [
     RightbatchError("it is so"),
     rb.UsageError("no"),
     rb.MissingExtraError("ultralytics", "yolo"),
-    LateError("it would be late", cause="refused", retry_after=0.25),
+    rb.LateError("it would be late", cause="refused", retry_after=0.25),
     NOTHING_FITS,
     FAILED,
 ]
@@ -60,7 +60,7 @@ def test_verdicts_are_no_wrong_use() -> None:
 
 def test_every_public_error_has_a_code_of_the_contract() -> None:
     public = [getattr(rb, name) for name in rb.__all__ if name.endswith("Error")]
-    assert len(public) == 5
+    assert len(public) == 6
     assert {error.exit_code for error in public} == {1, 2, 3}
     assert all(issubclass(error, rb.RightbatchError) for error in public)
 
@@ -126,7 +126,7 @@ def test_every_error_can_be_copied_and_sent_to_another_process(
 
 
 def test_an_error_that_a_user_derives_is_sent_with_what_it_has() -> None:
-    class Mine(LateError):
+    class Mine(rb.LateError):
         def __init__(self, camera: str) -> None:
             super().__init__(f"{camera} is late", cause="late")
             self.camera = camera

@@ -22,14 +22,14 @@ from typing import Any
 import av
 import numpy as np
 
+from benchmarks import _record
 from benchmarks._record import about, say
 from benchmarks.serve import marker
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.feed import Feed
-from rightbatch._serve.frames import Frame, open_source
-from rightbatch._serve.records import Served
+from rightbatch._serve.run import Server
+from rightbatch._serve.sinks import Line
 from rightbatch.examples.parts import render_frames
 
+NAME = "serve_faults"
 PYTHON = "/usr/bin/python3"  # the one that has GStreamer's bindings
 CAMERAS, RATE = 8, 5.0
 SIZES = ((320, 240), (400, 304))
@@ -108,13 +108,24 @@ def _film(path: Path, size: tuple[int, int]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Result:
+    """Of one frame: when it came, its latency, and the frame's height and width."""
+
+    at: float
+    latency: float
+    shape: tuple[int, int]
+
+    @property
+    def in_time(self) -> bool:
+        return self.latency <= TARGET
+
+
 @dataclass
 class Seen:
-    """What came of one camera: of each number when it was delivered, and its latency."""
+    """What came of one camera, by the numbers in its pictures, in the order in which it came."""
 
-    delivered: dict[int, float] = field(default_factory=dict)
-    shapes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    served: dict[int, tuple[float, bool]] = field(default_factory=dict)
+    results: dict[int, Result] = field(default_factory=dict)
     unreadable: int = 0  # frames whose marker is damaged, or another camera's
     disordered: int = 0
 
@@ -122,54 +133,47 @@ class Seen:
 class SmallModel:
     """Reads the marker, and multiplies some matrices."""
 
+    name = "marker"
+    sizes = None
+
     def __init__(self) -> None:
         self._weights = np.random.default_rng(0).normal(size=(80 * 60 * 3, 32)).astype(np.float32)
 
-    def __call__(self, images: list[np.ndarray]) -> list[tuple[int, int] | None]:
+    def __call__(self, images: list[np.ndarray]) -> list[Any]:
         inputs = np.stack([image[:240:4, :320:4].reshape(-1) for image in images])
         _ = inputs.astype(np.float32) @ self._weights
-        return [marker.read(image) for image in images]
+        return [(marker.read(image), image.shape[:2]) for image in images]
+
+    def close(self) -> None:
+        pass
 
 
 class Rig:
-    """Feeds of all cameras into one engine, the newest frame of each waiting."""
+    """All cameras in one server, and what comes of it."""
 
     def __init__(self, urls: list[str]) -> None:
         self.seen = [Seen() for _ in urls]
-        self.batcher = Batcher(SmallModel(), TARGET)
-        self.feeds = [self._feed(index, url) for index, url in enumerate(urls)]
+        self.server = Server(SmallModel(), TARGET, to=self._note, progress=False)
+        for index, url in enumerate(urls):
+            self.server.add(url, name=str(index))
 
-    def _feed(self, index: int, url: str) -> Feed:
-        seen, name = self.seen[index], f"camera {index}"
-        self.batcher.open_stream(name, contract="freshest")
+    def status(self, camera: int) -> dict[str, Any]:
+        sources = self.server.status()["sources"]
+        return next(source for source in sources if source["name"] == str(camera))
 
-        def done(outcome: Served | BaseException) -> None:
-            if isinstance(outcome, Served) and outcome.result is not None:
-                seen.served[outcome.result[1]] = (outcome.latency, outcome.in_time)
+    def is_ready(self) -> bool:
+        return self.server.batcher.calibration is not None and all(s.results for s in self.seen)
 
-        def deliver(frame: Frame) -> None:
-            found = marker.read(frame.image)
-            if found is None or found[0] != index:
-                seen.unreadable += 1
-                return
-            number = found[1]
-            seen.disordered += bool(seen.delivered) and number <= next(reversed(seen.delivered))
-            seen.delivered[number] = time.monotonic()
-            seen.shapes[number] = frame.image.shape[:2]
-            self.batcher.put(name, frame.image, done, frame.captured)
-
-        return Feed(open_source(url), deliver, name=name)
-
-    def start(self) -> None:
-        for feed in self.feeds:
-            feed.start()
-
-    def stop(self) -> None:
-        for feed in self.feeds:
-            feed.stop(0)
-        for feed in self.feeds:
-            feed.stop()
-        self.batcher.close()
+    def _note(self, line: Line) -> None:
+        seen = self.seen[int(line.source)]
+        found, shape = line.result
+        if found is None or found[0] != int(line.source):
+            seen.unreadable += 1
+            return
+        number = found[1]
+        seen.disordered += bool(seen.results) and number <= next(reversed(seen.results))
+        latency = (line.latency_ms or 0.0) / 1000
+        seen.results[number] = Result(time.monotonic(), latency, shape)
 
 
 @dataclass
@@ -189,10 +193,9 @@ def running(cameras: int, rate: float) -> Iterator[tuple[Cameras, Rig]]:
         server = Cameras(cameras, rate, Path(folder))
         rig = Rig(server.urls)
         try:
-            rig.start()
             yield server, rig
         finally:
-            rig.stop()
+            rig.server.stop()
             server.kill()
 
 
@@ -202,7 +205,7 @@ def main(minutes: float = 10.0) -> dict[str, Any]:
     slot = whole / (len(FAULTS) + 0.5)
     with running(CAMERAS, RATE) as (server, rig):
         began = time.monotonic()
-        while not (all(came.served for came in rig.seen) and rig.batcher.calibration):
+        while not rig.is_ready():
             time.sleep(0.1)
         ready = time.monotonic()
         _wait_until(began + slot / 2)
@@ -211,9 +214,9 @@ def main(minutes: float = 10.0) -> dict[str, Any]:
             for index, fault in enumerate(FAULTS)
         ]
         ended = time.monotonic()
-        statuses = [feed.status() for feed in rig.feeds]
+        statuses = [rig.status(camera) for camera in range(CAMERAS)]
         time.sleep(1.0)
-        rig.stop()
+        left = rig.server.stop()
         sent = server.quit()
     found = _evaluate(sent, rig.seen, failed, ready, ended)
     found |= {
@@ -223,8 +226,10 @@ def main(minutes: float = 10.0) -> dict[str, Any]:
         "sizes": SIZES,
         "target_ms": 1000 * TARGET,
         "gstreamer": server.version,
-        "reconnects": [status.reconnects for status in statuses],
-        "damaged_frames_left_out": [status.broken for status in statuses],
+        "reconnects": [status["reconnects"] for status in statuses],
+        "damaged_frames_left_out": [status["broken"] for status in statuses],
+        "dropped": [status["dropped"] for status in statuses],
+        "left_at_the_end": left,
     }
     print(table(found))
     return found
@@ -237,8 +242,8 @@ def _fail(server: Cameras, rig: Rig, fault: Fault, camera: int, until: float) ->
     began = returned = server.do(fault.command, camera)
     said: dict[str, None] = {}
     while time.monotonic() < began + seconds:
-        status = rig.feeds[camera].status()
-        said[f"{status.state}: {status.error}"] = None
+        status = rig.status(camera)
+        said[f"{status['state']}: {status['error']}"] = None
         time.sleep(0.05)
     if fault.back:
         returned = server.do(fault.back, camera)
@@ -258,9 +263,8 @@ def _evaluate(
     ended: float,
 ) -> dict[str, Any]:
     """What became of the frames that were sent from when all ran, up to the end."""
-    faults = [_back(one, sent[one.camera], seen[one.camera]) for one in failed]
+    faults = [_back(one, sent[one.camera], seen[one.camera].results) for one in failed]
     lost: list[list[int]] = []
-    unserved: list[list[int]] = []
     latencies: list[float] = []
     delays: list[float] = []
     in_time = expected = 0
@@ -278,33 +282,31 @@ def _evaluate(
             and not any(start <= at <= end for start, end in away)
         ]
         expected += len(due)
-        lost.append([number for number in due if number not in came.delivered])
-        unserved.append([number for number in due if number not in came.served])
-        served = [came.served[number] for number in due if number in came.served]
-        latencies += [latency for latency, _ in served]
-        in_time += sum(was_in_time for _, was_in_time in served)
-        delays += [came.delivered[n] - sent[camera][n] for n in due if n in came.delivered]
+        lost.append([number for number in due if number not in came.results])
+        results = [(number, came.results[number]) for number in due if number in came.results]
+        latencies += [result.latency for _, result in results]
+        in_time += sum(result.in_time for _, result in results)
+        delays += [result.at - sent[camera][number] for number, result in results]
     return {
         "faults": faults,
         "frames_sent_by_others": expected,
         "lost": sum(map(len, lost)),
         "lost_by_camera": lost,
-        "without_result": sum(map(len, unserved)),
         "in_target": in_time / expected if expected else None,
         "latency_ms": _quantiles(latencies),
-        "sent_to_delivered_ms": _quantiles(delays),
+        "sent_to_result_ms": _quantiles(delays),
         "unreadable": sum(came.unreadable for came in seen),
         "disordered": sum(came.disordered for came in seen),
     }
 
 
-def _back(one: Failed, sent: dict[int, float], came: Seen) -> dict[str, Any]:
-    """How soon the camera's frames came again, of those that it sent after its return."""
-    new = [n for n in came.delivered if sent[n] >= one.returned]
+def _back(one: Failed, sent: dict[int, float], came: dict[int, Result]) -> dict[str, Any]:
+    """How soon results came again, of frames that the camera sent after its return."""
+    new = [n for n in came if sent[n] >= one.returned]
     if one.fault.command == "resize":
-        shape = came.shapes[max(n for n in came.delivered if sent[n] < one.began)]
-        new = [n for n in new if came.shapes[n] != shape]
-    back = min((came.delivered[n] for n in new), default=None)
+        shape = came[max(n for n in came if sent[n] < one.began)].shape
+        new = [n for n in new if came[n].shape != shape]
+    back = min((came[n].at for n in new), default=None)
     return {
         "fault": one.fault.name,
         "camera": one.camera,
@@ -330,7 +332,7 @@ def table(found: dict[str, Any]) -> str:
         f"{found['cameras']} RTSP cameras at {found['frames_per_second']:g} frames/s for "
         f"{found['minutes']:g} minutes, target {found['target_ms']:g} ms",
         "",
-        "| fault | away | delivers again after its return | goal |",
+        "| fault | away | first result after its return | goal |",
         "|---|---|---|---|",
     ]
     for one in found["faults"]:
@@ -343,8 +345,7 @@ def table(found: dict[str, Any]) -> str:
         "| of the other cameras | found | goal |",
         "|---|---|---|",
         f"| frames sent | {found['frames_sent_by_others']} | |",
-        f"| lost | {found['lost']} | 0 |",
-        f"| without a result | {found['without_result']} | 0 |",
+        f"| without a result | {found['lost']} | 0 |",
         f"| in target | {in_target:.2%} | ≥ 99% |",
         f"| latency p50 / p99 | {found['latency_ms']['p50']:.1f} / "
         f"{found['latency_ms']['p99']:.1f} ms | ≤ {found['target_ms']:g} ms |",
@@ -358,8 +359,10 @@ def table(found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--out", type=Path, help="file for the result as JSON")
+    parser.add_argument("--out", type=Path, help="file for the result, not benchmarks/results")
     arguments = parser.parse_args()
-    result = about() | main(arguments.minutes)
+    result = main(arguments.minutes)
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(about() | result, indent=1) + "\n")
+    else:
+        _record.save(NAME, result, table(result))

@@ -22,8 +22,8 @@ def line_table(a, b, largest=1024):
     return ServiceTable({2**k: [a * 2**k + b] for k in range(largest.bit_length())})
 
 
-def scheduler_on_a_line(a, b, latency, **options):
-    return Scheduler(line_table(a, b), latency, **options)
+def scheduler_on_a_line(a, b, latency, *, largest=1024, **options):
+    return Scheduler(line_table(a, b, largest), latency, **options)
 
 
 def greedy(moments, seconds, cap=math.inf):

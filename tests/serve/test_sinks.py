@@ -108,14 +108,23 @@ def test_a_result_that_json_cannot_hold_costs_the_result_and_not_the_line(
     assert says in said["error"]
 
 
-def test_a_file_is_created_with_its_folders_and_written_anew(tmp_path: Path) -> None:
+def test_a_file_is_created_with_its_folders_and_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "out.jsonl"
     for frame in (1, 2):
         sink = open_sink(path)
         sink.put(line(frame))
-        assert frames_in(path.read_text()) == [frame]  # there before it is closed
+        assert frames_in(path.read_text()) == [1, 2][:frame]  # there before it is closed
         assert sink.close() == sink.close() == 0
     assert sink.name == str(path)
+
+
+def test_half_a_line_of_a_run_that_was_killed_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"source": "be')
+    sink = open_sink(path)
+    sink.put(line(7))
+    sink.close()
+    assert frames_in(path.read_text().partition("\n")[2]) == [7]
 
 
 def test_a_file_that_cannot_be_written_is_wrong_use(tmp_path: Path) -> None:
@@ -269,6 +278,31 @@ def test_lines_that_a_sink_took_and_could_not_deliver_are_left_as_well(gate: Gat
     writer.put(line(), patient=True)
     assert writer.close(timeout=2.0) == 3
     assert 0 < gate.closed_with[0] <= 2.0  # it is told how much time there is
+
+
+def test_a_writer_is_idle_once_every_line_is_written(gate: Gate) -> None:
+    writer = Writer([gate])
+    assert writer.is_idle
+    writer.put(line(), patient=True)
+    wait_for(lambda: gate.asked)
+    assert not writer.is_idle  # it is being written
+    gate.open.set()
+    wait_for(lambda: writer.is_idle)
+    writer.close()
+
+
+def test_a_sink_that_counts_nothing_when_it_closes_is_taken_at_its_word() -> None:
+    class Simple:
+        name = "simple"
+
+        def put(self, line: Line) -> None:
+            pass
+
+        def close(self, timeout: float = 5.0) -> None:
+            pass
+
+    sink: Any = Simple()
+    assert Writer([sink]).close() == 0
 
 
 def test_what_comes_after_the_end_is_left_out_and_closing_again_is_harmless() -> None:

@@ -17,7 +17,7 @@ from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.batcher import Batcher
 from rightbatch._serve.calibrate import Calibration
-from rightbatch._serve.load import Kind, LargestRate, LoadResult, largest_rate, run, schedule
+from rightbatch._serve.load import SHARE, Kind, LargestRate, LoadResult, largest_rate, run, schedule
 from rightbatch._serve.models import Image, Model, open_model
 
 _KINDS: tuple[Kind, ...] = ("cameras", "poisson")
@@ -111,57 +111,62 @@ def bench(
     served = open_model(model, device=device, **options)
     try:
         with Live("bench", enabled=progress) as live:
-            return _bench(served, latency, images, seconds, camera_rate, max_batch, seed, live.show)
+            load = _Load(seconds, camera_rate, seed, live.show)
+            return _bench(served, latency, images, load, max_batch)
     finally:
         served.close()
 
 
 def _bench(
-    model: Model,
-    latency: float | str,
-    images: list[Image],
-    seconds: float,
-    camera_rate: float,
-    max_batch: int | None,
-    seed: int,
-    show: Callable[[str], None],
+    model: Model, latency: float | str, images: list[Image], load: _Load, max_batch: int | None
 ) -> BenchResult:
-    with Batcher(model, latency, sizes=model.sizes, max_batch=max_batch) as batcher:
-        calibration = batcher.calibrate(images[0], show)
-        rates: dict[Kind, tuple[LargestRate, LargestRate]] = {}
-        smallest = min(model.sizes) if model.sizes else 1
-        with Batcher(model, latency, sizes=model.sizes, max_batch=smallest) as single:
-            single.calibrate(images[0], show)
-            for kind in _KINDS:
-                found: list[LargestRate] = []
-                for each, name in ((batcher, "in batches"), (single, "one by one")):
-                    guess = max(
-                        calibration.requests_per_second if each is batcher else found[0].rate, 1.0
-                    )
-                    step = camera_rate if kind == "cameras" else max(_RESOLUTION * guess, 0.1)
-
-                    def attempt(
-                        rate: float, number: int, kind: Kind = kind, on: Batcher = each
-                    ) -> LoadResult:
-                        show(f"{kind} {name}, {rate:.4g}/s")  # noqa: B023
-                        arrivals = schedule(kind, rate, seconds, seed + number, camera_rate)
-                        return _loaded(on, kind, images, arrivals)
-
-                    found.append(largest_rate(attempt, guess, step))
-                rates[kind] = (found[0], found[1])
-    return BenchResult(model.name, batcher.latency, calibration, camera_rate, rates)
+    rates: dict[Kind, tuple[LargestRate, LargestRate]] = {}
+    smallest = min(model.sizes) if model.sizes else 1
+    with (
+        Batcher(model, latency, sizes=model.sizes, max_batch=max_batch) as batcher,
+        Batcher(model, latency, sizes=model.sizes, max_batch=smallest) as single,
+    ):
+        calibration = batcher.calibrate(images[0], load.show)
+        single.calibrate(images[0], load.show)
+        for kind in _KINDS:
+            guess = max(calibration.requests_per_second, 1.0)
+            batched = load.largest(kind, batcher, images, guess)
+            one_by_one = load.largest(kind, single, images, max(batched.rate, 1.0))
+            rates[kind] = (batched, one_by_one)
+    return BenchResult(model.name, batcher.latency, calibration, load.camera_rate, rates)
 
 
-def _loaded(batcher: Batcher, kind: Kind, images: list[Image], arrivals: Any) -> LoadResult:
-    """Cameras keep the freshest, requests their deadline."""
-    names = sorted({stream for _, stream in arrivals}) if kind == "cameras" else []
-    for name in names:
-        batcher.open_stream(name, contract="freshest")
-    try:
-        return run(batcher, images, arrivals, share=0.99)
-    finally:
+@dataclass(frozen=True)
+class _Load:
+    """How loads are made."""
+
+    seconds: float
+    camera_rate: float
+    seed: int
+    show: Callable[[str], None]
+
+    def largest(
+        self, kind: Kind, batcher: Batcher, images: list[Image], guess: float
+    ) -> LargestRate:
+        step = self.camera_rate if kind == "cameras" else max(_RESOLUTION * guess, 0.1)
+        return largest_rate(
+            lambda rate, number: self.attempt(kind, batcher, images, rate, number), guess, step
+        )
+
+    def attempt(
+        self, kind: Kind, batcher: Batcher, images: list[Image], rate: float, number: int
+    ) -> LoadResult:
+        self.show(f"{kind}, {rate:.4g}/s, batches up to {batcher.largest_batch}")
+        arrivals = schedule(kind, rate, self.seconds, self.seed + number, self.camera_rate)
+        # Cameras keep the freshest, requests their deadline.
+        names = sorted({stream for _, stream in arrivals}) if kind == "cameras" else []
         for name in names:
-            batcher.close_stream(name)
+            batcher.open_stream(name, contract="freshest")
+        try:
+            return run(batcher, images, arrivals, share=SHARE)
+        finally:
+            for name in names:
+                batcher.close_stream(name)
 
 
 def _images(image: str | Path | Image | None, seed: int) -> list[Image]:

@@ -55,6 +55,8 @@ class Calibration:
     def reason(self) -> str:
         target = f"{self.latency * 1000:g} ms"
         single = 1000 / self.one_by_one
+        if single > self.latency * 1000:
+            return f"one item takes {single:.3g} ms: none is done in {target}"
         if 2 * single > self.latency * 1000:
             return (
                 f"one item takes {single:.3g} ms and two of them more than {target}: "
@@ -167,7 +169,8 @@ def conclude(
     smallest = decided.padded(1)
 
     def fits(load: Callable[[float], list[Arrival]], contract: Any, rate: float) -> bool:
-        seconds = max(_EVENTS / rate, 10 * latency)
+        # Ten targets long, so that a queue has the time to grow, if that is not for ever.
+        seconds = min(max(_EVENTS, 10 * latency * rate), 10 * _EVENTS) / rate
         attained = simulate(scheduler(), load(seconds), seconds=draw(), contract=contract)
         return attained.attainment >= _ATTAINED
 

@@ -50,6 +50,8 @@ def run(
     """
     if not sources and http is None:
         raise UsageError("nothing to serve: give --source, or --http PORT for images over HTTP")
+    if latency.strip().replace(".", "", 1).isdigit():
+        raise UsageError(f"--latency {latency} has no unit: write {latency}ms, or {latency}s")
     finish_within = parse_seconds(stop_within)
     waits_for_requests = http is not None
 

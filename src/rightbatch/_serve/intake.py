@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SNAPSHOT = (640, 480)  # pixels, at most
+_LOOK = 0.2  # seconds between two looks at whether it is to stop
 
 
 class Intake:
@@ -58,20 +59,30 @@ class Intake:
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._open = 0  # frames of which it is not known yet what becomes of them
+        self._stopping = False
         self._newest: NDArray[np.uint8] | None = None
-        self.feed = Feed(spec, self._deliver, name=name, **options)
+        self._feed = Feed(spec, self._deliver, name=name, **options)
         batcher.open_stream(name, contract=self.contract, weight=weight)
+
+    def start(self) -> None:
+        """Connect, and go on from there; returns at once."""
+        self._feed.start()
+
+    def stop(self, timeout: float) -> None:
+        """Bring no more; may be called again, with 0 for many first."""
+        self._stopping = True
+        self._feed.stop(timeout)
 
     @property
     def is_over(self) -> bool:
         """Whether it has brought all of its frames, and it is known what became of each."""
-        ended = self.feed.status().state in ("ended", "failed", "stopped")
+        ended = self._feed.status().state in ("ended", "failed", "stopped")
         with self._lock:
             return ended and not self._open
 
     def status(self) -> dict[str, Any]:
         """How the source is doing, and what became of its frames."""
-        feed = asdict(self.feed.status())
+        feed = asdict(self._feed.status())
         counts = self._batcher.tally.of(self.name)
         counts["served_per_second"] = counts.pop("frames_per_second")
         return {
@@ -102,7 +113,9 @@ class Intake:
         self._newest = frame.image
         captured = time.time() - (time.monotonic() - frame.captured)
         if self.contract == "every":
-            self._writer.wait_for_room()
+            while not self._writer.wait_for_room(_LOOK):
+                if self._stopping:
+                    raise Stopped
         with self._lock:
             self._open += 1
 

@@ -156,6 +156,14 @@ class LargestRate:
         held = [result for rate, result in self.runs if rate == self.rate]
         return held[-1] if held else None
 
+    @property
+    def is_generators(self) -> bool:
+        """Whether it may be the load generator's limit, and not the server's: above it the
+        generator itself was too late."""
+        above = [(rate, result) for rate, result in self.runs if rate > self.rate]
+        lowest = min((rate for rate, _ in above), default=0.0)
+        return any(result.lags for rate, result in above if rate == lowest)
+
     def __str__(self) -> str:
         last = self.last
         if last is None:
@@ -164,6 +172,8 @@ class LargestRate:
         if not last.is_sure(self.share):
             needed = queries_needed(last.offered - last.in_time, self.share)
             text += f"; to be sure it takes {needed} items with so few late"
+        if self.is_generators:
+            text += "; above it the generator itself was late: the server may bear more"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,6 +182,7 @@ class LargestRate:
             "items_per_second": self.rate,
             "share": self.share,
             "is_sure": last is not None and last.is_sure(self.share),
+            "is_generators": self.is_generators,
             "runs": [{"asked_per_second": rate, **run.to_dict()} for rate, run in self.runs],
             "text": str(self),
         }
@@ -187,11 +198,14 @@ def run(
         items: taken in turn.
         arrivals: seconds from the start, in order, and their streams.
         share: stop as soon as it is certain that less than this is in time; 0 never stops.
+
+    It returns when all is answered, so that a backlog is not the next run's, or when a second and
+    ten targets have brought no answer.
     """
     if not items or not arrivals:
         raise UsageError("a load needs at least one item and one arrival")
     target = loaded.latency
-    bearable = math.floor((1 - share) * len(arrivals)) if share else len(arrivals)
+    bearable = len(arrivals) - math.ceil(share * len(arrivals) - 1e-9)
     account = _Account(target)
     lags: list[float] = []
     start = time.monotonic() + 0.02
@@ -227,7 +241,8 @@ def largest_rate(
     """Search the largest rate that holds, in whole steps; it must hold twice.
 
     From the guess in growing strides until one holds and one fails, then by halves. What was found
-    is tried once more with other arrivals, and where that fails the search goes on below it.
+    is tried once more with other arrivals, and where that fails the search goes on below it, now
+    with both at every rate. What fails is not tried again: the result errs to the low side.
 
     Args:
         attempt: runs a load of so many items a second; its second argument is the schedule's seed.
@@ -237,16 +252,23 @@ def largest_rate(
     """
     if guess <= 0 or step <= 0:
         raise UsageError(f"a guess and a step are above 0, got {guess} and {step}")
+    _check(share)
     runs: list[tuple[float, LoadResult]] = []
+    known: dict[tuple[int, int], bool] = {}
 
     def holds(steps: int, seed: int) -> bool:
-        runs.append((steps * step, attempt(steps * step, seed)))
-        return runs[-1][1].holds(share)
+        if (steps, seed) not in known:
+            result = attempt(steps * step, seed)
+            runs.append((steps * step, result))
+            known[steps, seed] = result.holds(share)
+        return known[steps, seed]
 
     at = max(1, round(guess / step))
     found = _largest(lambda steps: holds(steps, 0), at, max(1, round(_WIDTH * at)))
     if found:
-        found = _largest(lambda steps: holds(steps, 1), found, 1, failed=found + 1)
+        found = _largest(
+            lambda steps: holds(steps, 1) and holds(steps, 0), found, 1, failed=found + 1
+        )
     return LargestRate(found * step, share, tuple(runs))
 
 
@@ -275,16 +297,20 @@ def schedule(
 ) -> list[Arrival]:
     """Arrivals of so many items a second: Poisson, or as many cameras as make that rate.
 
-    `per` is the rate of a camera. Every seed has phases and moments of its own. The Poisson process
-    is one that has just this rate: given the number of its moments, they are uniform.
+    `per` is the rate of a camera, or as near to it as makes the whole exact. Every seed has phases
+    and moments of its own. The Poisson process is one that has just this rate: given the number of
+    its moments, they are uniform.
     """
+    if rate <= 0 or seconds <= 0 or per <= 0:
+        raise UsageError(f"a load has rates and seconds above 0, got {rate}, {seconds} and {per}")
     if kind == "poisson":
         rng = random.Random(seed)
         moments = sorted(rng.uniform(0, seconds) for _ in range(max(1, round(rate * seconds))))
         return [(at, "requests") for at in moments]
     if kind == "cameras":
         # A camera that comes in later than the end would make the load outlast its time.
-        arrivals = cameras(max(1, round(rate / per)), per, seconds, seed)
+        count = max(1, round(rate / per))
+        arrivals = cameras(count, rate / count, seconds, seed)
         return [(at, stream) for at, stream in arrivals if at < seconds]
     raise UsageError(f"{kind!r} are no arrivals; the known ones: poisson, cameras")
 
@@ -295,6 +321,7 @@ def queries_needed(late: int, share: float = SHARE) -> int:
     The criterion of MLPerf's early stopping (`Server`: 459 queries with none late). It takes items
     for independent, which those of one batch are not: the least that is needed.
     """
+    _check(share)
     low, high = late, late + 1
     while _at_most(late, high, 1 - share) > 1 - _CONFIDENCE:
         low, high = high, 2 * high
@@ -307,10 +334,13 @@ def queries_needed(late: int, share: float = SHARE) -> int:
     return high
 
 
+def _check(share: float) -> None:
+    if not 0 < share < 1:  # no number of items can show that none would be late
+        raise UsageError(f"a share of the items lies between 0 and 1, got {share}")
+
+
 def _at_most(count: int, trials: int, chance: float) -> float:
     """The probability of at most so many successes, binomial."""
-    if not 0 < chance < 1:
-        return float(chance <= 0 or count >= trials)
     choose = math.lgamma(trials + 1)
     return sum(
         math.exp(
@@ -333,6 +363,7 @@ class _Account:
         self._lock = threading.Lock()
         self._all_came = threading.Condition(self._lock)
         self._open = 0
+        self._answers = 0
         self._dropped: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._closed = False
@@ -347,6 +378,7 @@ class _Account:
                 if self._closed:
                     return
                 self._open -= 1
+                self._answers += 1
                 if isinstance(outcome, LateError):
                     self._dropped[outcome.cause] += 1
                 elif isinstance(outcome, BaseException):
@@ -359,8 +391,12 @@ class _Account:
         return done
 
     def wait(self, seconds: float) -> None:
+        """Until all came, or none came for so long."""
         with self._lock:
-            self._all_came.wait_for(lambda: not self._open, seconds)
+            before = -1
+            while self._open and self._answers > before:
+                before = self._answers
+                self._all_came.wait_for(lambda: not self._open, seconds)
 
     def close(self) -> tuple[dict[str, int], list[float]]:
         """What was dropped and why, and the latencies of the rest; nothing is heard any more."""

@@ -82,7 +82,6 @@ class Server:
         self.failures = 0  # frames that the model failed on
         self.first_failure: tuple[str, int, BaseException] | None = None
         self._handover = Handover() if to is None else None
-        sinks = [self._handover] if self._handover is not None else _sinks(to)
         self._model = open_model(model, device=device, **options)
         try:
             self.batcher = Batcher(
@@ -92,6 +91,7 @@ class Server:
                 max_batch=max_batch,
                 on_first=self._calibrate,
             )
+            sinks = [self._handover] if self._handover is not None else _sinks(to)
         except BaseException:
             self._model.close()
             raise
@@ -140,7 +140,7 @@ class Server:
             self._intakes[name] = intake
             if self._state == "starting":
                 self._state = "serving"
-        intake.feed.start()
+        intake.start()
         return name
 
     def remove(self, name: str) -> None:
@@ -154,9 +154,9 @@ class Server:
             known = ", ".join(sorted(self._intakes)) or "none"
         if intake is None:
             raise UsageError(f"there is no source {name!r}; there are: {known}")
-        intake.feed.stop(0)
+        intake.stop(0)
         self.batcher.close_stream(name)
-        intake.feed.stop(1.0)
+        intake.stop(1.0)
         self.batcher.tally.forget(name)
 
     def listen(
@@ -287,12 +287,12 @@ class Server:
             intakes = list(self._intakes.values())
         until = time.monotonic() + timeout
         for intake in intakes:
-            intake.feed.stop(0)
+            intake.stop(0)
         if self._http is not None:
             self._http.stop()  # answers what it has taken
         left = self.batcher.close(max(0.0, until - time.monotonic()))
         for intake in intakes:
-            intake.feed.stop(max(0.1, until - time.monotonic()))
+            intake.stop(max(0.1, until - time.monotonic()))
         left += self._writer.close(max(0.1, until - time.monotonic()))
         self._model.close()
         self._state = "stopped"

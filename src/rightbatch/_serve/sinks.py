@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from io import FileIO
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeGuard
 
@@ -94,7 +94,7 @@ class Sink(Protocol):
 
 
 class Lines:
-    """JSON lines in a file, which is written anew, or on a stream, each there as soon as it comes.
+    """JSON lines at the end of a file, or on a stream, each there as soon as it comes.
 
     Raises:
         UsageError: if the file cannot be written.
@@ -102,8 +102,9 @@ class Lines:
 
     def __init__(self, to: Path | TextIO) -> None:
         self._stream = None if isinstance(to, Path) else to
-        self._file = _written_anew(to) if isinstance(to, Path) else None
-        self._is_torn = False
+        self._file = _opened(to) if isinstance(to, Path) else None
+        # Whoever wrote there before may have been killed in the middle of a line.
+        self._is_torn = isinstance(to, Path) and _is_torn(to)
         self.name = str(to if isinstance(to, Path) else getattr(to, "name", type(to).__name__))
 
     def put(self, line: Line) -> None:
@@ -130,12 +131,22 @@ class Lines:
             self._is_torn = len(data) > 0
 
 
-def _written_anew(path: Path) -> FileIO:
+def _opened(path: Path) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb", buffering=0)
+        return path.open("ab", buffering=0)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {said(error)}") from None
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether its last line has no end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # empty, or a pipe
+        return False
 
 
 class Callback:
@@ -352,4 +363,4 @@ class _Outlet:
                 self._error = f"{self._sink.name}: {said(error)}"
         else:
             with self._changed:
-                self._undelivered = undelivered
+                self._undelivered = undelivered or 0  # a user's sink may return nothing

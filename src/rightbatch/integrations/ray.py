@@ -24,7 +24,8 @@ from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.batcher import Batcher
 from rightbatch._serve.images import Limits
 from rightbatch._serve.models import Image, open_model
-from rightbatch._serve.predict import STREAM, Predictor, answer
+from rightbatch._serve.predict import Predictor, answer
+from rightbatch._serve.records import REQUESTS
 from rightbatch._units import parse_seconds
 
 _AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router
@@ -95,7 +96,7 @@ class Replica:
 
         if isinstance(item, Request):
             return await self._respond(item)
-        return await self._batcher(_checked(item), stream=STREAM)
+        return await self._batcher(_checked(item), stream=REQUESTS)
 
     def __del__(self) -> None:
         # Ray calls it when it ends a replica; one that could not be made has no batcher

@@ -1,0 +1,191 @@
+"""Calibration: on a machine whose clock is virtual, so that what must be found is known."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rightbatch._serve import calibrate
+from rightbatch._serve.calibrate import conclude, measure
+from rightbatch._serve.service import ServiceTable
+from rightbatch._serve.simulate import cameras, poisson, simulate
+from servers import scheduler_on_a_line
+
+
+class Machine:
+    """Runs batches in the seconds that it is told, and remembers their sizes."""
+
+    def __init__(self, seconds, memory=None, hiccups=()):
+        self.now, self.sizes = 0.0, []
+        self._seconds, self._memory, self._hiccups = seconds, memory, set(hiccups)
+
+    def __call__(self, items):
+        size = len(items)
+        self.sizes.append(size)
+        if self._memory is not None and size > self._memory:
+            raise MemoryError
+        slow = 20 if len(self.sizes) in self._hiccups else 1
+        self.now += slow * self._seconds(size)
+        return [f"result of {item}" for item in items]
+
+    def perf_counter(self):
+        return self.now
+
+
+def measured(monkeypatch, machine, latency, **options):
+    monkeypatch.setattr(calibrate, "time", SimpleNamespace(perf_counter=machine.perf_counter))
+    options.setdefault("is_out_of_memory", lambda error: isinstance(error, MemoryError))
+    return measure(machine, "item", latency, **options)
+
+
+def line(size):
+    return 1e-3 * size + 4e-3
+
+
+REASONS = [
+    # what the machine is like, what is asked, why it stops, the sizes that ran, the sentence
+    ({}, {}, "latency", [1, 2, 4, 8, 16], "two batches that are larger take more than 33 ms"),
+    ({"memory": 7}, {}, "memory", [1, 2, 4], "a larger one ran out of memory"),
+    ({}, {"sizes": [2, 6]}, "sizes", [2, 6], "the model takes no larger one"),
+    ({}, {"max_batch": 6}, "max_batch", [1, 2, 4, 6], "as was asked"),
+    ({}, {"max_batch": 1}, "max_batch", [1], "one by one is best"),
+    (
+        {"seconds": lambda n: 1e-3 * max(n, 2)},
+        {},
+        "no gain",
+        [1, 2, 4, 8],
+        "serve no more a second",
+    ),
+    ({"seconds": lambda n: 1e-9 * n + 1e-6}, {}, "largest", None, "more than 1024 were not tried"),
+    ({"seconds": lambda n: 1e-3 * n}, {}, "no gain", [1, 2, 4], "one by one is best"),
+    ({"seconds": lambda n: 0.02 * n}, {}, "latency", [1], "one item takes 20 ms and two of them"),
+]
+
+
+@pytest.mark.parametrize(("machine", "options", "stopped_by", "sizes", "sentence"), REASONS)
+def test_it_stops_for_a_reason_and_says_it(
+    monkeypatch, machine, options, stopped_by, sizes, sentence
+):
+    machine = Machine(**{"seconds": line} | machine)
+    samples, why = measured(monkeypatch, machine, 0.033, **options)
+    assert why == stopped_by
+    assert list(samples) == (sizes or [2**k for k in range(11)])
+    for size, taken in samples.items():
+        assert taken == pytest.approx([machine._seconds(size)] * len(taken))
+        assert 3 <= len(taken) <= 9
+    found = conclude(samples, why, 0.033, **options)
+    assert sentence in found.reason
+    assert sentence in str(found)
+
+
+def test_a_cap_above_what_is_tried_is_not_said_to_have_been_reached(monkeypatch):
+    machine = Machine(lambda n: 1e-9 * n + 1e-6)
+    samples, why = measured(monkeypatch, machine, 0.033, max_batch=5000)
+    assert (max(samples), why) == (1024, "largest")
+
+
+def test_the_first_batch_of_a_size_is_not_counted(monkeypatch):
+    machine = Machine(line, hiccups={1})
+    samples, _ = measured(monkeypatch, machine, 0.033)
+    assert max(samples[1]) == pytest.approx(line(1))
+
+
+def test_long_batches_are_repeated_less_often(monkeypatch):
+    machine = Machine(lambda n: 0.3)
+    samples, _ = measured(monkeypatch, machine, 100.0, max_batch=2)
+    assert [len(taken) for taken in samples.values()] == [3, 3]
+
+
+def test_one_hiccup_neither_ends_it_nor_makes_batches_small(monkeypatch):
+    machine = Machine(line, hiccups={3})
+    samples, why = measured(monkeypatch, machine, 0.033)
+    assert list(samples) == [1, 2, 4, 8, 16]
+    assert conclude(samples, why, 0.033).largest_batch == 12
+
+
+def test_what_is_not_memory_is_raised(monkeypatch):
+    def function(items):
+        raise RuntimeError("the model is broken")
+
+    with pytest.raises(RuntimeError, match="the model is broken"):
+        measure(function, "item", 0.1)
+
+
+def test_a_smallest_batch_without_memory_is_raised(monkeypatch):
+    with pytest.raises(MemoryError):
+        measured(monkeypatch, Machine(line, memory=0), 0.033)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda items: None, "a list with a result for each of its 1 item.*got NoneType"),
+        (lambda items: [], r"returned 0 result\(s\) for 1 item"),
+        (lambda items: (item for item in items), "got generator"),
+        (lambda items: items[:1], r"returned 1 result\(s\) for 2 item"),
+    ],
+)
+def test_results_that_are_wrong_in_number_are_named(function, message):
+    with pytest.raises(TypeError, match=message):
+        measure(function, "item", 0.1)
+
+
+def test_progress_names_the_sizes(monkeypatch):
+    shown = []
+    measured(monkeypatch, Machine(line), 0.033, max_batch=4, show=shown.append)
+    assert shown == ["batches of 1", "batches of 2", "batches of 4"]
+
+
+@pytest.fixture(scope="module")
+def found():
+    samples = {size: [line(size)] * 3 for size in (1, 2, 4, 8, 16)}
+    return conclude(samples, "latency", 0.033, camera_rate=30)
+
+
+def test_what_is_promised_is_what_a_load_bears(found):
+    assert found.largest_batch == 12
+    assert found.items_per_second == pytest.approx(750)
+    assert found.one_by_one == pytest.approx(200)
+
+    def attained(arrivals):
+        return simulate(scheduler_on_a_line(1e-3, 4e-3, 0.033), arrivals).attainment
+
+    # With other arrivals than those it was found with.
+    assert attained(poisson(0.95 * found.requests_per_second, 60, seed=5)) >= 0.99
+    assert attained(poisson(1.05 * found.requests_per_second, 60, seed=5)) < 0.99
+    assert attained(cameras(found.cameras - 1, 30, 30, seed=5)) >= 0.985
+    assert attained(cameras(found.cameras + 1, 30, 30, seed=5)) < 0.99
+
+
+def test_it_is_said_in_one_line_and_in_json(found):
+    assert str(found) == (
+        f"batches up to 12; 750 frames/s against 200 one by one; {found.cameras} cameras at "
+        f"30 frames/s fit, or {found.requests_per_second:.3g} requests/s "
+        "(two batches that are larger take more than 33 ms)"
+    )
+    document = json.loads(json.dumps(found.to_dict()))
+    assert document["largest_batch"] == 12
+    assert document["latency_target_ms"] == pytest.approx(33)
+    assert document["seconds"]["16"] == pytest.approx([0.02] * 3)
+    assert document["text"] == str(found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (
+            0.06,
+            "not one camera at 10 frames/s fits, or 0 requests/s (one item takes 60 ms: none is",
+        ),
+        (0.04, "25 frames/s; 1 camera at 10 frames/s fits, or"),
+    ],
+)
+def test_few_cameras_are_said_in_words(seconds, text):
+    assert text in str(conclude({1: [seconds]}, "latency", 0.05))
+
+
+def test_the_table_of_a_calibration_serves_the_scheduler(monkeypatch):
+    samples, _ = measured(monkeypatch, Machine(line), 0.033)
+    assert ServiceTable(samples).line() == pytest.approx((1e-3, 4e-3))
