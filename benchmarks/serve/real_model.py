@@ -35,6 +35,7 @@ from rightbatch._serve.load import SHARE, Kind, LoadResult, largest_rate
 NAME = "serve_peers"
 MODELS = Path(tempfile.gettempdir()) / "rightbatch-benchmark-models"
 _STEP = 3.0  # frames a second between two rates that are told apart
+_SMALL = 4  # settings of a grid of which all are tried
 _GUESS = 0.6  # of what the worker serves in batches, where the first search of a system starts
 _GRID_TARGET, _GRID_STEP, _GRID_SEED = 0.1, 10.0, 1000
 _SIZES = (1, 2, 4, 8, 16)
@@ -44,7 +45,7 @@ _OTHERS, _TRIES, _PATIENCE = 0.15, 3, 20.0  # so many cores taken by others: a r
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds of a run, and of one of the grid, of which every `grid_every`th setting is tried."""
+    """Seconds of a run, and of one of the grid; of a large one every `grid_every`th setting."""
 
     targets: tuple[float, ...] = (0.05, 0.1, 0.2)
     kinds: tuple[Kind, ...] = ("poisson", "cameras")
@@ -53,7 +54,7 @@ class Plan:
     grid_every: int = 1
 
 
-QUICK = Plan(targets=(0.1,), seconds=2.0, grid_seconds=1.0, grid_every=8)
+QUICK = Plan(targets=(0.1,), seconds=2.0, grid_seconds=1.0, grid_every=5)
 
 
 class Campaign:
@@ -68,7 +69,7 @@ class Campaign:
 
     def grid(self, system: System) -> None:
         """Every setting of a system, at a rate that one of them just bears."""
-        configs = system.configs[:: self.plan.grid_every]
+        configs = self._configs(system)
         if len(configs) == 1:
             return
         seconds = self.plan.grid_seconds
@@ -123,12 +124,16 @@ class Campaign:
         first = self.service[0]["milliseconds"]
         return _GUESS * max(1000 * int(size) / taken for size, taken in first.items())
 
+    def _configs(self, system: System) -> tuple[Config, ...]:
+        every = self.plan.grid_every if len(system.configs) > _SMALL else 1
+        return system.configs[::every]
+
     def _kinds(self, system: System) -> tuple[Kind, ...]:
         return tuple(kind for kind in self.plan.kinds if kind in system.kinds)
 
     def _best_config(self, system: System, kind: Kind, target: float) -> Config:
         """Of the grid: most in time, then the lowest 99th percentile."""
-        configs = system.configs[:: self.plan.grid_every]
+        configs = self._configs(system)
         if len(configs) == 1:
             return configs[0]
 

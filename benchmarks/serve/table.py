@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.serve.peers.systems import Config
+
 _WITHIN = 0.98  # of the best counts as first
 _KINDS = {"poisson": "Poisson", "cameras": "cameras"}
 
@@ -16,7 +18,7 @@ def table(found: dict[str, Any]) -> str:
         "YOLO26n at 320 pixels, ONNX Runtime on "
         f"{found['threads']} cores: the most frames a second with {found['share']:.0%} in target. "
         f"Open loads of {found['plan']['seconds']:g} s, latency from the scheduled moment; each "
-        "number held in two runs with different arrivals. Cameras have 10 frames a second each.\n",
+        "number held in two runs with different arrivals. Cameras have about 10 frames a second each, as many as make just the rate.\n",
         _service(found["service"]),
     ]
     for title, http in (("Through HTTP", True), ("In one process", False)):
@@ -61,9 +63,8 @@ def _rates(cells: list[dict[str, Any]], columns: list[tuple[str, float]]) -> str
 
 
 def _rate(cell: dict[str, Any]) -> str:
-    size, wait = cell["config"]["size"], cell["config"]["wait"]
-    setting = f" ({size}, {1000 * wait:g} ms)" if size > 1 and cell["system"][0] != "B" else ""
-    return f"{cell['frames_per_second']:g}{setting}"
+    setting = str(Config(**cell["config"])) if cell["system"] != "batch 1" else ""
+    return f"{cell['frames_per_second']:g}" + (f" ({setting})" if setting else "")
 
 
 def _verdicts(cells: list[dict[str, Any]], columns: list[tuple[str, float]]) -> str:

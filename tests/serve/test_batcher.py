@@ -1,4 +1,4 @@
-"""The engine and its two faces: what becomes of every item, on gates and barriers, not on sleeps."""
+"""The engine and its two faces: what becomes of every item. On gates and barriers, not sleeps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,17 @@ class Gated:
 
 
 @pytest.fixture
-def calibrated(monkeypatch):
+def quick_conclusion(monkeypatch):
+    """What a calibration promises takes a second to work out; few of these tests ask for it."""
+
+    def conclude(samples, stopped_by, latency, **options):
+        return Calibration(latency, samples, stopped_by, max(samples), 1.0, 1.0, 0, 10.0, 0.0)
+
+    monkeypatch.setattr(calibrate, "conclude", conclude)
+
+
+@pytest.fixture
+def calibrated(monkeypatch, quick_conclusion):
     """Makes every calibration find these seconds, at once."""
 
     def found(samples):
@@ -55,10 +65,6 @@ def calibrated(monkeypatch):
 
         monkeypatch.setattr(calibrate, "measure", measure)
 
-    def conclude(samples, stopped_by, latency, **options):
-        return Calibration(latency, samples, stopped_by, max(samples), 1.0, 1.0, 0, 10.0, 0.0)
-
-    monkeypatch.setattr(calibrate, "conclude", conclude)
     found({size: 1e-3 * size + 4e-3 for size in (1, 2, 4, 8, 16, 32, 64)})
     return found
 
@@ -280,7 +286,7 @@ def test_the_first_item_calibrates_and_is_served_after_it():
     def model(items):
         return [("result", item) for item in items]
 
-    with Batcher(model, LONG, max_batch=4) as batcher:
+    with Batcher(model, 10.0, max_batch=4) as batcher:
         assert batcher.calibration is None
         assert batcher.submit("first").result(PATIENCE).result == ("result", "first")
         assert batcher.calibration is not None
@@ -289,11 +295,14 @@ def test_the_first_item_calibrates_and_is_served_after_it():
         json.dumps(batcher.calibration.to_dict())
 
 
-def test_memory_that_ends_a_calibration_caps_the_batches():
+def test_memory_that_ends_a_calibration_caps_the_batches(quick_conclusion, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(calibrate, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
     def model(items):
         if len(items) > 3:
             raise MemoryError
-        time.sleep(0.002)
+        clock.now += 0.002  # whatever their number
         return items
 
     with Batcher(model, LONG, calibrate_on="item") as batcher:
@@ -321,7 +330,7 @@ def test_what_came_before_the_calibration_is_never_late(calibrated, monkeypatch)
         assert [future.result(PATIENCE).result for future in futures] == list(range(50))
 
 
-def test_an_item_that_cannot_be_calibrated_on_fails_and_the_next_one_is_tried(monkeypatch):
+def test_an_item_that_cannot_be_calibrated_on_fails_and_the_next_one_is_tried(quick_conclusion):
     def model(items):
         if "bad" in items:
             raise ValueError("bad")
@@ -343,7 +352,7 @@ def test_an_item_that_cannot_be_calibrated_on_fails_and_the_next_one_is_tried(mo
         assert outcomes[3].result == "good"
 
 
-def test_an_item_that_was_replaced_while_it_was_calibrated_on_has_one_outcome():
+def test_an_item_that_was_replaced_while_it_was_calibrated_on_has_one_outcome(quick_conclusion):
     calibrating, go = threading.Event(), threading.Event()
 
     def model(items):

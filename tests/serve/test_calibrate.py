@@ -6,12 +6,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from servers import scheduler_on_a_line
 
 from rightbatch._serve import calibrate
 from rightbatch._serve.calibrate import conclude, measure
 from rightbatch._serve.service import ServiceTable
 from rightbatch._serve.simulate import cameras, poisson, simulate
-from servers import scheduler_on_a_line
 
 
 class Machine:
@@ -189,3 +189,12 @@ def test_few_cameras_are_said_in_words(seconds, text):
 def test_the_table_of_a_calibration_serves_the_scheduler(monkeypatch):
     samples, _ = measured(monkeypatch, Machine(line), 0.033)
     assert ServiceTable(samples).line() == pytest.approx((1e-3, 4e-3))
+
+
+def test_a_target_of_minutes_is_concluded_in_a_moment_and_promises_no_more_than_capacity():
+    samples = {size: [1e-4 * size + 1e-4] for size in (1, 2, 4, 8)}
+    found = conclude(samples, "max_batch", 600.0, max_batch=8)
+    most = 8 / 9e-4
+    assert found.requests_per_second == pytest.approx(most, rel=0.02)
+    assert found.requests_per_second <= most
+    assert found.cameras == 500

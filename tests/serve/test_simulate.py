@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -116,7 +117,7 @@ def test_poisson_arrivals_have_their_rate_and_no_memory():
     moments = [at for at, _ in poisson(500, 100)]
     assert moments == sorted(moments)
     assert len(moments) == pytest.approx(50_000, rel=0.02)
-    gaps = [later - before for before, later in zip(moments, moments[1:], strict=False)]
+    gaps = [later - before for before, later in itertools.pairwise(moments)]
     mean = sum(gaps) / len(gaps)
     assert sum(gap > mean for gap in gaps) / len(gaps) == pytest.approx(math.exp(-1), rel=0.03)
 

@@ -1,4 +1,7 @@
-"""BentoML: one worker, adaptive batching, its `max_latency_ms` the target.
+"""BentoML: one worker, adaptive batching, its `max_latency_ms` the target or what `wait` says.
+
+It refuses what it expects to be later than that, which is more than what would be: its own warning
+says to raise it then.
 
 Its declared inputs would be parsed from JSON or a form; here the body is the picture, as for the
 others.
@@ -52,7 +55,7 @@ class Detector:
         route="/predict",
         batchable=True,
         max_batch_size=_asked.size,
-        max_latency_ms=round(1000 * _asked.target),
+        max_latency_ms=round(1000 * (_asked.wait or _asked.target)),
         input_spec=Body,
     )
     def predict(self, bodies: Any) -> list:

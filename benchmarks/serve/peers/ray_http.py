@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 
-# What its documentation says for throughput: proxy and replica without a thread of their own.
+# What its documentation says for throughput: HAProxy in front, replicas without a second thread.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
 # Its workers step back behind whatever else runs, the client for example, unless told not to.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -31,14 +31,19 @@ _NICE = 10  # servers step back behind the client, which has to keep to its sche
 
 @dataclass(frozen=True)
 class Config:
-    """What a system is set to: the largest batch, and seconds to wait for it, where it has them."""
+    """What a system is set to: the largest batch, and seconds to wait for it, where it has them.
+
+    BentoML's `wait` is its `max_latency_ms`; 0 is the target.
+    """
 
     size: int = 0
     wait: float = 0.0
     tells_rate: bool = True  # Ultralytics: whether the streams say their rate
 
     def __str__(self) -> str:
-        return f"{self.size}, {1000 * self.wait:g} ms" if self.size else ""
+        if self.size:
+            return f"{self.size}, {1000 * self.wait:g} ms"
+        return "" if self.tells_rate else "no rate told"
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ SYSTEMS = (
     System(
         "BentoML, adaptive batching",
         through_http("bentoml_http"),
-        (Config(4), Config(8), Config(32)),
+        (Config(8), Config(32), Config(8, 1.0), Config(32, 1.0)),
         knows_target=True,
         is_http=True,
     ),

@@ -94,7 +94,7 @@ class Camera:
         return True, image
 
     def read(self) -> tuple[bool, np.ndarray]:
-        self.grab()
+        """A frame that does not count: streams are opened by this, one after the other."""
         return self.retrieve()
 
     def release(self) -> None:

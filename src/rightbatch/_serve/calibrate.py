@@ -170,11 +170,12 @@ def conclude(
 
     def fits(load: Callable[[float], list[Arrival]], contract: Any, rate: float) -> bool:
         # Ten targets long, so that a queue has the time to grow, if that is not for ever.
-        seconds = min(max(_EVENTS, 10 * latency * rate), 10 * _EVENTS) / rate
+        seconds = min(max(_EVENTS, 10 * latency * rate), 3 * _EVENTS) / rate
         attained = simulate(scheduler(), load(seconds), seconds=draw(), contract=contract)
         return attained.attainment >= _ATTAINED
 
-    most = min(int(1.1 * decided.rate() / camera_rate) + 1, _MOST_CAMERAS)
+    # More than it can serve fits only as long as a long target lets the queue grow.
+    most = min(int(decided.rate() / camera_rate), _MOST_CAMERAS)
     low, high = 0, most + 1
     while high - low > 1:  # the most cameras that fit
         count = (low + high) // 2
@@ -184,7 +185,7 @@ def conclude(
             count * camera_rate,
         )
         low, high = (count, high) if fit else (low, count)
-    rate_low, rate_high = 0.0, min(1.1 * decided.rate(), _MOST_REQUESTS)
+    rate_low, rate_high = 0.0, min(decided.rate(), _MOST_REQUESTS)
     for _ in range(7):
         rate = (rate_low + rate_high) / 2
         fit = fits(lambda seconds, r=rate: poisson(r, seconds), "deadline", rate)  # type: ignore[misc]

@@ -5,14 +5,16 @@ Results go to stdout (or where --to says), all else to stderr.
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
 from rightbatch._progress import Live
@@ -58,9 +60,10 @@ def run(
     def told(calibration: Calibration) -> None:
         say(f"{server.name} within {1000 * calibration.latency:g} ms: {calibration}")
 
-    server = Server(model, latency, to=list(to) or "-", on_calibrated=told, **options)
     left = 0
-    with _signals() as signalled:
+    with _signals() as signalled, _results_only() as stdout:
+        places = [stdout if place == "-" else place for place in to or ("-",)]
+        server = Server(model, latency, to=places, on_calibrated=told, **options)
         try:
             for source in sources:
                 server.add(source, contract=contract)
@@ -163,6 +166,26 @@ class _Signalled:
             raise KeyboardInterrupt
         self.number = number
         self._came.set()
+
+
+@contextmanager
+def _results_only() -> Iterator[TextIO]:
+    """Stdout for results; what the model and its libraries print there goes to stderr."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # a notebook's
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as results:
+        os.dup2(sys.stderr.fileno(), descriptor)
+        try:
+            yield results
+        finally:
+            sys.stdout.flush()
+            os.dup2(results.fileno(), descriptor)
+            with suppress(BrokenPipeError):
+                results.flush()
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -290,6 +289,8 @@ class Server:
             intake.stop(0)
         if self._http is not None:
             self._http.stop()  # answers what it has taken
+        if self._handover is not None:
+            self._handover.close()  # whoever stops may be who iterates
         left = self.batcher.close(max(0.0, until - time.monotonic()))
         for intake in intakes:
             intake.stop(max(0.1, until - time.monotonic()))
@@ -342,26 +343,31 @@ class Handover:
     name = "iteration"
 
     def __init__(self) -> None:
-        self._lines: queue.Queue[Line] = queue.Queue(maxsize=1)
-        self._closed = False
+        self._lines: deque[Line] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
 
     def put(self, line: Line) -> None:
-        """Waits until the line before is taken."""
-        while not self._closed:
-            with contextlib.suppress(queue.Full):
-                self._lines.put(line, timeout=_LOOK)
-                return
+        """Waits until the line before is taken, unless it closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._lines or self._closing)
+            self._lines.append(line)
+            self._changed.notify_all()
 
     def get(self, timeout: float) -> Line | None:
         """The next line; None if none came."""
-        with contextlib.suppress(queue.Empty):
-            return self._lines.get(timeout=timeout)
-        return None
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._lines, timeout):
+                return None
+            self._changed.notify_all()
+            return self._lines.popleft()
 
     def close(self, timeout: float = 5.0) -> int:
-        """Lets go of whoever waits."""
-        self._closed = True
-        return self._lines.qsize()
+        """Lets go of whoever waits; what was not asked for can still be."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        return 0
 
 
 def serve(
