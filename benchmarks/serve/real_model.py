@@ -49,7 +49,7 @@ class Plan:
 
     targets: tuple[float, ...] = (0.05, 0.1, 0.2)
     kinds: tuple[Kind, ...] = ("poisson", "cameras")
-    seconds: float = 5.0
+    seconds: float = 4.0
     grid_seconds: float = 3.0
     grid_every: int = 1
 
@@ -68,7 +68,7 @@ class Campaign:
         self.service: list[dict[str, Any]] = []
 
     def grid(self, system: System) -> None:
-        """Every setting of a system, at a rate that one of them just bears."""
+        """Every setting of a system, at a rate that the first of them just bears."""
         configs = self._configs(system)
         if len(configs) == 1:
             return

@@ -363,7 +363,7 @@ def bench_serve(
     image: Annotated[
         str, Parameter(help="a picture or a folder of them, to send; default: noise")
     ] = "",
-    seconds: Annotated[float, Parameter(help="of each load")] = 5.0,
+    seconds: Annotated[float, Parameter(help="of each load, ten targets at least")] = 5.0,
     camera_rate: Annotated[float, Parameter(help="frames a second of a camera")] = 10.0,
     imgsz: ImageSize = None,
     conf: Confidence = None,

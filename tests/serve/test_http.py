@@ -436,6 +436,8 @@ def test_other_names_can_be_allowed(server: StandIn) -> None:
     with site(server, hosts=["cameras.example"]) as url:
         assert ask(url, "/status", Host="cameras.example").status == 200
         assert ask(url, "/status").status == 400
+    with site(server, hosts="cameras.example") as url:
+        assert ask(url, "/status", Host="cameras.example:80").status == 200
     with site(server, hosts="*") as url:
         assert ask(url, "/status", Host="any.example").status == 200
 

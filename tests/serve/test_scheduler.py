@@ -296,6 +296,13 @@ def test_an_item_that_took_time_to_come_has_less_left():
     assert chosen.lateness("requests", 1.0, 0.0, 1.0 - 0.029) == pytest.approx(0.001)
 
 
+def test_time_before_the_queue_is_not_counted_twice():
+    chosen = scheduler()
+    chosen.open("requests")
+    chosen.overhead = 0.02
+    assert chosen.lateness("requests", 1.0, 0.0, 1.0 - 0.02) == 0.0
+
+
 def test_time_before_the_queue_makes_batches_smaller():
     chosen = scheduler()
     chosen.overhead = 0.009

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,8 +21,9 @@ def app(settings: Asked) -> Starlette:
     batcher = Batcher(Worker(settings.model), settings.target)
 
     async def predict(request: Request) -> JSONResponse:
+        arrived = time.monotonic()
         try:
-            return JSONResponse(await batcher(await request.body()))
+            return JSONResponse(await batcher(await request.body(), arrived=arrived))
         except LateError as error:
             return JSONResponse({"error": str(error)}, 503)
 

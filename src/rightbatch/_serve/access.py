@@ -62,10 +62,11 @@ class Door:
 
     def __init__(self, app: App, *, token: str | None, hosts: Collection[str] | None) -> None:
         if hosts is None:
-            hosts = THIS_MACHINE if token is None else "*"
+            hosts = THIS_MACHINE if token is None else ["*"]
         self._app = app
         self._token = None if token is None else token.encode()
-        self._hosts = frozenset(host.strip("[]").lower() for host in hosts)
+        names = [hosts] if isinstance(hosts, str) else hosts
+        self._hosts = frozenset(name.strip("[]").lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""

@@ -65,8 +65,13 @@ class Batcher(Engine):
         )
         self._outboxes: dict[asyncio.AbstractEventLoop, _Outbox] = {}
 
-    async def __call__(self, item: Any, *, stream: str = "") -> Any:
+    async def __call__(self, item: Any, *, stream: str = "", arrived: float | None = None) -> Any:
         """The result for one item.
+
+        Args:
+            item: what the function takes.
+            stream: its queue; a new name opens one that keeps deadlines.
+            arrived: `time.monotonic()` of its arrival, where that was earlier than now.
 
         Raises:
             LateError: if it was refused or dropped, since it would have been late.
@@ -80,9 +85,9 @@ class Batcher(Engine):
             outbox.put(future, outcome)
 
         if self._must_wait(stream):
-            await asyncio.to_thread(self.put, stream, item, done)
+            await asyncio.to_thread(self.put, stream, item, done, arrived)
         else:
-            self.put(stream, item, done)
+            self.put(stream, item, done, arrived)
         return (await future).result
 
     def submit(

@@ -19,9 +19,11 @@ from rightbatch._serve.batcher import Batcher
 from rightbatch._serve.calibrate import Calibration
 from rightbatch._serve.load import SHARE, Kind, LargestRate, LoadResult, largest_rate, run, schedule
 from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._units import parse_seconds
 
 _KINDS: tuple[Kind, ...] = ("cameras", "poisson")
 _RESOLUTION = 0.02  # of the guessed rate: between two rates that are told apart
+_TARGETS = 10  # so many a load lasts at the least
 _LIKE = 1.02  # so much more a second is worth a word
 _NOISE = (480, 640, 3)  # what is sent if nobody gave a picture
 
@@ -94,7 +96,7 @@ def bench(
         model: what `open_model` takes.
         latency: the target: seconds, or text like `"100ms"`.
         image: what is sent: a picture, a folder of them, or an array; by default noise.
-        seconds: of each load.
+        seconds: of each load; ten times the target at the least.
         camera_rate: frames a second of a camera.
         max_batch: the most images of a batch.
         device: where the model runs.
@@ -111,6 +113,8 @@ def bench(
     served = open_model(model, device=device, **options)
     try:
         with Live("bench", enabled=progress) as live:
+            # What a short burst leaves in the queue is no sign of what can be borne.
+            seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)
             return _bench(served, latency, images, load, max_batch)
     finally:

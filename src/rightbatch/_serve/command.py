@@ -177,15 +177,15 @@ def _results_only() -> Iterator[TextIO]:
         yield sys.stdout
         return
     sys.stdout.flush()
-    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as results:
-        os.dup2(sys.stderr.fileno(), descriptor)
-        try:
-            yield results
-        finally:
-            sys.stdout.flush()
-            os.dup2(results.fileno(), descriptor)
-            with suppress(BrokenPipeError):
-                results.flush()
+    results = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), descriptor)
+    try:
+        yield results
+    finally:
+        sys.stdout.flush()
+        os.dup2(results.fileno(), descriptor)
+        with suppress(BrokenPipeError):  # of what nobody read
+            results.close()
 
 
 @contextmanager

@@ -23,6 +23,10 @@ export function setToken(token) {
   sessionStorage.setItem(KEPT, token)
 }
 
+export function hasToken() {
+  return Boolean(sessionStorage.getItem(KEPT))
+}
+
 export async function ask(path, { method = 'GET', json, seconds = 10 } = {}) {
   const headers = {}
   const token = sessionStorage.getItem(KEPT)

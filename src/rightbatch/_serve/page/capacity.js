@@ -18,7 +18,12 @@ export function showCapacity(found) {
   if (key === shown) return
   shown = key
   calibration = found
-  set('capacity', found ? `${capitalized(found.text)}.` : 'Not measured yet: the first frame or request that comes is used for it.')
+  set(
+    'capacity',
+    found
+      ? `${capitalized(found.text)}.`
+      : 'Not measured yet: the first frame or request that comes is used for it.',
+  )
   at('curve').hidden = !found
   render()
 }
@@ -32,22 +37,52 @@ function render() {
     .sort((one, other) => one.size - other.size)
   const most = Math.max(...points.map(point => point.rate))
   const inner = width - PLOT.left - PLOT.right
-  const x = index => PLOT.left + (points.length > 1 ? (inner * index) / (points.length - 1) : inner / 2)
+  const x = index =>
+    PLOT.left + (points.length > 1 ? (inner * index) / (points.length - 1) : inner / 2)
   const y = rate => PLOT.top + (HEIGHT - PLOT.top - PLOT.bottom) * (1 - rate / (1.05 * most))
-  const text = points.map(point => `${figure(point.rate)} a second in batches of ${point.size}`).join(', ')
-  const svg = draw('svg', { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: 'img', 'aria-label': `Measured: ${text}` })
+  const text = points
+    .map(point => `${figure(point.rate)} a second in batches of ${point.size}`)
+    .join(', ')
+  const svg = draw('svg', {
+    width,
+    height: HEIGHT,
+    viewBox: `0 0 ${width} ${HEIGHT}`,
+    role: 'img',
+    'aria-label': `Measured: ${text}`,
+  })
   svg.append(
     draw('text', { class: 'axis', x: 0, y: 10 }, 'frames/s, by batch size'),
     ...[0, most].flatMap(rate => [
-      draw('line', { class: 'grid', x1: PLOT.left, x2: width - PLOT.right, y1: y(rate), y2: y(rate) }),
-      draw('text', { class: 'axis', x: PLOT.left - 6, y: y(rate) + 3.5, 'text-anchor': 'end' }, Math.round(rate)),
+      draw('line', {
+        class: 'grid',
+        x1: PLOT.left,
+        x2: width - PLOT.right,
+        y1: y(rate),
+        y2: y(rate),
+      }),
+      draw(
+        'text',
+        { class: 'axis', x: PLOT.left - 6, y: y(rate) + 3.5, 'text-anchor': 'end' },
+        Math.round(rate),
+      ),
     ]),
-    draw('polyline', { class: 'rate', points: points.map((point, index) => `${x(index)},${y(point.rate)}`).join(' ') }),
+    draw('polyline', {
+      class: 'rate',
+      points: points.map((point, index) => `${x(index)},${y(point.rate)}`).join(' '),
+    }),
     ...points.flatMap((point, index) => {
       const used = point.size <= calibration.largest_batch
       return [
-        draw('circle', { class: used ? 'used' : 'unused', cx: x(index), cy: y(point.rate), r: 3.5 }, draw('title', {}, `${figure(point.rate)} a second in batches of ${point.size}`)),
-        draw('text', { class: 'axis', x: x(index), y: HEIGHT - 6, 'text-anchor': 'middle' }, point.size),
+        draw(
+          'circle',
+          { class: used ? 'used' : 'unused', cx: x(index), cy: y(point.rate), r: 3.5 },
+          draw('title', {}, `${figure(point.rate)} a second in batches of ${point.size}`),
+        ),
+        draw(
+          'text',
+          { class: 'axis', x: x(index), y: HEIGHT - 6, 'text-anchor': 'middle' },
+          point.size,
+        ),
       ]
     }),
   )

@@ -10,6 +10,7 @@ const RIGHT = 8
 const SIZES = { top: 18, height: 96 }
 const TIMES = { top: 142, height: 132 }
 const HEIGHT = 292
+const EMPTY = 120
 
 export class BatchChart {
   constructor(place, said) {
@@ -18,7 +19,7 @@ export class BatchChart {
     this.batches = []
     this.chosen = null // `at` of the batch, which stays when others come
     this.marker = draw('rect', { class: 'chosen', y: 0, height: HEIGHT - 14, rx: 2 })
-    this.svg = draw('svg', { height: HEIGHT, 'aria-hidden': 'true' })
+    this.svg = draw('svg', { 'aria-hidden': 'true' })
     place.append(this.svg)
     place.tabIndex = 0
     place.setAttribute('role', 'slider')
@@ -27,7 +28,10 @@ export class BatchChart {
     new ResizeObserver(() => this.render()).observe(place)
     place.addEventListener('pointermove', event => this.choose(this.under(event)))
     place.addEventListener('pointerdown', event => this.choose(this.under(event)))
-    place.addEventListener('pointerleave', () => document.activeElement !== place && this.choose(null))
+    place.addEventListener(
+      'pointerleave',
+      () => document.activeElement !== place && this.choose(null),
+    )
     place.addEventListener('blur', () => this.choose(null))
     place.addEventListener('keydown', event => this.key(event))
   }
@@ -45,13 +49,19 @@ export class BatchChart {
   render() {
     this.width = this.place.clientWidth
     if (!this.width) return
-    this.svg.setAttribute('width', this.width)
-    this.svg.setAttribute('viewBox', `0 0 ${this.width} ${HEIGHT}`)
     const batches = this.visible
+    const height = batches.length ? HEIGHT : EMPTY
+    this.svg.setAttribute('width', this.width)
+    this.svg.setAttribute('height', height)
+    this.svg.setAttribute('viewBox', `0 0 ${this.width} ${height}`)
     this.place.setAttribute('aria-valuemax', String(Math.max(batches.length, 1)))
     if (!batches.length) {
       this.svg.replaceChildren(
-        draw('text', { x: this.width / 2, y: HEIGHT / 2, class: 'nothing', 'text-anchor': 'middle' }, 'No batch has run yet.'),
+        draw(
+          'text',
+          { x: this.width / 2, y: EMPTY / 2, class: 'nothing', 'text-anchor': 'middle' },
+          'No batch has run yet.',
+        ),
       )
       this.tell(null)
       return
@@ -61,7 +71,9 @@ export class BatchChart {
     const bar = Math.max(this.step - (this.step > 6 ? 2 : 1), 1)
     const sizes = scale(SIZES, Math.max(this.largest, ...batches.map(batch => batch.ran_as)))
     const times = scale(TIMES, 1.15 * Math.max(this.target, ...batches.map(slowest)))
-    const drawn = batches.flatMap((batch, place) => this.column(batch, this.start + place * this.step, bar, sizes, times))
+    const drawn = batches.flatMap((batch, place) =>
+      this.column(batch, this.start + place * this.step, bar, sizes, times),
+    )
     this.svg.replaceChildren(
       ...this.axis(sizes, 'items in a batch', steps(sizes.most)),
       ...this.axis(times, 'milliseconds', [0, this.target]),
@@ -75,8 +87,12 @@ export class BatchChart {
 
   column(batch, x, bar, sizes, times) {
     const late = slowest(batch) > this.target
-    const parts = [rect('size', x, bar, sizes, batch.size, 0), rect('ms', x, bar, times, batch.ms, 0)]
-    if (batch.ran_as > batch.size) parts.push(rect('padding', x, bar, sizes, batch.ran_as, batch.size))
+    const parts = [
+      rect('size', x, bar, sizes, batch.size, 0),
+      rect('ms', x, bar, times, batch.ms, 0),
+    ]
+    if (batch.ran_as > batch.size)
+      parts.push(rect('padding', x, bar, sizes, batch.ran_as, batch.size))
     const radius = Math.min(Math.max(bar / 2, 1.2), 2.5)
     const [cx, cy] = [x + bar / 2, times.y(slowest(batch))]
     // Late ones differ in shape too, for whoever does not see the colour.
@@ -91,8 +107,18 @@ export class BatchChart {
     return [
       title,
       ...values.flatMap(value => [
-        draw('line', { class: 'grid', x1: LEFT, x2: this.width - RIGHT, y1: of.y(value), y2: of.y(value) }),
-        draw('text', { class: 'axis', x: LEFT - 6, y: of.y(value) + 3.5, 'text-anchor': 'end' }, String(Math.round(value))),
+        draw('line', {
+          class: 'grid',
+          x1: LEFT,
+          x2: this.width - RIGHT,
+          y1: of.y(value),
+          y2: of.y(value),
+        }),
+        draw(
+          'text',
+          { class: 'axis', x: LEFT - 6, y: of.y(value) + 3.5, 'text-anchor': 'end' },
+          String(Math.round(value)),
+        ),
       ]),
     ]
   }
@@ -103,7 +129,11 @@ export class BatchChart {
 
   ends(batches) {
     const y = HEIGHT - 2
-    const last = draw('text', { class: 'axis', x: this.width - RIGHT, y, 'text-anchor': 'end' }, clock(batches.at(-1).at))
+    const last = draw(
+      'text',
+      { class: 'axis', x: this.width - RIGHT, y, 'text-anchor': 'end' },
+      clock(batches.at(-1).at),
+    )
     if (this.step * batches.length < 160) return [last]
     return [draw('text', { class: 'axis', x: this.start, y }, clock(batches[0].at)), last]
   }
@@ -120,8 +150,14 @@ export class BatchChart {
     const now = batches.findIndex(batch => batch.at === this.chosen)
     const from = now < 0 ? batches.length : now
     const to = {
-      ArrowLeft: from - 1, ArrowDown: from - 1, ArrowRight: from + 1, ArrowUp: from + 1,
-      PageUp: from + 10, PageDown: from - 10, Home: 0, End: batches.length - 1,
+      ArrowLeft: from - 1,
+      ArrowDown: from - 1,
+      ArrowRight: from + 1,
+      ArrowUp: from + 1,
+      PageUp: from + 10,
+      PageDown: from - 10,
+      Home: 0,
+      End: batches.length - 1,
     }[event.key]
     if (event.key === 'Escape') this.choose(null)
     if (to === undefined) return
@@ -148,7 +184,11 @@ export class BatchChart {
 
   tell(batch) {
     const newest = this.batches.at(-1)
-    const text = batch ? described(batch) : newest ? `Newest: ${described(newest)}` : 'Each column will be a batch.'
+    const text = batch
+      ? described(batch)
+      : newest
+        ? `Newest: ${described(newest)}`
+        : 'Each column will be a batch.'
     this.place.setAttribute('aria-valuetext', text)
     this.said(text)
   }
@@ -173,7 +213,13 @@ function scale({ top, height }, most) {
 }
 
 function rect(kind, x, width, of, to, from) {
-  return draw('rect', { class: kind, x, width, y: of.y(to), height: Math.max(of.y(from) - of.y(to), 0) })
+  return draw('rect', {
+    class: kind,
+    x,
+    width,
+    y: of.y(to),
+    height: Math.max(of.y(from) - of.y(to), 0),
+  })
 }
 
 function steps(most) {

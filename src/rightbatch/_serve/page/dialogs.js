@@ -15,7 +15,8 @@ let nextLook = 0
 export function startDialogs(onChange) {
   changed = onChange
   for (const dialog of document.querySelectorAll('dialog')) {
-    for (const button of dialog.querySelectorAll('[data-close]')) button.addEventListener('click', () => dialog.close())
+    for (const button of dialog.querySelectorAll('[data-close]'))
+      button.addEventListener('click', () => dialog.close())
     dialog.addEventListener('click', event => event.target === dialog && dialog.close()) // beside it
   }
   at('add').addEventListener('click', openAdd)
@@ -74,7 +75,10 @@ export function updateView(status) {
     Reconnected: source.live ? `${count(source.reconnects)} times` : null,
     Weight: source.weight === null ? null : String(source.weight),
     Served: `${count(source.served)}, ${count(source.in_time)} in time`,
-    Dropped: causes(source.dropped).map(one => one.text).join(', ') || 'none',
+    Dropped:
+      causes(source.dropped)
+        .map(one => one.text)
+        .join(', ') || 'none',
   }
   at('view-facts').replaceChildren(
     ...Object.entries(facts)

@@ -1,19 +1,35 @@
 // A row for every source, and one for the requests. Rows are kept and changed in place, so that
 // what has the focus keeps it.
 
+import { hasToken } from './ask.js'
 import { at, make, measure, set, write } from './dom.js'
 import { forget, hasFrames, keep, refresh } from './snapshots.js'
-import { causes, count, duration, figure, milliseconds, share, sum } from './text.js'
+import { causes, count, duration, figure, milliseconds, share } from './text.js'
 
 const SCALE = 1.5 // times the target: how far the bar of latencies goes
 const STALE = 2 // seconds without a frame, after which its age is said
 
 const REQUESTS = {
-  name: 'Requests', url: 'POST /predict', contract: 'deadline', weight: null, live: true, state: 'open', error: null,
-  size: null, frames: null, frames_per_second: null, last_frame_age: null, broken: 0, reconnects: 0,
+  name: 'Requests',
+  url: 'POST /predict',
+  contract: 'deadline',
+  weight: null,
+  live: true,
+  state: 'open',
+  error: null,
+  size: null,
+  frames: null,
+  frames_per_second: null,
+  last_frame_age: null,
+  broken: 0,
+  reconnects: 0,
 }
 
-const CONTRACTS = { every: 'loses none', freshest: 'keeps the freshest', deadline: 'waits until late' }
+const CONTRACTS = {
+  every: 'loses none',
+  freshest: 'keeps the freshest',
+  deadline: 'waits until late',
+}
 
 const rows = new Map()
 let actions = {}
@@ -38,12 +54,15 @@ export function showSources(status, takesImages) {
       row = built(source, key === 'requests')
       rows.set(key, row)
     }
-    if (place.children[index] !== row.element) place.insertBefore(row.element, place.children[index] ?? null)
+    if (place.children[index] !== row.element)
+      place.insertBefore(row.element, place.children[index] ?? null)
     fill(row, source, status.latency_target_ms)
   }
   at('empty').hidden = shown.length > 0
+  at('columns').hidden = shown.length === 0
   at('empty-predict').hidden = !takesImages
-  set('curl', `curl --data-binary @image.jpg ${location.origin}/predict`)
+  const token = hasToken() ? "-H 'Authorization: Bearer TOKEN' " : ''
+  set('curl', `curl ${token}--data-binary @image.jpg ${location.origin}/predict`)
   const running = status.sources.filter(source => source.state === 'running').length
   set('sources-note', status.sources.length ? `${running} of ${status.sources.length} running` : '')
   refresh()
@@ -61,16 +80,22 @@ function built(source, isRequests) {
   row.track = bar()
   row.latencyText = make('span', { class: 'latency-text' })
   const cells = make(
-    'dl', {},
-    cell('state', 'State'), cell('arrives', 'Arrives'), cell('served', 'Served'),
-    cell('inTime', 'In time'), cell('latency', 'Latency'), cell('drops', 'Dropped'),
+    'dl',
+    {},
+    cell('state', 'State'),
+    cell('arrives', 'Arrives'),
+    cell('served', 'Served'),
+    cell('inTime', 'In time'),
+    cell('latency', 'Latency'),
+    cell('drops', 'Dropped'),
   )
   row.badge = make('span', { class: 'state' })
   row.age = make('span', { class: 'note age' })
   row.state.append(row.badge, row.age)
   row.latency.append(row.track.element, row.latencyText)
   row.element = make(
-    'li', { class: 'row' },
+    'li',
+    { class: 'row' },
     isRequests ? make('div', { class: 'thumb still' }, 'HTTP') : thumbnail(row, source.name),
     make('div', { class: 'who' }, row.name, row.url, row.error),
     cells,
@@ -82,32 +107,52 @@ function built(source, isRequests) {
 function thumbnail(row, name) {
   row.image = make('img', { alt: '', hidden: '' })
   row.still = make('span', {}, 'no frame yet')
-  row.button = make('button', { type: 'button', class: 'thumb', 'aria-label': `Look at ${name}` }, row.still, row.image)
+  row.button = make(
+    'button',
+    { type: 'button', class: 'thumb', 'aria-label': `Look at ${name}` },
+    row.still,
+    row.image,
+  )
   row.button.addEventListener('click', () => actions.view(name))
   keep(row.image, row.button, name)
   return row.button
 }
 
 function remover(name) {
-  const button = make('button', { type: 'button', class: 'quiet remove', 'aria-label': `Remove ${name}` }, 'Remove')
+  const button = make(
+    'button',
+    { type: 'button', class: 'quiet remove', 'aria-label': `Remove ${name}` },
+    'Remove',
+  )
   button.addEventListener('click', () => actions.remove(name))
   return button
 }
 
 function bar() {
   const [middle, most, target] = ['p50', 'p99', 'target'].map(kind => make('i', { class: kind }))
-  return { middle, most, target, element: make('div', { class: 'track', 'aria-hidden': 'true' }, most, middle, target) }
+  return {
+    middle,
+    most,
+    target,
+    element: make('div', { class: 'track', 'aria-hidden': 'true' }, most, middle, target),
+  }
 }
 
 function fill(row, source, target) {
   write(row.name, source.name)
-  write(row.url, row.isRequests ? source.url : `${source.url} · ${CONTRACTS[source.contract] ?? source.contract}`)
+  write(
+    row.url,
+    row.isRequests
+      ? source.url
+      : `${source.url} · ${CONTRACTS[source.contract] ?? source.contract}`,
+  )
   row.url.title = row.url.textContent
   write(row.error, source.error ?? '')
   row.error.title = source.error ?? ''
   write(row.badge, source.state)
   row.badge.dataset.state = source.state
-  const old = source.last_frame_age !== null && source.last_frame_age > STALE && source.state !== 'ended'
+  const old =
+    source.last_frame_age !== null && source.last_frame_age > STALE && source.state !== 'ended'
   write(row.age, old ? `last frame ${duration(source.last_frame_age)} ago` : '')
   row.element.classList.toggle('stale', old || !['running', 'open', 'ended'].includes(source.state))
   if (source.frames_per_second === null) write(row.arrives, '–')
@@ -144,10 +189,12 @@ function fillDrops(place, dropped) {
   place.dataset.text = text
   if (!found.length) return place.replaceChildren(make('span', { class: 'note' }, 'none'))
   place.replaceChildren(
-    ...found.map(one => make('span', { class: one.expected ? 'cause note' : 'cause bad', title: one.meaning }, one.text)),
+    ...found.map(one =>
+      make(
+        'span',
+        { class: one.expected ? 'cause note' : 'cause bad', title: one.meaning },
+        one.text,
+      ),
+    ),
   )
-}
-
-export function totalDropped(dropped) {
-  return sum(Object.values(dropped))
 }

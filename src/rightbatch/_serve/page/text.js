@@ -25,7 +25,9 @@ export function figure(value) {
 
 export function milliseconds(value) {
   if (value === null || value === undefined) return '–'
-  return value >= 10000 ? `${tenths.format(value / 1000)} s` : `${Math.abs(value) < 9.95 ? tenths.format(value) : whole.format(value)} ms`
+  return value >= 10000
+    ? `${tenths.format(value / 1000)} s`
+    : `${Math.abs(value) < 9.95 ? tenths.format(value) : whole.format(value)} ms`
 }
 
 // 99.96 is not all of them, and is not written as 100.
@@ -41,7 +43,9 @@ export function duration(seconds) {
   const minutes = Math.floor(seconds / 60)
   if (minutes < 60) return `${minutes} min`
   const hours = Math.floor(minutes / 60)
-  return hours < 48 ? `${hours} h ${String(minutes % 60).padStart(2, '0')} min` : `${Math.floor(hours / 24)} days`
+  return hours < 48
+    ? `${hours} h ${String(minutes % 60).padStart(2, '0')} min`
+    : `${Math.floor(hours / 24)} days`
 }
 
 export function clock(at) {

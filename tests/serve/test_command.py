@@ -1,0 +1,161 @@
+"""`rightbatch serve` and `bench serve` as people meet them: processes, signals, pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from films import encode, film
+
+MODEL = """
+import os, sys, time
+
+def detect(images):
+    print("PRINTED by the model")
+    os.write(1, b"PRINTED past Python\\n")
+    return [{"mean": round(float(image.mean()), 3)} for image in images]
+
+def slow(images):
+    time.sleep(0.05 * len(images))
+    return [0 for _ in images]
+
+def quick(images):
+    time.sleep(0.005 * len(images))
+    return [0 for _ in images]
+
+def broken(images):
+    raise ValueError("the weights are missing")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.py").write_text(MODEL)
+    encode(tmp_path / "belt.mp4", film(20))
+    return tmp_path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rightbatch", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+
+
+def rightbatch(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=90)
+    return process.returncode, out, err
+
+
+def serve(model: str, *arguments: str) -> list[str]:
+    return ["serve", f"model.py:{model}", "--latency", "10s", "--no-page", *arguments]
+
+
+def test_stdout_has_a_line_of_json_for_every_frame_and_nothing_else(folder: Path) -> None:
+    code, out, err = rightbatch(folder, *serve("detect", "--source", "belt.mp4"))
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0, err
+    assert [line["frame"] for line in lines] == list(range(20))
+    fields = {"source", "frame", "captured", "latency_ms", "batch_size", "result"}
+    assert all(fields <= line.keys() for line in lines)
+    assert "PRINTED by the model" in err
+    assert "PRINTED past Python" in err
+    assert "frames/s" in err  # what this machine can do
+
+
+def test_with_a_file_for_the_lines_json_is_one_document(folder: Path) -> None:
+    asked = serve("detect", "--source", "belt.mp4", "--to", "out/lines.jsonl", "--json")
+    code, out, err = rightbatch(folder, *asked)
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["total"]["served"] == document["written"]["lines"] == 20
+    assert document["left"] == 0
+    assert len((folder / "out/lines.jsonl").read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (serve("broken", "--source", "belt.mp4"), 3, "failed on every frame"),
+        (serve("detect", "--source", "nothing.mp4"), 2, "there is no nothing.mp4"),
+        (serve("detect", "--source", "model.py"), 2, "model (model.py):"),  # no video
+        (serve("nothing", "--source", "belt.mp4"), 2, "no function 'nothing'"),
+        (serve("detect"), 2, "give --source, or --http PORT"),
+        (["serve", "model.py:detect", "--latency", "100", "--source", "belt.mp4"], 2, "100ms"),
+        (serve("detect", "--on", "ray", "--source", "belt.mp4"), 2, "requests only"),
+        (serve("detect", "--source", "belt.mp4", "--to", "http://x/y"), 2, "do not go to http://"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_exit_code(
+    folder: Path, arguments: list[str], code: int, says: str
+) -> None:
+    found, out, err = rightbatch(folder, *arguments)
+    assert (found, says in err) == (code, True), err
+    assert "Traceback" not in err or code == 3
+    if code == 3:
+        assert "the weights are missing" in err
+        assert all(json.loads(line)["error"] for line in out.splitlines())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_lets_it_finish_what_was_accepted(folder: Path, number: int, code: int) -> None:
+    process = start(folder, *serve("slow", *["--source", "belt.mp4"] * 20))
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    lines = [json.loads(line) for line in [first, *out.splitlines()]]
+    for source in {line["source"] for line in lines}:  # without a gap
+        frames = [line["frame"] for line in lines if line["source"] == source]
+        assert frames == list(range(len(frames)))
+    assert len(lines) < 400
+    assert "left" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_bound_on_the_time_to_finish_says_what_was_left(folder: Path) -> None:
+    asked = serve("slow", *["--source", "belt.mp4"] * 20, "--stop-within", "10ms")
+    process = start(folder, *asked)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "frame(s) left" in err
+
+
+def test_it_ends_when_nobody_reads_its_lines(folder: Path) -> None:
+    process = start(folder, *serve("slow", *["--source", "belt.mp4"] * 20))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    began = time.monotonic()
+    assert process.wait(60) == 0
+    assert time.monotonic() - began < 30
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+def test_the_bench_compares_batches_with_one_by_one(folder: Path) -> None:
+    asked = ["bench", "serve", "model.py:quick", "--latency", "50ms", "--seconds", "0.5", "--json"]
+    code, out, err = rightbatch(folder, *asked)
+    assert code == 0, err
+    document = json.loads(out)
+    for found in document["rates"].values():
+        # 5 ms an item, in batches or not: 200 a second
+        assert found["batched"]["items_per_second"] <= 220
+    assert "batching does not help here" in document["reason"] or "none" in document["reason"]
