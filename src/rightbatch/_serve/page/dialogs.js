@@ -17,7 +17,8 @@ export function startDialogs(onChange) {
   for (const dialog of document.querySelectorAll('dialog')) {
     for (const button of dialog.querySelectorAll('[data-close]'))
       button.addEventListener('click', () => dialog.close())
-    dialog.addEventListener('click', event => event.target === dialog && dialog.close()) // beside it
+    // What is beside it counts as the dialog's own, and nothing else does.
+    dialog.addEventListener('click', event => event.target === dialog && dialog.close())
   }
   at('add').addEventListener('click', openAdd)
   at('add-form').addEventListener('submit', event => submit(event, 'add', add))

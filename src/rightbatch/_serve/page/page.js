@@ -23,22 +23,38 @@ async function poll() {
   clearTimeout(timer)
   if (asking) return
   asking = true
+  const status = await asked()
+  asking = false
+  if (status === null) return // until there is a token
+  timer = setTimeout(poll, Math.min(EVERY * Math.max(failures, 1), SLOWEST))
+  if (status) show(status)
+}
+
+// The status; null where a token is needed first, undefined where there is no answer.
+async function asked() {
   try {
-    takesImages ??= (await (await ask('/health')).json()).predict
     const status = await (await ask('/status')).json()
+    takesImages ??= await predicts()
     heard = new Date()
     failures = 0
-    at('ask-token').hidden = true
-    at('main').hidden = false
-    notice(ENDS[status.state] ?? '')
-    show(status)
+    return status
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return askForToken()
+    if (error instanceof Refused && error.status === 401) {
+      askForToken()
+      return null
+    }
     lost(error)
-  } finally {
-    asking = false
+    return undefined
   }
-  timer = setTimeout(poll, Math.min(EVERY * Math.max(failures, 1), SLOWEST))
+}
+
+async function predicts() {
+  try {
+    return (await (await ask('/health')).json()).predict
+  } catch (error) {
+    if (error instanceof Refused) return false // it is stopping
+    throw error
+  }
 }
 
 const ENDS = {
@@ -77,6 +93,9 @@ function askForToken() {
 }
 
 function show(status) {
+  at('ask-token').hidden = true
+  at('main').hidden = false
+  notice(ENDS[status.state] ?? '')
   set('model', status.model)
   document.title = `${status.model} · rightbatch`
   set('state', status.state)

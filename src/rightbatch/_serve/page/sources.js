@@ -179,7 +179,8 @@ function fillLatency(row, { p50, p99 }, target) {
   middle.style.left = at(p50 ?? 0)
   most.style.left = at(p50 ?? 0)
   most.style.width = `calc(${at(p99 ?? 0)} - ${at(p50 ?? 0)})`
-  write(row.latencyText, p99 === null ? '–' : `${milliseconds(p50)} p50 · ${milliseconds(p99)} p99`)
+  const text = `${milliseconds(p50)} p50 · ${milliseconds(p99)} p99`
+  write(row.latencyText, p99 === null ? '–' : text)
 }
 
 function fillDrops(place, dropped) {
