@@ -18,7 +18,8 @@ def table(found: dict[str, Any]) -> str:
         "YOLO26n at 320 pixels, ONNX Runtime on "
         f"{found['threads']} cores: the most frames a second with {found['share']:.0%} in target. "
         f"Open loads of {found['plan']['seconds']:g} s, latency from the scheduled moment; each "
-        "number held in two runs with different arrivals. Cameras have about 10 frames a second each, as many as make just the rate.\n",
+        "number held in two runs with different arrivals. Cameras have about 10 frames a second "
+        "each, as many as make just the rate.\n",
         _service(found["service"]),
     ]
     for title, http in (("Through HTTP", True), ("In one process", False)):

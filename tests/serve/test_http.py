@@ -9,12 +9,13 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
-from sites import Answer, StandIn, ask, encoded, picture, site, source, stand_in, threads
+from sites import Answer, StandIn, ask, encoded, heights, picture, site, source, stand_in, threads
 
 from rightbatch._errors import UsageError
 
@@ -568,3 +569,31 @@ def test_every_address_is_reached_from_here_by_a_name_that_is_accepted(server: S
         assert ask(listening.url, "/health").status == 200
     finally:
         listening.stop()
+
+
+def test_the_real_server_is_asked(tmp_path: Path) -> None:
+    from rightbatch._serve.run import Server
+
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(picture(40)))
+    with Server(heights, "500ms", to=lambda line: None, progress=False) as server:
+        url = server.listen(0, token="secret")
+        bearer = {"Authorization": "Bearer secret"}
+        order = json.dumps({"source": str(tmp_path), "name": "belt"})
+        assert ask(url, "/sources", order, **JSON).status == 401
+        assert ask(url, "/sources", order, **JSON, **bearer).content == {"name": "belt"}
+        again = ask(url, "/sources", order, **JSON, **bearer)
+        assert (again.status, list(again.content)) == (422, ["error"])
+        assert server.wait(20)
+        assert (
+            ask(url, "/predict", encoded(picture(17)), **bearer).content["result"]["height"] == 17
+        )
+        status = ask(url, "/status", **bearer).content
+        assert [one["served"] for one in status["sources"]] == [3]
+        assert status["requests"]["served"] == 1
+        assert ask(url, "/snapshot/belt", **bearer).body[:2] == b"\xff\xd8"
+        figures = ask(url, "/metrics", **bearer).body.decode()
+        assert 'rightbatch_served_total{source="belt"} 3.0' in figures
+        assert 'rightbatch_served_total{source="http"} 1.0' in figures
+        assert ask(url, "/sources/belt", method="DELETE", **bearer).status == 204
+        assert ask(url, "/status", **bearer).content["sources"] == []

@@ -80,6 +80,7 @@ def _opened(body: bytes) -> Any:
     """The header, and nothing of the pixels."""
     try:
         from PIL import Image as Pillow
+        from PIL import UnidentifiedImageError
     except ImportError:
         raise MissingExtraError("Pillow", "serve") from None
     kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
@@ -89,7 +90,7 @@ def _opened(body: bytes) -> Any:
         return Pillow.open(io.BytesIO(body), formats=FORMATS)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadImage(413, f"the image is too large: {_line(error)}") from None
-    except Pillow.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage(415, f"the body is no {kinds} file") from None
     except Exception as error:
         raise BadImage(422, f"the image is broken: {_line(error)}") from None

@@ -1,7 +1,8 @@
 """The main job from beginning to end: `python -m rightbatch.examples.demo`.
 
 Renders a detection data set, finds the largest batch for YOLO26n, chooses the one that learns most
-in a second, trains with it, and shows what the model then sees. Everything lands in one folder.
+in a second, trains with it, measures how many cameras the model then serves, and shows what it
+sees. Everything lands in one folder.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from rightbatch._units import format_bytes, format_seconds
 from rightbatch.examples.parts import CLASSES, render_parts
 
 if TYPE_CHECKING:
+    from rightbatch._serve.calibrate import Calibration
     from rightbatch._tune import Plan
     from rightbatch.integrations.ultralytics import Trained
 
 MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
+LATENCY = "100ms"  # for each picture, where the model is served
 # For a training from scratch of some hundred updates; Ultralytics' defaults assume thousands, and
 # a mosaic of small defects leaves too little of them at 160 pixels.
 RECIPE: dict[str, Any] = {
@@ -111,8 +114,11 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
             seed=0,
             on_epoch=lambda n: bars.update(task, completed=min(n, epochs)),
         )
-    picture = _draw_detections(trained.out / "weights" / "best.pt", data, out / "detections.jpg")
-    console.print(_card(plan, trained, picture, time.perf_counter() - started))
+    weights = trained.out / "weights" / "best.pt"
+    console.print(f"measuring how many cameras it serves within {LATENCY} …")
+    served = _serving(weights, data)
+    picture = _draw_detections(weights, data, out / "detections.jpg")
+    console.print(_card(plan, trained, served, picture, time.perf_counter() - started))
 
 
 def _bars(console: Console) -> Progress:
@@ -120,7 +126,20 @@ def _bars(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _card(plan: Plan, trained: Trained, picture: Path, seconds: float) -> Panel:
+def _serving(weights: Path, data: Path) -> Calibration:
+    """What this machine can do with the model, on a picture that it has not seen."""
+    from rightbatch._serve.batcher import Batcher
+    from rightbatch._serve.models import open_model
+    from rightbatch._serve.pictures import load_picture
+
+    first = sorted((data.parent / "images" / "val").iterdir())[0]
+    with Batcher(open_model(weights, imgsz=IMAGE_SIZE), LATENCY) as batcher:
+        return batcher.calibrate(load_picture(first))
+
+
+def _card(
+    plan: Plan, trained: Trained, served: Calibration, picture: Path, seconds: float
+) -> Panel:
     largest = plan.largest
     rate = trained.examples * trained.epochs / trained.seconds
     rows = Table.grid(padding=(0, 2))
@@ -137,6 +156,7 @@ def _card(plan: Plan, trained: Trained, picture: Path, seconds: float) -> Panel:
     )
     rows.add_row("speed", f"{rate:.0f} images per second in training")
     rows.add_row("mAP50", f"{trained.metrics['metrics/mAP50(B)']:.3f} on held-out pictures")
+    rows.add_row(f"in {LATENCY}", str(served))
     rows.add_row("picture", str(picture))
     return Panel(rows, title=f"the right batch size for {MODEL}, in {format_seconds(seconds)}")
 

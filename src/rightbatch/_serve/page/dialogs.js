@@ -17,8 +17,7 @@ export function startDialogs(onChange) {
   for (const dialog of document.querySelectorAll('dialog')) {
     for (const button of dialog.querySelectorAll('[data-close]'))
       button.addEventListener('click', () => dialog.close())
-    // What is beside it counts as the dialog's own, and nothing else does.
-    dialog.addEventListener('click', event => event.target === dialog && dialog.close())
+    dialog.addEventListener('pointerdown', event => isBeside(dialog, event) && dialog.close())
   }
   at('add').addEventListener('click', openAdd)
   at('add-form').addEventListener('submit', event => submit(event, 'add', add))
@@ -28,6 +27,12 @@ export function startDialogs(onChange) {
     clearTimeout(nextLook)
     release(at('view-image'))
   })
+}
+
+function isBeside(dialog, { target, clientX, clientY }) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect()
+  const isWithin = clientX >= left && clientX <= right && clientY >= top && clientY <= bottom
+  return target === dialog && !isWithin
 }
 
 function openAdd() {

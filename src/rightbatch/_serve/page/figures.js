@@ -21,7 +21,7 @@ export function showFigures(status) {
   const streams = [...status.sources, ...(status.requests ? [status.requests] : [])]
   measure(at('rate'), figure(sum(streams.map(stream => stream.served_per_second))), '/s')
   set('rate-note', `${count(total.served)} since the start`)
-  set('in-time', share(total.in_time, total.served))
+  measure(at('in-time'), ...share(total.in_time, total.served).split(' '))
   set('in-time-note', `${count(total.served - total.in_time)} late`)
   at('in-time').classList.toggle('bad', total.served > 0 && total.in_time / total.served < 0.99)
   const worst = streams.reduce(
