@@ -50,16 +50,26 @@ LAZY_EXCEPTIONS = {"_probe/__main__.py": {"_session", "_memory", "_pilot"}}
 # A framework is imported in its integration and nowhere else, what an extra brings in the module
 # whose job it is.
 AT_HOME = {
-    "PIL": ("_serve/images.py", "_serve/intake.py", "_serve/pictures.py", "integrations/"),
-    "av": ("_serve/video.py",),
-    "fastapi": ("_serve/http.py",),
+    "PIL": (
+        "_serve/web/images.py",
+        "_serve/intake.py",
+        "_serve/sources/pictures.py",
+        "integrations/",
+    ),
+    "av": ("_serve/sources/video.py",),
+    "fastapi": ("_serve/web/http.py",),
     "numpy": ("_random.py", "_serve/", "examples/", "integrations/", "testing/"),
     "onnxruntime": ("integrations/",),
     "paho": ("_serve/mqtt.py",),
-    "prometheus_client": ("_serve/metrics.py",),
+    "prometheus_client": ("_serve/web/metrics.py",),
     "ray": ("integrations/ray.py",),
-    "starlette": ("_serve/bodies.py", "_serve/http.py", "_serve/predict.py", "integrations/ray.py"),
-    "uvicorn": ("_serve/listening.py",),
+    "starlette": (
+        "_serve/web/bodies.py",
+        "_serve/web/http.py",
+        "_serve/web/predict.py",
+        "integrations/ray.py",
+    ),
+    "uvicorn": ("_serve/web/listening.py",),
     "ultralytics": ("integrations/", "examples/demo.py"),
     "cv2": ("examples/", "integrations/"),
     "lightning": ("integrations/",),

@@ -154,7 +154,7 @@ class StandIn:
 @contextlib.contextmanager
 def site(server: StandIn, port: int = 0, **options: Any) -> Iterator[str]:
     """Its URL, while it is served."""
-    from rightbatch._serve.http import HttpServer, make_app
+    from rightbatch._serve.web.http import HttpServer, make_app
 
     listening = HttpServer().start(make_app(server, **options), "127.0.0.1", port)
     try:

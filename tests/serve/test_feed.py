@@ -16,8 +16,8 @@ from films import PATIENCE, Camera, encode, film, places, shows, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rightbatch._serve.feed import Feed, FeedStatus, pause_after
-from rightbatch._serve.frames import (
+from rightbatch._serve.sources.feed import Feed, FeedStatus, pause_after
+from rightbatch._serve.sources.frames import (
     BrokenFrame,
     Frame,
     FrameSource,
@@ -264,7 +264,7 @@ def test_a_frame_that_is_broken_is_counted_and_what_follows_comes(
 def test_a_camera_that_sends_only_broken_frames_is_connected_to_again(
     feeds: Start, taker: Taker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rightbatch._serve.feed._FIRST_FRAME", 0.1)
+    monkeypatch.setattr("rightbatch._serve.sources.feed._FIRST_FRAME", 0.1)
 
     def rain() -> None:
         time.sleep(0.01)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rightbatch import _serve
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.frames import SourceSpec, Timeouts, open_source, redact, said
+from rightbatch._serve.sources.frames import SourceSpec, Timeouts, open_source, redact, said
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_serve.frames, "find_spec", lambda name: None)
+    monkeypatch.setattr(_serve.sources.frames, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rightbatch\[serve\]"):
         open_source("rtsp://line1/cam")
 

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rightbatch._serve.images import FORMATS, BadImage, Limits, decode
+from rightbatch._serve.web.images import FORMATS, BadImage, Limits, decode
 
 Pillow = pytest.importorskip("PIL.Image")
 

@@ -18,9 +18,9 @@ import pytest
 from films import Camera, encode, film, places, process_ids, shows, wait_for
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.feed import Feed
-from rightbatch._serve.frames import BrokenFrame, Frame, SourceSpec, Timeouts, open_source
-from rightbatch._serve.isolated import Isolated
+from rightbatch._serve.sources.feed import Feed
+from rightbatch._serve.sources.frames import BrokenFrame, Frame, SourceSpec, Timeouts, open_source
+from rightbatch._serve.sources.isolated import Isolated
 from rightbatch.testing import FrameSourceContract
 
 
@@ -173,8 +173,8 @@ def test_its_process_ends_with_a_parent_that_is_killed(film_file: Path, tmp_path
     script.write_text(
         textwrap.dedent(f"""
         import os, sys, time
-        from rightbatch._serve.feed import Feed
-        from rightbatch._serve.frames import open_source
+        from rightbatch._serve.sources.feed import Feed
+        from rightbatch._serve.sources.frames import open_source
         print("started", flush=True)
         def deliver(frame):
             print("frame", flush=True)

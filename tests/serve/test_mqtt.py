@@ -21,7 +21,8 @@ from films import free_port, wait_for
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve import mqtt
 from rightbatch._serve.mqtt import Mqtt, parse
-from rightbatch._serve.sinks import Line, Writer, open_sink
+from rightbatch._serve.sinks import Line, open_sink
+from rightbatch._serve.writer import Writer
 
 pytest.importorskip("paho.mqtt", exc_type=ImportError)
 from paho.mqtt.client import Client, MQTTMessage

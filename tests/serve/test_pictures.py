@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rightbatch._serve.frames import BrokenFrame, FrameSource, Timeouts, open_source
+from rightbatch._serve.sources.frames import BrokenFrame, FrameSource, Timeouts, open_source
 from rightbatch.testing import FrameSourceContract
 
 

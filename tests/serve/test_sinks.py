@@ -18,7 +18,8 @@ import pytest
 from films import PATIENCE, wait_for
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.sinks import Callback, Line, Lines, NobodyReads, Writer, open_sink
+from rightbatch._serve.sinks import Callback, Line, Lines, NobodyReads, open_sink
+from rightbatch._serve.writer import Writer
 
 
 def line(frame: int = 0, result: Any = "fine", source: str = "belt") -> Line:

@@ -15,8 +15,8 @@ import pytest
 from films import Camera, encode, film, free_port, places, shows
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.frames import BrokenFrame, FrameSource, Timeouts, open_source
-from rightbatch._serve.video import Video, Webcam, _webcam
+from rightbatch._serve.sources.frames import BrokenFrame, FrameSource, Timeouts, open_source
+from rightbatch._serve.sources.video import Video, Webcam, _webcam
 from rightbatch.testing import FrameSourceContract
 
 QUICK = Timeouts(open=5.0, read=2.0)

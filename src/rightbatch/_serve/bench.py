@@ -179,8 +179,8 @@ def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
     if not isinstance(image, str | Path):
         return [image]
     try:
-        from rightbatch._serve.frames import pictures_in
-        from rightbatch._serve.pictures import load_picture
+        from rightbatch._serve.sources.frames import pictures_in
+        from rightbatch._serve.sources.pictures import load_picture
     except ImportError:
         raise MissingExtraError("Pillow", "serve") from None
     files = pictures_in(Path(image)) if Path(image).exists() else ()

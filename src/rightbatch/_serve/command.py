@@ -18,10 +18,10 @@ from typing import Any, TextIO
 
 from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
 from rightbatch._progress import Live
-from rightbatch._serve.access import is_this_machine
 from rightbatch._serve.calibrate import Calibration
 from rightbatch._serve.records import Contract
 from rightbatch._serve.run import Server
+from rightbatch._serve.web.access import is_this_machine
 from rightbatch._units import parse_seconds
 
 PAGE_PORT = 8470  # where the page is looked for, if nobody said where

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
 from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.feed import Feed
-from rightbatch._serve.frames import Frame, SourceSpec, Stopped, said
 from rightbatch._serve.records import Contract, Served
-from rightbatch._serve.sinks import Line, Writer
+from rightbatch._serve.sinks import Line
+from rightbatch._serve.sources.feed import Feed
+from rightbatch._serve.sources.frames import Frame, SourceSpec, Stopped, said
+from rightbatch._serve.writer import Writer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.frames import said
+from rightbatch._serve.sources.frames import said
 
 if TYPE_CHECKING:
     from rightbatch._serve.sinks import Line

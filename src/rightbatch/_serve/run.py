@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rightbatch._errors import UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.frames import open_source
 from rightbatch._serve.intake import Intake
 from rightbatch._serve.models import open_model
 from rightbatch._serve.records import REQUESTS, Contract
-from rightbatch._serve.sinks import Line, Sink, Writer, open_sink
+from rightbatch._serve.sinks import Handover, Line, Sink, open_sink
+from rightbatch._serve.sources.frames import open_source
+from rightbatch._serve.writer import Writer
 
 if TYPE_CHECKING:
-    from rightbatch._serve.http import HttpServer
+    from rightbatch._serve.web.http import HttpServer
 
 To = str | Path | TextIO | Callable[[Line], object] | Sink
 
@@ -180,8 +180,8 @@ class Server:
             UsageError: if it cannot listen there, or has to have a token.
             MissingExtraError: if FastAPI is not installed.
         """
-        from rightbatch._serve.access import is_this_machine
-        from rightbatch._serve.http import HttpServer, make_app
+        from rightbatch._serve.web.access import is_this_machine
+        from rightbatch._serve.web.http import HttpServer, make_app
 
         if token is None and not is_this_machine(host):
             raise UsageError(
@@ -335,39 +335,6 @@ class Server:
             number += 1
             name = f"{wished}-{number}"
         return name
-
-
-class Handover:
-    """A sink that hands lines over to a thread that asks for them."""
-
-    name = "iteration"
-
-    def __init__(self) -> None:
-        self._lines: deque[Line] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-
-    def put(self, line: Line) -> None:
-        """Waits until the line before is taken, unless it closes."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._lines or self._closing)
-            self._lines.append(line)
-            self._changed.notify_all()
-
-    def get(self, timeout: float) -> Line | None:
-        """The next line; None if none came."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._lines, timeout):
-                return None
-            self._changed.notify_all()
-            return self._lines.popleft()
-
-    def close(self, timeout: float = 5.0) -> int:
-        """Lets go of whoever waits; what was not asked for can still be."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        return 0
 
 
 def serve(

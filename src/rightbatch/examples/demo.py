@@ -130,7 +130,7 @@ def _serving(weights: Path, data: Path) -> Calibration:
     """What this machine can do with the model, on a picture that it has not seen."""
     from rightbatch._serve.batcher import Batcher
     from rightbatch._serve.models import open_model
-    from rightbatch._serve.pictures import load_picture
+    from rightbatch._serve.sources.pictures import load_picture
 
     first = sorted((data.parent / "images" / "val").iterdir())[0]
     with Batcher(open_model(weights, imgsz=IMAGE_SIZE), LATENCY) as batcher:

@@ -22,10 +22,10 @@ import numpy as np
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.images import Limits
 from rightbatch._serve.models import Image, open_model
-from rightbatch._serve.predict import Predictor, answer
 from rightbatch._serve.records import REQUESTS
+from rightbatch._serve.web.images import Limits
+from rightbatch._serve.web.predict import Predictor, answer
 from rightbatch._units import parse_seconds
 
 _AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router

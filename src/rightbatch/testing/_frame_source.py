@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch._serve.frames import FrameSource
+from rightbatch._serve.sources.frames import FrameSource
 
 _PATIENCE = 20.0  # seconds; longer than a source's own timeouts
 

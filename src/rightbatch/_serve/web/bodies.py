@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.images import BadImage, Limits, too_long
+from rightbatch._serve.web.images import BadImage, Limits, too_long
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers

@@ -113,7 +113,7 @@ def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceS
     if isinstance(source, str | Path):
         return _path(Path(source))
     if isinstance(source, Iterable):
-        from rightbatch._serve.pictures import Iterated
+        from rightbatch._serve.sources.pictures import Iterated
 
         name = getattr(source, "__name__", type(source).__name__)
         url = f"Python {type(source).__name__}"
@@ -137,7 +137,7 @@ def said(error: BaseException) -> str:
 
 
 def _webcam(number: int) -> SourceSpec:
-    from rightbatch._serve.video import Webcam
+    from rightbatch._serve.sources.video import Webcam
 
     _needs("av")
     return SourceSpec(f"webcam{number}", f"webcam:{number}", True, partial(Webcam, number))
@@ -165,7 +165,7 @@ def _url(text: str) -> SourceSpec:
             f"no source of the kind {scheme}://; known are {', '.join(LIVE_SCHEMES)}, files, "
             "folders, webcams and iterables"
         )
-    from rightbatch._serve.video import Video
+    from rightbatch._serve.sources.video import Video
 
     _needs("av")
     # What lies on a server as a file has an end, as a file has; all else is taken for a camera.
@@ -175,8 +175,8 @@ def _url(text: str) -> SourceSpec:
 
 
 def _path(path: Path) -> SourceSpec:
-    from rightbatch._serve.pictures import Pictures
-    from rightbatch._serve.video import Video
+    from rightbatch._serve.sources.pictures import Pictures
+    from rightbatch._serve.sources.video import Video
 
     if not path.exists():
         raise UsageError(f"there is no {path}; a source is {_KNOWN}")

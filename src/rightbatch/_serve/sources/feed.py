@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from rightbatch._serve.frames import (
+from rightbatch._serve.sources.frames import (
     BrokenFrame,
     Frame,
     FrameSource,
@@ -25,7 +25,7 @@ from rightbatch._serve.frames import (
     Timeouts,
     said,
 )
-from rightbatch._serve.isolated import Isolated, pickled
+from rightbatch._serve.sources.isolated import Isolated, pickled
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,7 @@
 """A source in a process of its own, which can be killed whatever it hangs in.
 
-`python -m rightbatch._serve.isolated` gets the source on its standard input, pickled, never as a
-re-import of the user's script. Frames come back through a pipe, each behind a line of JSON; a
+`python -m rightbatch._serve.sources.isolated` gets the source on its standard input, pickled, never
+as a re-import of the user's script. Frames come back through a pipe, each behind a line of JSON; a
 process that is killed in the middle of one leaves nothing behind.
 """
 
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rightbatch._errors import UsageError
 from rightbatch._probe._wire import receive, receive_bytes, send, send_bytes
-from rightbatch._serve.connection import Connection
-from rightbatch._serve.frames import BrokenFrame, SourceSpec, Timeouts, said
+from rightbatch._serve.sources.connection import Connection
+from rightbatch._serve.sources.frames import BrokenFrame, SourceSpec, Timeouts, said
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +40,12 @@ class Isolated(Connection):
         self._ended = False
 
     def _open(self) -> None:
-        package_root = str(Path(__file__).parents[2])
+        package_root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             # -P: the folder where the user stands must not shadow modules of this process.
-            [sys.executable, "-P", "-m", "rightbatch._serve.isolated"],
+            [sys.executable, "-P", "-m", "rightbatch._serve.sources.isolated"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

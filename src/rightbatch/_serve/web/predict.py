@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
-from rightbatch._serve.bodies import Held, Overloaded, read_image
-from rightbatch._serve.images import BadImage, Limits, decode
 from rightbatch._serve.models import plain
 from rightbatch._serve.records import REQUESTS
+from rightbatch._serve.web.bodies import Held, Overloaded, read_image
+from rightbatch._serve.web.images import BadImage, Limits, decode
 
 if TYPE_CHECKING:
     from starlette.requests import Request

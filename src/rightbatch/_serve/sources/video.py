@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.connection import Connection
-from rightbatch._serve.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.connection import Connection
+from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np
