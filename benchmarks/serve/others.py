@@ -7,6 +7,8 @@ import time
 
 import psutil
 
+_GRAIN = 0.04  # seconds that the counters of several processes, in steps of 0.01, may be apart
+
 
 class Others:
     """From its making on; `cores` is what was busy, less this process and all that it started."""
@@ -16,7 +18,7 @@ class Others:
 
     def cores(self) -> float:
         elapsed = time.monotonic() - self._at
-        used = _busy() - self._busy - (_own() - self._own)
+        used = _busy() - self._busy - (_own() - self._own) - _GRAIN
         return max(0.0, used / elapsed)
 
 

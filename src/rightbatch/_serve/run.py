@@ -130,7 +130,7 @@ class Server:
             if self._state in ("stopping", "stopped"):
                 raise UsageError("the server has stopped; start another one")
             name = self._free_name(spec.name) if name is None else name
-            if not name or name == REQUESTS or name in self._intakes:
+            if name in ("", ".", "..", REQUESTS) or name in self._intakes:
                 taken = f"there is a source {name!r} already" if name in self._intakes else ""
                 raise UsageError(f"{taken or f'{name!r} is no name of a source'}; choose another")
             intake = Intake(
