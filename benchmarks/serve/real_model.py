@@ -2,8 +2,9 @@
 
 `python -m benchmarks.serve.real_model [--quick]`: every system of `peers.systems` at three targets,
 with Poisson arrivals and with cameras; searched by open loads whose latencies count from the
-scheduled moment. Needs `make peers`, and about half an hour of a machine that does nothing else.
-Every run is stored as it ends, and what was cut goes on from there; `--fresh` starts anew.
+scheduled moment. Needs `make peers`, and about 40 minutes of a machine that does nothing else.
+Every run is stored as it ends, and what was cut goes on from there; `--fresh` starts anew. A run
+that failed while other processes took of the machine is tried again.
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ def _versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few minutes; nothing is stored")
+    parser.add_argument("--quick", action="store_true", help="ten minutes; nothing is stored")
     parser.add_argument("--fresh", action="store_true", help="forget the runs that are stored")
     parser.add_argument("--only", nargs="*", default=[], help="systems, by parts of their names")
     asked = parser.parse_args()
