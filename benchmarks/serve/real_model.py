@@ -13,8 +13,10 @@ import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -40,7 +42,7 @@ _SMALL = 4  # settings of a grid of which all are tried
 _GUESS = 0.6  # of what the worker serves in batches, where the first search of a system starts
 _GRID_TARGET, _GRID_STEP, _GRID_SEED = 0.1, 10.0, 1000
 _SIZES = (1, 2, 4, 8, 16)
-_OTHERS, _TRIES, _PATIENCE = 0.15, 3, 20.0  # so many cores taken by others: a run that failed is
+_OTHERS, _TRIES, _PATIENCE = 0.15, 3, 5.0  # so many cores taken by others: a run that failed is
 # tried again, so many times and after so many seconds at most
 
 
@@ -59,14 +61,19 @@ QUICK = Plan(targets=(0.1,), seconds=2.0, grid_seconds=1.0, grid_every=5)
 
 
 class Campaign:
-    """All runs. Each is a line of `path`, written as it ends, and taken from there if it is."""
+    """All runs. Each is a line of `path`, written as it ends, and taken from there if it is.
+
+    So are the measurements of batches, of which the first says where searches start: what goes on
+    asks for the same rates again.
+    """
 
     def __init__(self, plan: Plan, path: Path, model: str) -> None:
         self.plan, self.path, self.model = plan, path, model
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        stored: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.rows = [one for one in stored if "milliseconds" not in one]
+        self.service = [one for one in stored if "milliseconds" in one]
         self.cells: list[dict[str, Any]] = []
-        self.service: list[dict[str, Any]] = []
 
     def grid(self, system: System) -> None:
         """Every setting of a system, at a rate that the first of them just bears."""
@@ -120,6 +127,11 @@ class Campaign:
                 taken[size].append(1000 * (time.perf_counter() - start))
         medians = {str(size): statistics.median(times) for size, times in taken.items()}
         self.service.append({"at": time.time(), "milliseconds": medians})
+        self.store(self.service[-1])
+
+    def store(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _guess(self) -> float:
         first = self.service[0]["milliseconds"]
@@ -233,8 +245,7 @@ class Opened:
             "others_cores": round(cores, 3),
         }
         self._campaign.rows.append(row)
-        with self._campaign.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._campaign.store(row)
         say(f"{self._system.name} ({self._config}): {result}")
         return row
 
@@ -260,6 +271,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the runs that are stored")
     parser.add_argument("--only", nargs="*", default=[], help="systems, by parts of their names")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers as well
     plan = QUICK if asked.quick else Plan()
     folder = Path(tempfile.mkdtemp()) if asked.quick else _record.RESULTS
     path = folder / f"{NAME}_runs.jsonl"

@@ -199,7 +199,7 @@ SYSTEMS = (
     System(
         "Ultralytics, stream loop",
         ultralytics_here,
-        (Config(tells_rate=True), Config(tells_rate=False)),
+        (Config(tells_rate=False), Config(tells_rate=True)),
         kinds=("cameras",),
     ),
 )

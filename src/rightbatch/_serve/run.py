@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -156,6 +157,8 @@ class Server:
         intake.stop(0)
         self.batcher.close_stream(name)
         intake.stop(1.0)
+        with suppress(UsageError):  # a frame that was on its way may have opened it again
+            self.batcher.close_stream(name)
         self.batcher.tally.forget(name)
 
     def listen(

@@ -87,13 +87,18 @@ def _opened(body: bytes) -> Any:
     if not body:
         raise BadImage(415, f"the body is empty: send a {kinds} file")
     try:
-        return Pillow.open(io.BytesIO(body), formats=FORMATS)
+        picture = Pillow.open(io.BytesIO(body), formats=FORMATS)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadImage(413, f"the image is too large: {_line(error)}") from None
-    except UnidentifiedImageError:
+    # Ultralytics puts a function of its own in the place of `open`, which tries HEIF where Pillow
+    # knows no format, and raises ImportError where that is not installed.
+    except (UnidentifiedImageError, ImportError):
         raise BadImage(415, f"the body is no {kinds} file") from None
     except Exception as error:
         raise BadImage(422, f"the image is broken: {_line(error)}") from None
+    if picture.format not in FORMATS:
+        raise BadImage(415, f"the body is a {picture.format} file, and no {kinds}")
+    return picture
 
 
 def _rgb(picture: Any) -> Image:
