@@ -350,7 +350,11 @@ def serve(
         print(_document(found))
 
 
-bench = App(name="bench", help="Measure what is served, with loads that wait for nobody.")
+bench = App(
+    name="bench",
+    help="Measure what is served, with loads that wait for nobody.\n\n"
+    "Example: rightbatch bench serve yolo26n.onnx --latency 100ms",
+)
 app.command(bench)
 
 
