@@ -141,9 +141,9 @@ def test_help_lists_every_verb(place: Place) -> None:
     assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [{"bench": "bench serve"}.get(verb, verb) for verb in VERBS])
 def test_help_of_a_verb_shows_an_example_of_it(place: Place, verb: str) -> None:
-    done = place.run(verb, "--help")
+    done = place.run(*verb.split(), "--help")
     assert done.code == 0
     assert f"Example: rightbatch {verb} " in done.stdout
     assert "--memory" in done.stdout

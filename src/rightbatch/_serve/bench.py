@@ -84,6 +84,7 @@ def bench(
     image: str | Path | Image | None = None,
     seconds: float = 5.0,
     camera_rate: float = 10.0,
+    memory: int | str | None = None,
     max_batch: int | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -98,6 +99,7 @@ def bench(
         image: what is sent: a picture, a folder of them, or an array; by default noise.
         seconds: of each load; ten times the target at the least.
         camera_rate: frames a second of a camera.
+        memory: caps what batches may use, as for `Server`.
         max_batch: the most images of a batch.
         device: where the model runs.
         seed: of the loads' moments.
@@ -114,6 +116,12 @@ def bench(
     try:
         with Live("bench", enabled=progress) as live:
             # What a short burst leaves in the queue is no sign of what can be borne.
+            if memory is not None:
+                from rightbatch._serve.memory import largest_within
+
+                live.show(f"how many images {memory} hold")
+                asked = {"device": device, "max_batch": max_batch, **options}
+                max_batch = largest_within(memory, model, images[0].shape, **asked).batch_size
             seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)
             return _bench(served, latency, images, load, max_batch)
