@@ -115,13 +115,13 @@ def bench(
     served = open_model(model, device=device, **options)
     try:
         with Live("bench", enabled=progress) as live:
-            # What a short burst leaves in the queue is no sign of what can be borne.
             if memory is not None:
                 from rightbatch._serve.memory import largest_within
 
                 live.show(f"how many images {memory} hold")
                 asked = {"device": device, "max_batch": max_batch, **options}
                 max_batch = largest_within(memory, model, images[0].shape, **asked).batch_size
+            # What a short burst leaves in the queue is no sign of what can be borne.
             seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)
             return _bench(served, latency, images, load, max_batch)
