@@ -248,7 +248,15 @@ Model = Annotated[
     str, Parameter(help="yolo26n.onnx, yolo26n.pt, or file.py:function (list of images -> results)")
 ]
 Latency = Annotated[str, Parameter(help="the target, from a frame's capture to its result")]
+ServeDevice = Annotated[
+    str | None,
+    Parameter(help="cpu, cuda, cuda:N, mps; for .onnx also openvino, tensorrt ...; default: best"),
+]
 Confidence = Annotated[float | None, Parameter(help="least confidence of a detection")]
+Channels = Annotated[
+    tuple[float, float, float] | None,
+    Parameter(negative="", help="by channel, of images from 0 to 1; for .onnx of no known maker"),
+]
 Threads = Annotated[int | None, Parameter(help="of the model, on the CPU")]
 
 
@@ -281,6 +289,9 @@ def serve(
     isolated: Annotated[
         bool, Parameter(negative="", help="read each source in a process of its own")
     ] = False,
+    stall_after: Annotated[
+        float, Parameter(help="seconds without a frame until a camera is connected to again")
+    ] = 3.0,
     stop_within: Annotated[str, Parameter(help="time to finish what was accepted")] = "5s",
     on: Annotated[
         Literal["ray"] | None, Parameter(help="ray: replicas on Ray Serve, behind --http")
@@ -288,10 +299,13 @@ def serve(
     replicas: Annotated[int | None, Parameter(help="how many, with --on ray")] = None,
     imgsz: ImageSize = None,
     conf: Confidence = None,
+    iou: Annotated[float | None, Parameter(help="of two detections of which one is left")] = None,
+    mean: Channels = None,
+    std: Channels = None,
     threads: Threads = None,
     memory: Memory = None,
     max_batch: MaxBatch = None,
-    device: DeviceName = None,
+    device: ServeDevice = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -305,13 +319,15 @@ def serve(
     from rightbatch._errors import UsageError
 
     random.seed(seed)
-    options = _given(imgsz=imgsz, conf=conf, threads=threads)
+    _check_unit(latency)
+    options = _given(imgsz=imgsz, conf=conf, iou=iou, threads=threads, mean=mean, std=std)
     if on == "ray":
         from rightbatch.integrations.ray import serve_on_ray
 
-        if source or to or memory:
+        if source or to or memory or contract or isolated or not page or stop_within != "5s":
             raise UsageError(
-                "on Ray there are requests only: --source, --to and --memory are for one machine"
+                "on Ray there are requests only: --source, --to, --memory, --contract, "
+                "--isolated, --no-page and --stop-within are for one machine"
             )
         options |= _given(num_replicas=replicas, device=device, max_batch=max_batch)
         serve_on_ray(
@@ -344,6 +360,7 @@ def serve(
         memory=memory,
         max_batch=max_batch,
         isolated=isolated,
+        stall_after=stall_after,
         **options,
     )
     if json and to and "-" not in to:  # else the lines are the JSON
@@ -371,10 +388,13 @@ def bench_serve(
     camera_rate: Annotated[float, Parameter(help="frames a second of a camera")] = 10.0,
     imgsz: ImageSize = None,
     conf: Confidence = None,
+    iou: Annotated[float | None, Parameter(help="of two detections of which one is left")] = None,
+    mean: Channels = None,
+    std: Channels = None,
     threads: Threads = None,
     memory: Memory = None,
     max_batch: MaxBatch = None,
-    device: DeviceName = None,
+    device: ServeDevice = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -384,6 +404,7 @@ def bench_serve(
     """
     from rightbatch._serve.bench import bench
 
+    _check_unit(latency)
     result = bench(
         model,
         latency,
@@ -394,9 +415,18 @@ def bench_serve(
         max_batch=max_batch,
         device=device,
         seed=seed,
-        **_given(imgsz=imgsz, conf=conf, threads=threads),
+        **_given(imgsz=imgsz, conf=conf, iou=iou, threads=threads, mean=mean, std=std),
     )
     _print(result, json)
+    if not any(batched.rate for batched, _ in result.rates.values()):
+        sys.exit(1)  # nothing is in time
+
+
+def _check_unit(latency: str) -> None:
+    from rightbatch._errors import UsageError
+
+    if latency.strip().replace(".", "", 1).isdigit():  # who writes 100 seldom means seconds
+        raise UsageError(f"--latency {latency} has no unit: write {latency}ms, or {latency}s")
 
 
 def _say(text: str) -> None:

@@ -779,3 +779,67 @@ def test_streams_are_known_by_their_names():
         batcher.open_stream("camera")
     with pytest.raises(UsageError, match="no stream 'kamera'; there are: camera"):
         batcher.close_stream("kamera")
+
+
+def test_a_listener_that_raises_keeps_nobody_from_his_result(caplog):
+    class Broken:
+        def batch(self, record):
+            raise RuntimeError("batch")
+
+        def dropped(self, stream, cause):
+            raise RuntimeError("dropped")
+
+    with Batcher(list, 10.0, calibrate_on=0, listeners=[Broken()]) as batcher:
+        assert [batcher.submit(n).result(20).result for n in range(5)] == list(range(5))
+    assert "what hears of items failed" in caplog.text
+
+
+def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch):
+    with Batcher(list, 10.0, calibrate_on=0) as batcher:
+        monkeypatch.setattr(threading, "excepthook", lambda args: None)
+        monkeypatch.setattr(
+            batcher._scheduler, "next", lambda now: (_ for _ in ()).throw(RuntimeError("defect"))
+        )
+        with pytest.raises(RuntimeError, match="defect"):
+            batcher.submit(1).result(20)
+        with pytest.raises(LateError):
+            batcher.submit(2)
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1e-320, 1e300, 10**400, float("nan")])
+def test_a_weight_that_no_turns_can_be_counted_with_is_refused(weight):
+    with Batcher(list, 10.0) as batcher, pytest.raises(UsageError, match="a weight is from"):
+        batcher.open_stream("one", weight=weight)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration("x")])
+def test_what_would_end_an_event_loop_comes_as_an_error_of_the_item(error):
+    def fails(items):
+        if 1 in items:
+            raise error
+        return list(items)
+
+    async def ask(batcher):
+        with pytest.raises(RuntimeError, match=type(error).__name__):
+            await batcher(1)
+        return await batcher(2)
+
+    with Batcher(fails, 10.0, calibrate_on=0) as batcher:
+        assert asyncio.run(ask(batcher)) == 2
+
+
+def test_coroutines_that_share_a_stream_of_every_keep_its_order():
+    seen = []
+
+    def note(items):
+        seen.extend(items)
+        return list(items)
+
+    async def ask(batcher):
+        batcher.open_stream("file", contract="every", depth=2)
+        await asyncio.gather(*(batcher(n, stream="file") for n in range(1, 101)))
+
+    with Batcher(note, 10.0, calibrate_on=0) as batcher:
+        seen.clear()
+        asyncio.run(ask(batcher))
+    assert seen == list(range(1, 101))

@@ -198,3 +198,19 @@ def test_a_target_of_minutes_is_concluded_in_a_moment_and_promises_no_more_than_
     assert found.requests_per_second == pytest.approx(most, rel=0.02)
     assert found.requests_per_second <= most
     assert found.cameras == 500
+
+
+def test_a_larger_batch_that_fails_for_another_reason_than_memory_ends_the_search():
+    def picky(items):
+        if len(items) > 2:
+            raise ValueError("reshape")
+        return list(items)
+
+    samples, stopped_by = measure(picky, 0, 10.0)
+    assert (sorted(samples), stopped_by) == ([1, 2], "failure")
+    assert "a larger one failed" in conclude({1: [0.01], 2: [0.012]}, "failure", 0.1).reason
+
+
+def test_a_model_of_one_size_says_that_it_takes_no_larger_one():
+    samples, stopped_by = measure(list, 0, 10.0, sizes=[1])
+    assert "the model takes no larger one" in conclude(samples, stopped_by, 10.0, sizes=[1]).reason

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from films import encode, film
+from PIL import Image
 
 MODEL = """
 import os, sys, time
@@ -28,6 +29,9 @@ def slow(images):
 def quick(images):
     time.sleep(0.005 * len(images))
     return [0 for _ in images]
+
+def long(images):
+    return ["x" * 10_000 for _ in images]
 
 def broken(images):
     raise ValueError("the weights are missing")
@@ -91,6 +95,8 @@ def test_with_a_file_for_the_lines_json_is_one_document(folder: Path) -> None:
         (serve("detect", "--source", "nothing.mp4"), 2, "there is no nothing.mp4"),
         (serve("detect", "--source", "model.py"), 2, "model (model.py):"),  # no video
         (serve("nothing", "--source", "belt.mp4"), 2, "no function 'nothing'"),
+        (serve("detect", "--source", "belt.mp4", "--memory", "much"), 2, "not a memory size"),
+        (["bench", "serve", "model.py:detect", "--latency", "100"], 2, "100ms"),
         (serve("detect"), 2, "give --source, or --http PORT"),
         (["serve", "model.py:detect", "--latency", "100", "--source", "belt.mp4"], 2, "100ms"),
         (serve("detect", "--on", "ray", "--source", "belt.mp4"), 2, "requests only"),
@@ -148,6 +154,29 @@ def test_it_ends_when_nobody_reads_its_lines(folder: Path) -> None:
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_reader_that_has_stopped_does_not_keep_it_from_ending(folder: Path) -> None:
+    process = start(folder, *serve("long", *["--source", "belt.mp4"] * 20, "--stop-within", "1s"))
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(3.0)  # the pipe is full by now
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60) if process.wait(60) else ("", "")
+    assert process.returncode == 130
+    assert "left" in err
+
+
+def test_pictures_that_cannot_be_read_are_said_and_keep_their_numbers(folder: Path) -> None:
+    (folder / "parts").mkdir()
+    for number, frame in enumerate(film(4)):
+        Image.fromarray(frame).save(folder / "parts" / f"{number}.png")
+    (folder / "parts" / "1.png").write_bytes(b"none")
+    code, out, err = rightbatch(folder, *serve("detect", "--source", "parts"))
+    assert code == 0, err
+    assert [json.loads(line)["frame"] for line in out.splitlines()] == [0, 2, 3]
+    assert "parts: 1 could not be read, the last: 1.png" in err
 
 
 def test_the_bench_compares_batches_with_one_by_one(folder: Path) -> None:

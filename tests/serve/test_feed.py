@@ -257,8 +257,9 @@ def test_a_frame_that_is_broken_is_counted_and_what_follows_comes(
     feed = feeds(spec, taker, on_end=taker.end)
     wait_for(lambda: taker.ended)
     assert taker.values == [1, 2]
-    assert taker.numbers == [0, 1]
+    assert taker.numbers == [0, 2]
     assert feed.status().broken == 2
+    assert feed.status().error == "rain"
 
 
 def test_a_camera_that_sends_only_broken_frames_is_connected_to_again(

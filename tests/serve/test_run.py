@@ -245,6 +245,62 @@ def test_a_source_in_a_process_of_its_own_gives_the_same(film_file: Path) -> Non
         assert [line.result for line in server] == here
 
 
+def test_where_nothing_fits_into_the_memory_it_says_so_once_and_ends() -> None:
+    tried: list[int] = []
+
+    def heavy(images):
+        tried.append(len(images))
+        raise MemoryError
+
+    with rb.serve(heavy, numbered(50), latency=1.0, memory="100MiB") as server:
+        with pytest.raises(rb.NothingFitsError, match="nothing fits"):
+            list(server)
+        assert server.is_over
+    assert tried == []  # it ran in another process
+    with pytest.raises(UsageError, match="not a memory size"):
+        rb.serve(heavy, numbered(5), latency=1.0, memory="much")
+
+
+def test_a_name_can_be_taken_again_once_its_source_has_gone() -> None:
+    release = threading.Event()
+
+    def hangs():
+        yield from numbered(3)
+        release.wait(20)
+
+    with Server(read_number, 1.0, to=lambda line: None, progress=False) as server:
+        server.add(hangs(), name="one")
+        wait_for(lambda: server.status()["total"]["served"] == 3, "for its frames")
+        removal = threading.Thread(target=server.remove, args=["one"])
+        removal.start()
+        wait_for(lambda: not server.status()["sources"], "for the removal to begin")
+        with pytest.raises(UsageError, match="there is a source 'one' already"):
+            server.add(numbered(5), name="one")
+        removal.join(30)
+        server.add(numbered(5), name="one")
+        wait_for(lambda: server.status()["sources"][0]["served"] == 5, "for the new one")
+        assert server.status()["total"]["served"] == 8
+    release.set()
+
+
+def test_a_model_is_closed_only_when_it_has_returned() -> None:
+    class Slow(Gate):
+        name, sizes, closed = "slow", None, False
+
+        def close(self) -> None:
+            assert self.open.is_set()
+            self.closed = True
+
+    model = Slow()
+    server = Server(model, 100.0, to=lambda line: None, max_batch=1, progress=False)
+    server.add(numbered(10))
+    assert model.entered.wait(30)
+    server.stop(0.2)
+    assert not model.closed
+    model.open.set()
+    wait_for(lambda: model.closed, "for the model to be closed")
+
+
 @pytest.mark.slow
 def test_memory_caps_the_batch_as_fit_measures_it() -> None:
     def heavy(images):

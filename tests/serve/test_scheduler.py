@@ -361,3 +361,11 @@ def test_depths_follow_the_contract_and_the_largest_batch():
     chosen.cap(5)
     assert chosen.queues["file"].depth == 10
     assert chosen.queues["narrow"].depth == 3
+
+
+@pytest.mark.parametrize("latency", [0.0125, 0.02, 0.05])
+def test_a_batch_of_the_only_size_is_filled_even_where_two_do_not_fit_into_the_target(latency):
+    chosen = scheduler_on_a_line(A, B, latency, sizes=[8])  # 12 ms, whatever is in it
+    assert chosen.largest == 8
+    fill(chosen, 8)
+    assert len(taken(chosen, 0.0)[0]) == 8

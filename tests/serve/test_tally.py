@@ -25,6 +25,7 @@ def record(*items, at=1.0):
 @pytest.mark.parametrize("rate", [2, 40, 3000])
 def test_the_rate_is_that_of_the_last_seconds_however_many_they_were(clock, rate):
     counted = Tally()
+    counted.open("camera")
     for _ in range(10 * rate):
         clock.now += 1 / rate
         counted.batch(record(("camera", 0.01, True)))
@@ -35,6 +36,8 @@ def test_the_rate_is_that_of_the_last_seconds_however_many_they_were(clock, rate
 
 def test_latencies_are_in_milliseconds_and_of_each_stream(clock):
     counted = Tally()
+    counted.open("one")
+    counted.open("two")
     counted.batch(record(*(("one", 0.001 * n, True) for n in range(1, 102)), ("two", 9.0, False)))
     assert counted.of("one")["latency_ms"] == {"p50": 51.0, "p99": 100.0}
     assert counted.of("two")["latency_ms"] == {"p50": 9000.0, "p99": 9000.0}
@@ -43,6 +46,8 @@ def test_latencies_are_in_milliseconds_and_of_each_stream(clock):
 
 def test_all_are_the_sum_of_the_streams(clock):
     counted = Tally()
+    for name in ("one", "two", "three"):
+        counted.open(name)
     counted.batch(record(("one", 0.01, True), ("two", 0.9, False)))
     counted.dropped("one", "late")
     counted.dropped("three", "replaced")
@@ -59,3 +64,15 @@ def test_the_last_batches_are_kept_oldest_first(clock):
     batches = counted.batches()
     assert [batch["at"] for batch in batches] == [float(n) for n in range(100, 300)]
     assert batches[0]["ms"] == 5.0
+
+
+def test_what_a_closed_stream_had_stays_in_the_total_and_nothing_more_is_kept_of_it(clock):
+    counted = Tally()
+    counted.open("one")
+    counted.batch(record(("one", 0.01, True)))
+    counted.forget("one")
+    counted.batch(record(("one", 0.9, False)))  # was on its way
+    counted.dropped("one", "closing")
+    assert "one" not in counted
+    assert counted.of("one")["served"] == 0
+    assert counted.total() == {"served": 2, "in_time": 1, "dropped": {"closing": 1}}

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -64,9 +64,16 @@ class Batcher(Engine):
             listeners=listeners,
         )
         self._outboxes: dict[asyncio.AbstractEventLoop, _Outbox] = {}
+        self._waiters: dict[str, ThreadPoolExecutor] = {}  # of streams whose bringers wait
 
     async def __call__(self, item: Any, *, stream: str = "", arrived: float | None = None) -> Any:
-        """The result for one item.
+        """The result for one item; arguments and errors are those of `served`."""
+        return (await self.served(item, stream=stream, arrived=arrived)).result
+
+    async def served(
+        self, item: Any, *, stream: str = "", arrived: float | None = None
+    ) -> Served:
+        """What becomes of one item.
 
         Args:
             item: what the function takes.
@@ -85,10 +92,12 @@ class Batcher(Engine):
             outbox.put(future, outcome)
 
         if self._must_wait(stream):
-            await asyncio.to_thread(self.put, stream, item, done, arrived)
+            # In one thread for each stream, so that the order stays.
+            waiter = self._waiters.setdefault(stream, ThreadPoolExecutor(1, "rightbatch-waiter"))
+            await loop.run_in_executor(waiter, self.put, stream, item, done, arrived)
         else:
             self.put(stream, item, done, arrived)
-        return (await future).result
+        return await future
 
     def submit(
         self, item: Any, *, stream: str = "", arrived: float | None = None
@@ -115,6 +124,20 @@ class Batcher(Engine):
 
         self.put(stream, item, done, arrived)
         return future
+
+    def close_stream(self, name: str) -> None:
+        """As `Engine.close_stream`."""
+        super().close_stream(name)
+        waiter = self._waiters.pop(name, None)
+        if waiter is not None:
+            waiter.shutdown(wait=False)
+
+    def close(self, timeout: float = 5.0) -> int:
+        """As `Engine.close`."""
+        left = super().close(timeout)
+        while self._waiters:
+            self._waiters.popitem()[1].shutdown(wait=False)
+        return left
 
     def __enter__(self) -> Batcher:
         return self
@@ -168,8 +191,11 @@ class _Outbox:
             future, outcome = self._outcomes.popleft()
             if future.done():  # cancelled
                 continue
-            if isinstance(outcome, StopIteration):  # which no future takes
-                outcome = RuntimeError(f"the function raised StopIteration: {outcome}")
+            if isinstance(outcome, BaseException) and (
+                isinstance(outcome, StopIteration) or not isinstance(outcome, Exception)
+            ):  # which no future takes, or which would end the loop
+                name = type(outcome).__name__
+                outcome = RuntimeError(f"the function raised {name}: {outcome}")
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.batcher import Batcher
@@ -183,15 +181,20 @@ class _Load:
 
 def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
     if image is None:
+        import numpy as np
+
         return [np.random.default_rng(seed).integers(0, 256, _NOISE, np.uint8)]
     if not isinstance(image, str | Path):
         return [image]
-    try:
-        from rightbatch._serve.sources.frames import pictures_in
-        from rightbatch._serve.sources.pictures import load_picture
-    except ImportError:
-        raise MissingExtraError("Pillow", "serve") from None
+    from rightbatch._serve.sources.frames import pictures_in
+    from rightbatch._serve.sources.pictures import load_picture
+
     files = pictures_in(Path(image)) if Path(image).exists() else ()
     if not files:
         raise UsageError(f"there is no picture at {image}")
-    return [load_picture(path) for path in files[:64]]
+    try:
+        return [load_picture(path) for path in files[:64]]
+    except ImportError:
+        raise MissingExtraError("Pillow", "serve") from None
+    except Exception as error:
+        raise UsageError(f"{image} cannot be read as a picture: {error}") from None

@@ -33,7 +33,8 @@ class Calibration:
     """What was measured and what follows; seconds, and items per second.
 
     `samples` is size -> the seconds of its batches, `stopped_by` what ended the search: `latency`,
-    `memory`, `sizes` (the model takes no more), `max_batch`, `no gain`, or `largest` (1024).
+    `memory`, `failure` (of
+    another kind), `sizes` (the model takes no more), `max_batch`, `no gain`, or `largest` (1024).
     """
 
     latency: float
@@ -62,11 +63,12 @@ class Calibration:
                 f"one item takes {single:.3g} ms and two of them more than {target}: "
                 "only items that find the device free are in time"
             )
-        if not self.batching_helps:
+        if not self.batching_helps and max(self.samples) > 1:
             return "larger batches serve no more a second within the target: one by one is best"
         return {
             "latency": f"two batches that are larger take more than {target}",
             "memory": "a larger one ran out of memory",
+            "failure": "a larger one failed",
             "sizes": "the model takes no larger one",
             "max_batch": "as was asked",
             "no gain": "larger ones serve no more a second",
@@ -120,8 +122,7 @@ def measure(
     """Seconds of batches by size, and what ended the search.
 
     Raises:
-        Exception: what the function raised, unless it was memory for a batch that is not the
-            smallest.
+        Exception: what the function raised on its smallest batch.
     """
     samples: dict[int, list[float]] = {}
     best = 0.0
@@ -131,9 +132,9 @@ def measure(
         try:
             taken = _seconds(function, item, size)
         except Exception as error:
-            if samples and is_out_of_memory(error):
-                return samples, "memory"
-            raise
+            if not samples:
+                raise
+            return samples, "memory" if is_out_of_memory(error) else "failure"
         samples[size] = taken
         table = ServiceTable(samples)
         if 2 * table.seconds(size) > latency:

@@ -12,7 +12,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import FileIO
 from types import FrameType
 from typing import Any, TextIO
 
@@ -52,13 +53,12 @@ def run(
     """
     if not sources and http is None:
         raise UsageError("nothing to serve: give --source, or --http PORT for images over HTTP")
-    if latency.strip().replace(".", "", 1).isdigit():
-        raise UsageError(f"--latency {latency} has no unit: write {latency}ms, or {latency}s")
     finish_within = parse_seconds(stop_within)
     waits_for_requests = http is not None
 
     def told(calibration: Calibration) -> None:
-        say(f"{server.name} within {1000 * calibration.latency:g} ms: {calibration}")
+        where = f" on {server.device}" if server.device else ""
+        say(f"{server.name}{where} within {1000 * calibration.latency:g} ms: {calibration}")
 
     left = 0
     with _signals() as signalled, _results_only() as stdout:
@@ -70,13 +70,20 @@ def run(
             _listen(server, http, page, host, token, say)
             _watch(server, signalled, waits_for_requests, shows=bool(to) and "-" not in to)
         finally:
-            status = server.status()
             left = server.stop(finish_within)
+    status = server.status()
+    for source in status["sources"]:
+        if source["broken"] and not source["live"]:
+            unread = f"{source['broken']} could not be read, the last: {source['error']}"
+            say(f"{source['name']}: {unread}")
+    written = status["written"]
+    if written["left_out"] and not server.nobody_reads.is_set():
+        say(f"{written['left_out']} line(s) were not written: {written['error'] or 'no room'}")
     if left:
         say(f"stopped with {left} frame(s) left: accepted, but not finished in {stop_within}")
     _raise_what_went_wrong(server, status)
     if signalled.number == signal.SIGINT:
-        raise KeyboardInterrupt("interrupted; what was accepted is finished")
+        raise KeyboardInterrupt("interrupted" if left else "interrupted; all is finished")
     return status | {"left": left}
 
 
@@ -114,7 +121,10 @@ def _watch(server: Server, signalled: _Signalled, waits_for_requests: bool, show
     failed = False
     with Live("serving", enabled=shows) as live:
         while not signalled.wait(_LOOK):
-            live.show(_line(server.status()))
+            if shows:
+                live.show(_line(server.status()))
+            if server.no_answer is not None:
+                return
             if server.nobody_reads.is_set() and not waits_for_requests:
                 return
             if server.first_failure is not None and not failed:
@@ -137,6 +147,8 @@ def _line(status: dict[str, Any]) -> str:
 
 
 def _raise_what_went_wrong(server: Server, status: dict[str, Any]) -> None:
+    if server.no_answer is not None:
+        raise server.no_answer
     if server.first_failure is not None and not status["total"]["served"]:
         source, frame, error = server.first_failure
         raise WorkloadError(
@@ -163,13 +175,13 @@ class _Signalled:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:  # the second one does not wait for anything
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("interrupted twice; what was accepted is not finished")
         self.number = number
         self._came.set()
 
 
 @contextmanager
-def _results_only() -> Iterator[TextIO]:
+def _results_only() -> Iterator[TextIO | FileIO]:
     """Stdout for results; what the model and its libraries print there goes to stderr."""
     try:
         descriptor = sys.stdout.fileno()
@@ -177,15 +189,14 @@ def _results_only() -> Iterator[TextIO]:
         yield sys.stdout
         return
     sys.stdout.flush()
-    results = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+    results = FileIO(os.dup(descriptor), "w")
     os.dup2(sys.stderr.fileno(), descriptor)
     try:
         yield results
     finally:
         sys.stdout.flush()
         os.dup2(results.fileno(), descriptor)
-        with suppress(BrokenPipeError):  # of what nobody read
-            results.close()
+        results.close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ it calibrates: it runs growing batches of that item to learn what they take.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from rightbatch._serve.tally import Tally
 from rightbatch._units import parse_seconds
 
 Done = Callable[[Served | BaseException], None]
+_LOG = logging.getLogger("rightbatch")
+_OVERHEAD = 0.25  # of the target, at most, for what an item takes before it is put
 _CONTRACTS = ("every", "freshest", "deadline")
 _WHY = {
     "late": "it would have been late in the batch that started",
@@ -81,7 +84,7 @@ class Engine:
             self.calibrate(calibrate_on)
 
     def put(self, stream: str, item: Any, done: Done, arrived: float | None = None) -> None:
-        """Let an item wait; `done` hears what became of it, on the engine's thread, and is quick.
+        """Let an item wait; `done` hears what became of it, on any thread, and is quick.
 
         A stream that keeps `every` item waits here until there is room.
 
@@ -95,6 +98,7 @@ class Engine:
             scheduler = self._scheduler
             if stream not in scheduler.queues:
                 scheduler.open(stream)
+                self.tally.open(stream)
             queue = scheduler.queues[stream]
             self._start()
             if queue.contract == "every":
@@ -110,9 +114,10 @@ class Engine:
                     late = scheduler.lateness(stream, now, self._free_at, waiting.arrived)
                     if late > 0:
                         raise self._refusal(stream, "refused", late)
-            # Follows what is seldom exceeded; what is late already can be saved by no size.
+            # Follows what is seldom exceeded. What is late already can be saved by no size, and a
+            # slow sender does not make everybody's batches small.
             if arrived is not None and now - arrived < self.latency:
-                surprise = now - arrived - scheduler.overhead
+                surprise = min(now - arrived, _OVERHEAD * self.latency) - scheduler.overhead
                 scheduler.overhead += surprise * (0.05 if surprise > 0 else 0.01)
             replaced = scheduler.put(waiting)
             if self.calibration is None:
@@ -146,14 +151,15 @@ class Engine:
             raise UsageError(
                 f"{contract!r} is no contract; the known ones: {', '.join(_CONTRACTS)}"
             )
-        if weight is not None and not 0 < weight < float("inf"):
-            raise UsageError(f"a weight is above 0, got {weight}")
+        if weight is not None and not 0.001 <= weight <= 1000:
+            raise UsageError(f"a weight is from 0.001 to 1000, got {weight}")
         if depth is not None and depth < 1:
             raise UsageError(f"a depth is at least 1, got {depth}")
         with self._lock:
             if name in self._scheduler.queues:
                 raise UsageError(f"there is a stream {name!r} already; choose another name")
             self._scheduler.open(name, contract, weight, depth)
+            self.tally.open(name)
 
     def close_stream(self, name: str) -> None:
         """Forget a stream; what waits there is dropped.
@@ -169,6 +175,7 @@ class Engine:
             self._left.notify_all()
         for item in left:
             self._drop(item, "closing")
+        self.tally.forget(name)
 
     def cap(self, max_batch: int) -> None:
         """Form no larger batches from now on (memory)."""
@@ -185,7 +192,14 @@ class Engine:
 
         Raises:
             Exception: what the function raised, where even one item fails.
+            LateError: if the batcher is closed meanwhile.
         """
+
+        def told(text: str) -> None:
+            if self._stopped:
+                raise LateError(_WHY["closing"], cause="closing")
+            show(text)
+
         samples, stopped_by = calibration.measure(
             self._function,
             item,
@@ -193,16 +207,16 @@ class Engine:
             sizes=self._sizes,
             max_batch=self._max_batch,
             is_out_of_memory=is_out_of_memory,
-            show=show,
+            show=told,
         )
-        if stopped_by == "memory":
+        if stopped_by in ("memory", "failure"):
             self._max_batch = max(samples)
-        show("what fits")
+        told("what fits")
         result = calibration.conclude(
             samples, stopped_by, self.latency, sizes=self._sizes, max_batch=self._max_batch
         )
         with self._lock:
-            if stopped_by == "memory":
+            if stopped_by in ("memory", "failure"):
                 self._scheduler.cap(max(samples))
             self._scheduler.adopt(ServiceTable(samples))
             self.calibration = result
@@ -225,6 +239,16 @@ class Engine:
         with self._lock:
             arrived = self._scheduler.queues.oldest()
         return 0.0 if arrived == NEVER else max(0.0, time.monotonic() - arrived)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is there, and with it the function that it may be in."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait until the function has returned for the last time, after `close`."""
+        if self._thread is not None:
+            self._thread.join()
 
     def close(self, timeout: float = 5.0) -> int:
         """Finish what was accepted, for `timeout` seconds at most; how many items were left."""
@@ -256,11 +280,25 @@ class Engine:
             self._thread.start()
 
     def _work(self) -> None:
-        while (dispatch := self._next()) is not None:
-            self._run(dispatch)
-            with self._lock:
-                self._running = 0
-                self._free_at = 0.0
+        try:
+            while (dispatch := self._next()) is not None:
+                self._run(dispatch)
+                with self._lock:
+                    self._running = 0
+                    self._free_at = 0.0
+        except BaseException as error:  # a defect here: nobody is to wait for ever
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._lock:
+            self._closing = self._stopped = True
+            left = [item for stream in self._scheduler.queues for item in stream.items]
+            for stream in list(self._scheduler.queues):
+                self._scheduler.queues.remove(stream.name)
+            self._left.notify_all()
+        for item in left:
+            self._fail(item, error)
 
     def _next(self) -> Dispatch | None:
         """The next batch, when there is one; None at the end."""
@@ -301,9 +339,9 @@ class Engine:
             self._fail(first, error)
 
     def _run(self, dispatch: Dispatch) -> None:
-        started = time.monotonic()
+        started, clock = time.monotonic(), time.perf_counter()
         outcomes = self._outcomes(dispatch.items)
-        now = time.monotonic()
+        now, seconds = time.monotonic(), time.perf_counter() - clock
         served: list[tuple[str, float, bool]] = []
         size = len(dispatch.items)
         for item, outcome in zip(dispatch.items, outcomes, strict=True):
@@ -313,21 +351,20 @@ class Engine:
             latency = now - item.arrived
             in_time = latency <= self.latency
             served.append((item.stream, latency, in_time))
-            assert item.done is not None
-            item.done(Served(outcome, size, latency, in_time, dispatch.reason))
+            self._tell(item, Served(outcome, size, latency, in_time, dispatch.reason))
         if served:
             record = BatchRecord(
                 at=time.time(),
                 size=size,
                 ran_as=dispatch.ran_as,
-                seconds=now - started,
+                seconds=seconds,
                 reason=dispatch.reason,
                 waiting=len(self._scheduler.queues),
                 oldest=started - min(item.arrived for item in dispatch.items),
                 items=tuple(served),
             )
             for listener in self._listeners:
-                listener.batch(record)
+                _safely(listener.batch, record)
 
     def _outcomes(self, items: list[Item]) -> list[Any]:
         """A result or an exception for each: a batch that fails is run again in halves.
@@ -336,7 +373,7 @@ class Engine:
         two that need half.
         """
         size = len(items)
-        started = time.monotonic()
+        started = time.perf_counter()
         try:
             results = self._function([item.payload for item in items])
             calibration.check_results(results, size)
@@ -347,8 +384,9 @@ class Engine:
             if is_out_of_memory(error):
                 self.cap((size + 1) // 2)
         else:
+            seconds = time.perf_counter() - started
             with self._lock:
-                self._scheduler.observe(self._scheduler.padded(size), time.monotonic() - started)
+                self._scheduler.observe(self._scheduler.padded(size), seconds)
             return outcomes
         middle = (size + 1) // 2
         return self._outcomes(items[:middle]) + self._outcomes(items[middle:])
@@ -357,16 +395,27 @@ class Engine:
 
     def _refusal(self, stream: str, cause: Cause, retry_after: float = 0.0) -> LateError:
         for listener in self._listeners:
-            listener.dropped(stream, cause)
+            _safely(listener.dropped, stream, cause)
         return LateError(_WHY[cause], cause=cause, retry_after=retry_after)
 
     def _drop(self, item: Item, cause: Cause) -> None:
-        error = self._refusal(item.stream, cause, self.latency if cause == "late" else 0.0)
-        if item.done is not None:
-            item.done(error)
+        self._tell(
+            item, self._refusal(item.stream, cause, self.latency if cause == "late" else 0.0)
+        )
 
     def _fail(self, item: Item, error: BaseException) -> None:
         for listener in self._listeners:
-            listener.dropped(item.stream, "failed")
+            _safely(listener.dropped, item.stream, "failed")
+        self._tell(item, error)
+
+    def _tell(self, item: Item, outcome: Served | BaseException) -> None:
         if item.done is not None:
-            item.done(error)
+            _safely(item.done, outcome)
+
+
+def _safely(hears: Callable[..., object], *said: object) -> None:
+    """Nobody who hears of an item can keep the others from theirs."""
+    try:
+        hears(*said)
+    except Exception:
+        _LOG.exception("what hears of items failed")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rightbatch._device import open_device
 from rightbatch._errors import UsageError
 from rightbatch._fit import FitResult, fit
 from rightbatch._serve.models import Model, open_model
+from rightbatch._units import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,23 +43,35 @@ def largest_within(
 
     Raises:
         NothingFitsError: if not even one image fits.
-        UsageError: if memory cannot be measured for that model on that device.
+        UsageError: as `check_memory` does.
     """
-    is_file = isinstance(model, str) and not model.rpartition(":")[0].endswith(".py")
-    if is_file and device is not None and device != "cpu":
-        raise UsageError(
-            f"the memory of {model} on {device} cannot be measured here; give max_batch instead"
-        )
-    factory = _Served(model, shape, device, options)
-    measured_on = "cpu" if is_file else device
+    check_memory(memory, model, device)
     return fit(
-        factory,
+        _Served(model, shape, device, options),
         memory=memory,
         inference=True,
-        device=measured_on,
+        device="cpu" if _is_file(model) else device,
         max_batch=max_batch or _MOST,
         progress=False,
     )
+
+
+def check_memory(memory: int | str, model: Any, device: str | None) -> None:
+    """Whether it can be measured at all; measures nothing.
+
+    Raises:
+        UsageError: if it is no size, or the model runs where torch does not see its memory.
+    """
+    parse_bytes(memory)
+    if _is_file(model) and (device or open_device().name) != "cpu":
+        raise UsageError(
+            f"the memory of {model} is measured on the CPU only; give max_batch, or device cpu"
+        )
+
+
+def _is_file(model: Any) -> bool:
+    """Whether it is an integration's, whose memory on a GPU is none of torch's."""
+    return isinstance(model, str | Path) and not str(model).rpartition(":")[0].endswith(".py")
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import inspect
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rightbatch._errors import UsageError
+from rightbatch._errors import MissingExtraError, RightbatchError, UsageError, WorkloadError
 from rightbatch._factory import FileFactory
+
+try:
+    import numpy as np
+    from numpy.typing import NDArray
+except ImportError:
+    raise MissingExtraError("numpy", "serve") from None
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +100,7 @@ def _from_text(text: str, device: str | None, options: dict[str, Any]) -> Model:
         path = Path(file).expanduser().resolve()
         if not path.is_file():
             raise UsageError(f"there is no file {file}; looked in {path.parent}")
-        found: Any = FileFactory(path, function).load()
+        found = _loaded(path, function)
         return open_model(found, device=device, **options)
     integrations = entry_points(group="rightbatch.models")
     for integration in integrations:
@@ -109,6 +113,26 @@ def _from_text(text: str, device: str | None, options: dict[str, Any]) -> Model:
         f"{text!r} is no model: it is neither {_KINDS} nor a file that an integration knows "
         f"(asked: {known}){hint}"
     )
+
+
+def _loaded(path: Path, function: str) -> Any:
+    """What the file has by that name; runs the file.
+
+    Raises:
+        WorkloadError: if that fails.
+    """
+    try:
+        return FileFactory(path, function).load()
+    except RightbatchError:
+        raise
+    except Exception as error:
+        name = type(error).__name__
+        raise WorkloadError(
+            f"{path.name} failed when it was loaded: {name}: {error}",
+            error_type=name,
+            error_message=str(error),
+            traceback=traceback.format_exc(),
+        ) from error
 
 
 class FunctionModel:

@@ -114,7 +114,7 @@ class Queues:
         return replaced
 
     def earliest(self) -> Item | None:
-        """Whose deadline comes first. Within a stream deadlines grow, so heads are enough."""
+        """Whose deadline comes first. Within a stream deadlines (nearly) grow: heads do."""
         heads = (stream.items[0] for stream in self._turns if stream.has_deadline)
         return min(heads, key=lambda item: item.deadline, default=None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rightbatch._errors import UsageError
+from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.batcher import Batcher
 from rightbatch._serve.intake import Intake
@@ -78,10 +78,17 @@ class Server:
         self._state = "starting"
         self._lock = threading.Lock()
         self._intakes: dict[str, Intake] = {}
+        self._leaving: set[str] = set()  # names of sources that are being removed
         self._http: HttpServer | None = None
+        self._app: Any = None
         self.failures = 0  # frames that the model failed on
         self.first_failure: tuple[str, int, BaseException] | None = None
+        self.no_answer: RightbatchError | None = None  # why it will never have one
         self._handover = Handover() if to is None else None
+        if memory is not None:
+            from rightbatch._serve.memory import check_memory
+
+            check_memory(memory, model, device)
         self._model = open_model(model, device=device, **options)
         try:
             self.batcher = Batcher(
@@ -102,6 +109,11 @@ class Server:
     def name(self) -> str:
         """The model's."""
         return self._model.name
+
+    @property
+    def device(self) -> str | None:
+        """Where the model runs, if it says so."""
+        return getattr(self._model, "device", None)
 
     def add(
         self,
@@ -131,8 +143,8 @@ class Server:
             if self._state in ("stopping", "stopped"):
                 raise UsageError("the server has stopped; start another one")
             name = self._free_name(spec.name) if name is None else name
-            if name in ("", ".", "..", REQUESTS) or name in self._intakes:
-                taken = f"there is a source {name!r} already" if name in self._intakes else ""
+            if name in ("", ".", "..", REQUESTS) or self._is_taken(name):
+                taken = f"there is a source {name!r} already" if self._is_taken(name) else ""
                 raise UsageError(f"{taken or f'{name!r} is no name of a source'}; choose another")
             intake = Intake(
                 spec, name, contract, weight, self.batcher, self._writer, self._failed, **reading
@@ -152,6 +164,8 @@ class Server:
         with self._lock:
             intake = self._intakes.pop(name, None)
             known = ", ".join(sorted(self._intakes)) or "none"
+            if intake is not None:
+                self._leaving.add(name)
         if intake is None:
             raise UsageError(f"there is no source {name!r}; there are: {known}")
         intake.stop(0)
@@ -159,7 +173,8 @@ class Server:
         intake.stop(1.0)
         with suppress(UsageError):  # a frame that was on its way may have opened it again
             self.batcher.close_stream(name)
-        self.batcher.tally.forget(name)
+        with self._lock:
+            self._leaving.discard(name)
 
     def listen(
         self,
@@ -192,13 +207,9 @@ class Server:
             )
         if self._http is not None:
             raise UsageError(f"it listens already, at {self._http.url}")
-        app = make_app(self, token=token, predict=predict, hosts=hosts)
-        self._http = HttpServer()
-        try:
-            self._http.start(app, host, port)
-        except BaseException:
-            self._http = None
-            raise
+        http = HttpServer().bind(host, port)  # first, since an application begins to count
+        self._app = make_app(self, token=token, predict=predict, hosts=hosts)
+        self._http = http.start(self._app)
         if self._state == "starting":
             self._state = "serving"
         return self._http.url
@@ -247,13 +258,19 @@ class Server:
 
     @property
     def is_over(self) -> bool:
-        """Whether every source has ended, all of its results are written, and there was one."""
+        """Whether every source has ended, all of its results are written, and there was one; or
+        whether there will never be a result, since nothing fits into the memory."""
         with self._lock:
             intakes = list(self._intakes.values())
+        if self.no_answer is not None:
+            return True
         return bool(intakes) and all(i.is_over for i in intakes) and self._writer.is_idle
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over, or stopped; False if the time was over first."""
+        """Wait until it is over, or stopped; False if the time was over first.
+
+        Without `to`, another thread has to iterate meanwhile: a file's results wait to be taken.
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while not (self.is_over or self._state == "stopped"):
             if until is not None and time.monotonic() >= until:
@@ -274,6 +291,10 @@ class Server:
             if line is not None:
                 yield line
             elif self.is_over or self._state == "stopped":
+                while (line := self._handover.get(0)) is not None:  # it came between the two looks
+                    yield line
+                if self.no_answer is not None:
+                    raise self.no_answer
                 return
 
     def stop(self, timeout: float = 5.0) -> int:
@@ -283,22 +304,28 @@ class Server:
         good as once.
         """
         with self._lock:
-            if self._state in ("stopping", "stopped"):
+            if self._state == "stopped":
                 return 0
-            self._state = "stopping"
+            self._state = "stopping"  # again, if the last stop was interrupted
             intakes = list(self._intakes.values())
         until = time.monotonic() + timeout
         for intake in intakes:
             intake.stop(0)
         if self._http is not None:
-            self._http.stop()  # answers what it has taken
+            self._http.stop(max(0.1, until - time.monotonic()))  # answers what it has taken
+            predictor = getattr(self._app.state, "predictor", None)
+            if predictor is not None:
+                predictor.close()
         if self._handover is not None:
             self._handover.close()  # whoever stops may be who iterates
         left = self.batcher.close(max(0.0, until - time.monotonic()))
         for intake in intakes:
             intake.stop(max(0.1, until - time.monotonic()))
         left += self._writer.close(max(0.1, until - time.monotonic()))
-        self._model.close()
+        if self.batcher.is_running:  # its function has not returned yet
+            threading.Thread(target=self._close_later, daemon=True).start()
+        else:
+            self._model.close()
         self._state = "stopped"
         return left
 
@@ -313,28 +340,42 @@ class Server:
     ) -> None:
         self.stop()
 
+    def _close_later(self) -> None:
+        self.batcher.join()
+        self._model.close()
+
     def _calibrate(self, first: Any) -> None:
         """On the engine's thread, when the first frame is there."""
         with Live("calibrating", enabled=self._progress) as live:
             if self._memory is not None:
-                from rightbatch._serve.memory import largest_within
-
                 live.show(f"how many images {self._memory} hold")
-                model, options = self._asked
-                self.batcher.cap(
-                    largest_within(self._memory, model, first.shape, **options).batch_size
-                )
+                self.batcher.cap(self._largest_within(self._memory, first.shape))
                 self._memory = None
             calibration = self.batcher.calibrate(first, live.show)
         self._on_calibrated(calibration)
+
+    def _largest_within(self, memory: int | str, shape: tuple[int, ...]) -> int:
+        from rightbatch._serve.memory import largest_within
+
+        if self.no_answer is not None:  # no other frame changes it
+            raise self.no_answer
+        model, options = self._asked
+        try:
+            return largest_within(memory, model, shape, **options).batch_size
+        except RightbatchError as error:
+            self.no_answer = error
+            raise
 
     def _failed(self, source: str, frame: int, error: BaseException) -> None:
         self.failures += 1
         self.first_failure = self.first_failure or (source, frame, error)
 
+    def _is_taken(self, name: str) -> bool:
+        return name in self._intakes or name in self._leaving
+
     def _free_name(self, wished: str) -> str:
         name, number = wished, 1
-        while name in self._intakes or name == REQUESTS:
+        while self._is_taken(name) or name == REQUESTS:
             number += 1
             name = f"{wished}-{number}"
         return name

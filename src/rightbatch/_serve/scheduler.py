@@ -85,7 +85,9 @@ class Scheduler:
 
     def _look(self) -> None:
         """How many the latency target allows: 2 s(n) <= target, in 99 of 100 batches."""
-        self._within = 1
+        # Fewer than the smallest size that the model takes need as long as that one.
+        smallest = self._allowed[0] if self._allowed else 1
+        self._within = max(1, min(smallest, len(self._best) - 1))
         above = len(self._best)
         while above - self._within > 1:
             size = (self._within + above) // 2

@@ -73,6 +73,7 @@ class ServiceTable:
 
     def observe(self, size: int, seconds: float) -> None:
         """Learn from a batch that ran."""
+        seconds = max(seconds, 1e-9)  # a clock may not have moved
         shape = self._shape_of(size)
         self._levels.append(seconds / shape)
         if len(self._levels) == _RECENT:
@@ -81,7 +82,7 @@ class ServiceTable:
             # step of the level is then no noise.
             self._noise.append(self._levels[_RECENT // 2] / self._level)
             self._tail = None
-        surprise = math.log(max(seconds, 1e-9) / (self._level * shape))
+        surprise = math.log(seconds / (self._level * shape))
         surprise = max(-_SURPRISE, min(_SURPRISE, surprise))
         if size not in self._shape:
             insort(self._sizes, size)

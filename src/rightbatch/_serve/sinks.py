@@ -93,13 +93,16 @@ class Sink(Protocol):
 class Lines:
     """JSON lines at the end of a file, or on a stream, each there as soon as it comes.
 
+    A raw stream is better than a buffered one, whose lock a reader that has stopped keeps for ever.
+
     Raises:
         UsageError: if the file cannot be written.
     """
 
-    def __init__(self, to: Path | TextIO) -> None:
-        self._stream = None if isinstance(to, Path) else to
-        self._file = _opened(to) if isinstance(to, Path) else None
+    def __init__(self, to: Path | TextIO | FileIO) -> None:
+        self._is_ours = isinstance(to, Path)
+        self._file = _opened(to) if isinstance(to, Path) else to if isinstance(to, FileIO) else None
+        self._stream = None if isinstance(to, Path | FileIO) else to
         # Whoever wrote there before may have been killed in the middle of a line.
         self._is_torn = isinstance(to, Path) and _is_torn(to)
         self.name = str(to if isinstance(to, Path) else getattr(to, "name", type(to).__name__))
@@ -107,7 +110,12 @@ class Lines:
     def put(self, line: Line) -> None:
         text = line.to_json() + "\n"
         if self._file is not None:
-            self._put(self._file, text)
+            try:
+                self._put(self._file, text)
+            except BrokenPipeError as error:
+                if self._is_ours:
+                    raise
+                raise NobodyReads(said(error)) from error
         elif self._stream is not None:
             try:
                 self._stream.write(text)
@@ -116,7 +124,7 @@ class Lines:
                 raise NobodyReads(said(error)) from error
 
     def close(self, timeout: float = 5.0) -> int:
-        if self._file is not None:
+        if self._file is not None and self._is_ours:
             self._file.close()
         return 0
 
@@ -160,7 +168,7 @@ class Callback:
         return 0
 
 
-def open_sink(to: str | Path | TextIO | Callable[[Line], object]) -> Sink:
+def open_sink(to: str | Path | TextIO | FileIO | Callable[[Line], object]) -> Sink:
     """What `to` means: a file, `"-"`, an MQTT broker, a text stream or a function.
 
     Raises:
@@ -185,7 +193,7 @@ def open_sink(to: str | Path | TextIO | Callable[[Line], object]) -> Sink:
     raise UsageError(f"results go to {_KNOWN}; got {type(to).__name__}")
 
 
-def _is_stream(to: object) -> TypeGuard[TextIO]:
+def _is_stream(to: object) -> TypeGuard[TextIO | FileIO]:
     return hasattr(to, "write")
 
 

@@ -51,6 +51,7 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._streams: dict[str, Counts] = {}
+        self._gone = Counts()  # of streams that were closed
         self._batches: deque[BatchRecord] = deque(maxlen=_BATCHES)
 
     def batch(self, record: BatchRecord) -> None:
@@ -68,9 +69,19 @@ class Tally:
         with self._lock:
             self._counts(stream).dropped[cause] += 1
 
-    def forget(self, stream: str) -> None:
+    def open(self, stream: str) -> None:
+        """Count for a stream, from now on."""
         with self._lock:
-            self._streams.pop(stream, None)
+            self._streams.setdefault(stream, Counts())
+
+    def forget(self, stream: str) -> None:
+        """Count it, and what still comes of it, among those that are gone."""
+        with self._lock:
+            gone = self._streams.pop(stream, None)
+            if gone is not None:
+                self._gone.served += gone.served
+                self._gone.in_time += gone.in_time
+                self._gone.dropped.update(gone.dropped)
 
     def __contains__(self, stream: str) -> bool:
         with self._lock:
@@ -79,17 +90,18 @@ class Tally:
     def of(self, stream: str) -> dict[str, Any]:
         """A stream's counts, rate and latencies."""
         with self._lock:
-            return self._counts(stream).to_dict()
+            return self._streams.get(stream, Counts()).to_dict()
 
     def total(self) -> dict[str, Any]:
         """All streams' counts."""
         with self._lock:
+            everybody = [self._gone, *self._streams.values()]
             dropped: Counter[str] = Counter()
-            for counts in self._streams.values():
+            for counts in everybody:
                 dropped.update(counts.dropped)
             return {
-                "served": sum(counts.served for counts in self._streams.values()),
-                "in_time": sum(counts.in_time for counts in self._streams.values()),
+                "served": sum(counts.served for counts in everybody),
+                "in_time": sum(counts.in_time for counts in everybody),
                 "dropped": dict(dropped),
             }
 
@@ -111,7 +123,4 @@ class Tally:
         ]
 
     def _counts(self, stream: str) -> Counts:
-        counts = self._streams.get(stream)
-        if counts is None:
-            counts = self._streams[stream] = Counts()
-        return counts
+        return self._streams.get(stream, self._gone)

@@ -177,7 +177,7 @@ class Feed:
                 if self._stopping:
                     break
                 if not self.spec.is_live:
-                    self._error = attempt.error
+                    self._error = attempt.error or self._error  # the latter of a broken frame
                     self._state = "failed" if attempt.error else "ended"
                     break
                 self._error = attempt.error or "the stream ended"
@@ -270,7 +270,9 @@ class Feed:
                 self._state = "running"
                 self._error = None
                 self._reconnects += self._frames > 0
-            frame = Frame(image, self._frames, captured)
+            # A picture that could not be read keeps its number: each has its own place.
+            number = self._frames + (0 if self.spec.is_live else self._broken)
+            frame = Frame(image, number, captured)
             attempt.frames += 1
             self._frames += 1
             self._arrivals.append(time.monotonic())

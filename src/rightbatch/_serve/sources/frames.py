@@ -30,7 +30,8 @@ _KNOWN = (
 class Frame:
     """A picture that a source really took; `image` is H×W×3, RGB, contiguous.
 
-    `number` counts within the source, over all of its connections. `captured` is
+    `number` counts within the source, over all of its connections; what a file or a folder has and
+    could not be read has its number, too. `captured` is
     `time.monotonic()` when the frame's packet arrived, before it was decoded.
     """
 

@@ -138,7 +138,7 @@ def make_app(
     _add_figures(app, server, predict)
     _add_sources(app, server, limits)
     if predict:
-        predictor = Predictor(server.batcher, limits)
+        predictor = app.state.predictor = Predictor(server.batcher, limits)
 
         @app.post("/predict", openapi_extra=_IMAGE)
         async def respond(request: Request) -> Response:

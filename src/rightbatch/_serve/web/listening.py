@@ -31,6 +31,7 @@ class HttpServer:
 
     def __init__(self) -> None:
         self._host, self._port = "", 0
+        self._listener: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -40,8 +41,18 @@ class HttpServer:
         host = _EVERYWHERE.get(self._host, self._host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
+    def bind(self, host: str, port: int) -> HttpServer:
+        """Take the port, before there is an application; `start` answers there.
+
+        Raises:
+            UsageError: if it cannot listen there.
+        """
+        self._listener = _listen(host, port)
+        self._host, self._port = host, self._listener.getsockname()[1]
+        return self
+
     def start(self, app: Any, host: str = "127.0.0.1", port: int = 8000) -> HttpServer:
-        """Listen, and return once it answers.
+        """Listen, and return once it answers; where it is bound already, `host` and `port` are said.
 
         Args:
             app: an ASGI application.
@@ -57,8 +68,10 @@ class HttpServer:
         except ImportError:
             raise MissingExtraError("uvicorn", "serve") from None
 
-        listener = _listen(host, port)
-        self._host, self._port = host, listener.getsockname()[1]
+        if self._listener is None:
+            self.bind(host, port)
+        listener = self._listener
+        assert listener is not None
         config = uvicorn.Config(
             app,
             loop="asyncio",
@@ -80,17 +93,22 @@ class HttpServer:
         )
         self._thread.start()
         until = time.monotonic() + _STARTING
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > until:
-                listener.close()
-                raise UsageError(f"the HTTP server did not start at {self.url}")
-            time.sleep(0.005)
+        try:
+            while not self._server.started:
+                if not self._thread.is_alive() or time.monotonic() > until:
+                    raise UsageError(f"the HTTP server did not start at {self.url}")
+                time.sleep(0.005)
+        except BaseException:
+            self.stop(1.0)
+            listener.close()
+            raise
         return self
 
     def stop(self, timeout: float = _FINISHING + 2.0) -> None:
         """Take no more requests, finish those that are being answered; twice is as good as once."""
         if self._server is None or self._thread is None:
             return
+        self._server.config.timeout_graceful_shutdown = max(1, round(timeout))
         self._server.should_exit = True
         self._thread.join(timeout)
         if self._thread.is_alive():

@@ -96,7 +96,7 @@ class Metrics:
         status = self._server.status()
         known = {source["name"] for source in status["sources"]} | {REQUESTS, ""}
         for gone in [name for name in list(self._of_source) if name not in known]:
-            del self._of_source[gone]
+            self._of_source.pop(gone, None)  # two may ask at once
             self._latency.remove(gone)
         return status
 

@@ -75,8 +75,7 @@ class Predictor:
             image = await loop.run_in_executor(self._decoders, decode, body, self._limits)
             del body
             share.set(image.nbytes)
-            waiting = self._batcher.submit(image, stream=REQUESTS, arrived=arrived)
-            served = await asyncio.wrap_future(waiting)
+            served = await self._batcher.served(image, stream=REQUESTS, arrived=arrived)
         return {
             "result": served.result,
             "batch_size": served.batch_size,
