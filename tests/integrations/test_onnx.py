@@ -6,7 +6,6 @@ import itertools
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,11 @@ def test_threads_are_as_many_as_were_asked_for_and_change_no_result(
         assert len(results) == count
         for image, (mean, _) in zip(images, results, strict=True):
             assert np.allclose(mean, image.mean((0, 1)) / 255, atol=1e-6)
-    model.close()
-    assert not [one for one in threading.enumerate() if "colours.onnx" in one.name]
+    threads_of_it = list(model._pool._threads)
+    model.close()  # waits for none of them
+    for thread in threads_of_it:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_the_threads_of_omp_are_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +206,31 @@ class TestRefused:
         self.refuse(path, "takes no imgsz=65: it is of any shape, in steps of 32", imgsz=65)
         path = generic(tmp_path / "fixed.onnx", ("N", 3, 64, 64), metadata=DETECTED)
         self.refuse(path, "takes no imgsz=96: it is exported for 64×64", imgsz=96)
+
+    def test_a_shape_of_its_own_for_each_picture_where_there_is_one_shape(
+        self, tmp_path: Path
+    ) -> None:
+        path = generic(tmp_path / "fixed.onnx", ("N", 3, 64, 64), metadata=DETECTED)
+        self.refuse(path, "takes no rect=True: it is exported for 64×64", rect=True)
+        assert open_model(path, rect=False)
+        path = generic(tmp_path / "wide.onnx", ("N", 3, 64, "W"), metadata=DETECTED)
+        self.refuse(path, "takes no rect=True: it is exported for 64×any", rect=True)
+
+    @pytest.mark.parametrize("final", [{"end2end": "True"}, {"args": "{'nms': True}"}])
+    def test_an_overlap_where_boxes_come_out_final(
+        self, tmp_path: Path, final: dict[str, str]
+    ) -> None:
+        path = generic(tmp_path / "yolo.onnx", ("N", 3, "H", "W"), metadata=DETECTED | final)
+        self.refuse(path, "takes no iou: its boxes come out final", iou=0.5)
+        assert open_model(path, conf=0.5, max_det=10, iou=None)
+
+    def test_rt_detr_when_it_is_opened(self, tmp_path: Path) -> None:
+        path = generic(
+            tmp_path / "rtdetr.onnx",
+            ("N", 3, "H", "W"),
+            metadata=DETECTED | {"head": "RTDETRDecoder"},
+        )
+        self.refuse(path, "the head RTDETRDecoder.* use the .pt through ultralytics")
 
     def test_an_output_without_a_row_for_each_image(self, tmp_path: Path) -> None:
         path = generic(tmp_path / "colours.onnx", ("N", 3, "H", "W"))

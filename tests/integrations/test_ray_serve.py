@@ -241,8 +241,23 @@ def test_what_is_no_image_is_refused_by_a_handle(site: dict[str, Site]) -> None:
         site["means"].handle.remote(np.zeros((2, 2, 3), np.float32)).result()
 
 
+def test_where_ray_serves_already_nothing_is_taken_down_and_nothing_opened(
+    site: dict[str, Site], file: Path
+) -> None:
+    from rightbatch.integrations.ray import serve_on_ray
+
+    port, shown = free_port(), []
+    with pytest.raises(rb.UsageError, match=r"runs there already \(applications: means, slow\)"):
+        serve_on_ray(f"{file}:means", 0.5, port=port, show=shown.append)
+    assert shown == []
+    assert site["means"].ask("/predict", png(picture())).status == 200
+    assert site["slow"].ask("/health").status == 200
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+
+
 def test_serving_on_ray_ends_when_it_is_told_to(site: dict[str, Site], file: Path) -> None:
-    # last of the file: it takes Ray Serve down, and leaves a Ray that it did not start
+    # from here on in this file Ray Serve is down; a Ray that it did not start is left
     import ray
     from ray import serve
 
@@ -280,6 +295,24 @@ def test_serving_on_ray_ends_when_it_is_told_to(site: dict[str, Site], file: Pat
     with suppress(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
         pytest.fail("it still answers")
+
+
+def test_a_replica_that_cannot_start_is_wrong_use_and_says_why(
+    site: dict[str, Site], file: Path
+) -> None:
+    import ray
+    from ray import serve
+
+    from rightbatch.integrations.ray import serve_on_ray
+
+    serve.shutdown()
+    mistyped = file.with_name("modle.py")
+    with pytest.raises(rb.UsageError, match=r"Ray Serve did not start it: .*no file .*modle\.py"):
+        serve_on_ray(
+            f"{mistyped}:means", 0.5, port=free_port(), ray_actor_options={"num_cpus": 0.5}
+        )
+    assert ray.is_initialized()
+    assert not serve.status().applications
 
 
 def test_a_latency_that_is_none_is_refused_before_ray_is_asked() -> None:

@@ -107,6 +107,15 @@ def test_serving_leaves_no_folder_and_changes_no_setting_and_no_variable(
     assert dict(os.environ) == environment
 
 
+def test_a_state_dict_is_refused_and_told_how_it_is_served(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "weights.pt"
+    torch.save(torch.nn.Linear(2, 3).state_dict(), path)
+    with pytest.raises(rb.UsageError, match=r"cannot load .*weights\.pt: .* file\.py:FUNCTION"):
+        open_model(str(path))
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "said"),
     [

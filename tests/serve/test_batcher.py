@@ -446,7 +446,11 @@ def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
 ):
     clock = SimpleNamespace(now=50.0)
     monkeypatch.setattr(
-        engine, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time)
+        engine,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: clock.now, time=time.time, perf_counter=time.perf_counter
+        ),
     )
     calibrated({1: 400.0})  # seconds, of a target of 1000
     model, heard = Gated(), Heard()
@@ -473,7 +477,11 @@ def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
 def test_deadline_drops_what_has_become_late(batcher_of, calibrated, monkeypatch):
     clock = SimpleNamespace(now=50.0)
     monkeypatch.setattr(
-        engine, "time", SimpleNamespace(monotonic=lambda: clock.now, time=time.time)
+        engine,
+        "time",
+        SimpleNamespace(
+            monotonic=lambda: clock.now, time=time.time, perf_counter=time.perf_counter
+        ),
     )
     calibrated({1: 100.0})
     model = Gated()
@@ -763,7 +771,7 @@ def test_limits_that_cannot_be_meant_are_said(options, message):
     ("options", "message"),
     [
         ({"contract": "some"}, "'some' is no contract; the known ones: every, freshest, deadline"),
-        ({"weight": 0}, "a weight is above 0, got 0"),
+        ({"weight": 0}, "a weight is from 0.001 to 1000, got 0"),
         ({"depth": 0}, "a depth is at least 1, got 0"),
     ],
 )

@@ -53,8 +53,6 @@ def test_all_are_the_sum_of_the_streams(clock):
     counted.dropped("three", "replaced")
     counted.dropped("three", "late")
     assert counted.total() == {"served": 2, "in_time": 1, "dropped": {"late": 2, "replaced": 1}}
-    counted.forget("three")
-    assert counted.total()["dropped"] == {"late": 1}
 
 
 def test_the_last_batches_are_kept_oldest_first(clock):

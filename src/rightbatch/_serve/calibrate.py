@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rightbatch._errors import UsageError
 from rightbatch._serve.scheduler import Scheduler
 from rightbatch._serve.service import ServiceTable
 from rightbatch._serve.simulate import Arrival, cameras, poisson, simulate
@@ -123,6 +124,7 @@ def measure(
 
     Raises:
         Exception: what the function raised on its smallest batch.
+        NotOneForEach: if it does not return a result for each, in any batch.
     """
     samples: dict[int, list[float]] = {}
     best = 0.0
@@ -132,7 +134,7 @@ def measure(
         try:
             taken = _seconds(function, item, size)
         except Exception as error:
-            if not samples:
+            if not samples or isinstance(error, NotOneForEach | UsageError):
                 raise
             return samples, "memory" if is_out_of_memory(error) else "failure"
         samples[size] = taken
@@ -229,21 +231,25 @@ def _seconds(function: Function, item: Any, size: int) -> list[float]:
     return taken
 
 
+class NotOneForEach(TypeError):
+    """A function that returned something else than a result for each of its items."""
+
+
 def check_results(results: Any, size: int) -> None:
     """One result for every item.
 
     Raises:
-        TypeError: if it is no sequence of that length.
+        NotOneForEach: if it is no sequence of that length.
     """
     try:
         length = len(results)
     except TypeError:
-        raise TypeError(
+        raise NotOneForEach(
             f"the function must return a list with a result for each of its {size} item(s), "
             f"got {type(results).__name__}"
         ) from None
     if length != size:
-        raise TypeError(f"the function returned {length} result(s) for {size} item(s)")
+        raise NotOneForEach(f"the function returned {length} result(s) for {size} item(s)")
 
 
 def _drawn(

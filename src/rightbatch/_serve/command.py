@@ -63,12 +63,15 @@ def run(
     left = 0
     with _signals() as signalled, _results_only() as stdout:
         places = [stdout if place == "-" else place for place in to or ("-",)]
-        server = Server(model, latency, to=places, on_calibrated=told, **options)
+        shows = bool(to) and "-" not in to  # else the results would run into it
+        server = Server(
+            model, latency, to=places, on_calibrated=told, progress=not shows, **options
+        )
         try:
             for source in sources:
                 server.add(source, contract=contract)
             _listen(server, http, page, host, token, say)
-            _watch(server, signalled, waits_for_requests, shows=bool(to) and "-" not in to)
+            _watch(server, signalled, waits_for_requests, shows)
         finally:
             left = server.stop(finish_within)
     status = server.status()
@@ -136,6 +139,8 @@ def _watch(server: Server, signalled: _Signalled, waits_for_requests: bool, show
 
 
 def _line(status: dict[str, Any]) -> str:
+    if status["calibration"] is None and status["waiting"]:
+        return "calibrating"
     rate = sum(source["served_per_second"] for source in status["sources"])
     slowest = max((s["latency_ms"]["p99"] or 0 for s in status["sources"]), default=0)
     running = sum(source["state"] == "running" for source in status["sources"])

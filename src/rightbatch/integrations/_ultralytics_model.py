@@ -67,8 +67,12 @@ class UltralyticsModel:
         self.name = Path(spec).name
         try:
             self._model = YOLO(spec)
-        except FileNotFoundError as error:
-            raise UsageError(f"Ultralytics has no {spec}: {error}") from error
+        except Exception as error:  # no such file, no network, a state dict, TorchScript, ...
+            told = " ".join(str(error).split()).rstrip(".")
+            raise UsageError(
+                f"Ultralytics cannot load {spec}: {told}; a module of your own is served as "
+                "file.py:FUNCTION"
+            ) from error
         if self._model.task not in _TASKS:
             raise UsageError(
                 f"{self.name} is a model for {self._model.task!r}, which is not served; "

@@ -98,7 +98,7 @@ class Detector:
         width = 4 + len(self._metadata.names)
         if self._metadata.has_suppression and found.ndim == 3 and found.shape[2] == 6:
             rows = [boxes[boxes[:, 4] > self._conf][: self._max_det] for boxes in found]
-        elif found.ndim == 3 and found.shape[1] == width and self._metadata.head != "RTDETRDecoder":
+        elif found.ndim == 3 and found.shape[1] == width:
             rows = suppress(found, self._conf, self._iou, self._max_det)
         else:
             raise UsageError(

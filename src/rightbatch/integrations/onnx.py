@@ -86,8 +86,9 @@ class OnnxModel:
         device: one of `devices()`, `cuda:1` for the second of them; by default the best.
         threads: on the CPU; by default one for each core, or `OMP_NUM_THREADS`. A batch with a
             picture or more for each is run in that many parts at once, by a second session.
-        options: of Ultralytics' files `imgsz` (where it is not fixed), `rect`, `conf`, `iou`,
-            `max_det` (see `Detector`); of others `mean` and `std` (see `Plain`).
+        options: of Ultralytics' files `imgsz` and `rect` (where the shape is not fixed), `conf`,
+            `iou` (where boxes do not come out final), `max_det` (see `Detector`); of others `mean`
+            and `std` (see `Plain`).
 
     Raises:
         UsageError: if it cannot be served, or an option cannot be meant.
@@ -129,7 +130,7 @@ class OnnxModel:
     def close(self) -> None:
         """Ends the threads and gives the memory back."""
         self._session = self._narrow = None
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False)  # a run that hangs holds nobody up
 
     def _run(self, images: list[Image]) -> list[Any]:
         """Images of one shape, in parts: of the only size that there is, or one for each thread."""
@@ -213,8 +214,28 @@ class OnnxModel:
         imgsz = self._imgsz(metadata, options.pop("imgsz", None))
         if task == "classify":
             return Classifier(metadata, imgsz)
-        rect = options.pop("rect", True) and self._shape == (None, None)
-        return Detector(metadata, imgsz, rect=rect, **options)
+        return self._detector(metadata, imgsz, **options)
+
+    def _detector(
+        self, metadata: Metadata, imgsz: Shape, *, rect: bool | None = None, **options: Any
+    ) -> Detector:
+        if metadata.head == "RTDETRDecoder":
+            raise UsageError(
+                f"{self.name} has the head {metadata.head}, whose outputs are not decoded here; "
+                "use the .pt through ultralytics"
+            )
+        if "iou" in options and metadata.has_suppression:
+            raise UsageError(
+                f"{self.name} takes no iou: its boxes come out final, there is nothing to suppress"
+            )
+        is_free = self._shape == (None, None)
+        if rect and not is_free:
+            height, width = (side or "any" for side in self._shape)
+            raise UsageError(
+                f"{self.name} takes no rect=True: it is exported for {height}×{width}; "
+                "exported with dynamic=True it takes any shape"
+            )
+        return Detector(metadata, imgsz, rect=is_free and (rect or rect is None), **options)
 
     def _imgsz(self, metadata: Metadata, asked: Any) -> Shape:
         height, width = self._shape

@@ -30,6 +30,7 @@ from rightbatch._units import parse_seconds
 
 _AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router
 _CLOSING = 10.0  # seconds for what was accepted when a replica ends
+_NAME = "rightbatch"  # of the application and of its deployment
 
 
 def deployment(
@@ -64,7 +65,7 @@ def deployment(
         model = _absolute(str(model))
     made = serve.deployment(
         Replica,
-        name="rightbatch",
+        name=_NAME,
         num_replicas=num_replicas,
         ray_actor_options=ray_actor_options or {},
         max_ongoing_requests=_AT_ONCE,
@@ -146,7 +147,8 @@ def serve_on_ray(
         options: of `deployment`.
 
     Raises:
-        UsageError: if an argument cannot be meant.
+        UsageError: if an argument cannot be meant, Ray Serve runs there already, or it cannot start
+            (no model at that place, a port that is in use).
         MissingExtraError: if ray[serve] is not installed.
     """
     serve = _ray_serve()
@@ -159,17 +161,51 @@ def serve_on_ray(
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=True)
+    serves = False
     try:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(application, name="rightbatch", route_prefix="/")
+        _refuse_beside_others(serve)
+        serves = True
+        try:
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application, name=_NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise UsageError(f"Ray Serve did not start it: {_reason(serve, error)}") from error
         show(f"serving on Ray: POST images to http://{host}:{port}/predict")
         (stop or threading.Event()).wait()
     except KeyboardInterrupt:
         pass
     finally:
-        serve.shutdown()
+        if serves:
+            serve.shutdown()
         if is_ours:
             ray.shutdown()
+
+
+def _refuse_beside_others(serve: Any) -> None:
+    """Where Ray Serve runs, it listens as others said, and to end it is to end what is theirs.
+
+    Raises:
+        UsageError: if it runs.
+    """
+    status = serve.status()
+    if status.proxies or status.applications:
+        named = ", ".join(sorted(status.applications)) or "none"
+        raise UsageError(
+            f"Ray Serve runs there already (applications: {named}) and listens as others said; "
+            "add an application to it: rightbatch.integrations.ray.deployment(..., token=...) for "
+            "ray.serve.run, with a name and a route_prefix of its own"
+        )
+
+
+def _reason(serve: Any, error: RuntimeError) -> str:
+    """What went wrong, of a traceback the last line.
+
+    Ray keeps with the deployment what a replica raised; its own error only says that it did.
+    """
+    application = serve.status().applications.get(_NAME)
+    deployments = application.deployments.values() if application is not None else ()
+    told = "\n".join(one.message for one in deployments).strip() or str(error).strip()
+    return told.splitlines()[-1].strip() if told else type(error).__name__
 
 
 def _checked(image: Any) -> Image:
