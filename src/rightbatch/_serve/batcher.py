@@ -70,9 +70,7 @@ class Batcher(Engine):
         """The result for one item; arguments and errors are those of `served`."""
         return (await self.served(item, stream=stream, arrived=arrived)).result
 
-    async def served(
-        self, item: Any, *, stream: str = "", arrived: float | None = None
-    ) -> Served:
+    async def served(self, item: Any, *, stream: str = "", arrived: float | None = None) -> Served:
         """What becomes of one item.
 
         Args:

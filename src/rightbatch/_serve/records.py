@@ -51,8 +51,8 @@ class BatchRecord:
 
 
 class Listener(Protocol):
-    """Who hears of every batch and every drop, on any thread, sometimes with the engine's lock held:
-    quick, never raising, and asking the engine nothing."""
+    """Who hears of every batch and every drop, on any thread, at times with the engine's lock held:
+    quick, and asking the engine nothing."""
 
     def batch(self, record: BatchRecord) -> None: ...
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,7 +24,7 @@ from rightbatch._serve.writer import Writer
 if TYPE_CHECKING:
     from rightbatch._serve.web.http import HttpServer
 
-To = str | Path | TextIO | Callable[[Line], object] | Sink
+To = str | Path | TextIO | FileIO | Callable[[Line], object] | Sink
 
 _LOOK = 0.1  # seconds between two looks at whether it is over
 

@@ -56,6 +56,7 @@ class Video(Connection):
             self._options = {"rtsp_transport": "tcp"} | self._options
         self._container: Any = None
         self._stream: Any = None
+        self._codec: Any = None
         self._reformatter: Any = None
         self._packets: Iterator[Any] = iter(())
         self._decoded: deque[Any] = deque()
@@ -76,18 +77,31 @@ class Video(Connection):
         self._stream = self._container.streams.best("video")
         if self._stream is None:
             raise ValueError("there is no video in it")
-        codec = self._stream.codec_context
+        self._codec = self._stream.codec_context
+        if not self.is_live:
+            self._stream.thread_type = "AUTO"
+        self._set_up(self._codec)
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        # A file's other streams tell how far it goes.
+        self._packets = self._container.demux(*(self._stream,) if self.is_live else ())
+
+    def _set_up(self, codec: Any) -> None:
         if self.is_live:
             # Threads with a frame each delay every frame by their number; threads with a part of
             # the frame each do not notice damage.
             codec.thread_count = 1
-        else:
-            self._stream.thread_type = "AUTO"
         # Decoders hold frames back and reorder them: each carries the time of its own packet.
         codec.copy_opaque = True
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        # A file's other streams tell how far it goes.
-        self._packets = self._container.demux(*(self._stream,) if self.is_live else ())
+
+    def _begin_anew(self) -> None:
+        """A decoder that has met garbage may take it for reordered frames, and hold all frames back
+        from then on: they would come, and all be late."""
+        import av
+
+        codec = av.CodecContext.create(self._codec.name, "r")
+        codec.extradata = self._codec.extradata
+        self._set_up(codec)
+        self._codec = codec
 
     def _read(self) -> tuple[NDArray[np.uint8], float] | None:
         while True:
@@ -136,8 +150,10 @@ class Video(Connection):
 
         if packet.stream is not self._stream:
             return
+        if self.is_live and self._damaged and packet.is_keyframe:
+            self._begin_anew()
         try:
-            self._decoded.extend(packet.decode())
+            self._decoded.extend(self._codec.decode(packet if packet.size else None))
         except av.error.EOFError:
             pass  # some decoders say so when they are emptied
         except av.error.InvalidDataError as error:
@@ -152,7 +168,7 @@ class Video(Connection):
 
         self._failure = error
         with suppress(av.error.FFmpegError):
-            self._decoded.extend(self._stream.codec_context.decode(None))
+            self._decoded.extend(self._codec.decode(None))
 
     def _check_end(self) -> None:
         """FFmpeg takes a Matroska file that was cut off for one that has ended."""

@@ -52,7 +52,7 @@ class HttpServer:
         return self
 
     def start(self, app: Any, host: str = "127.0.0.1", port: int = 8000) -> HttpServer:
-        """Listen, and return once it answers; where it is bound already, `host` and `port` are said.
+        """Listen, and return once it answers; where it is bound already, it listens there.
 
         Args:
             app: an ASGI application.
