@@ -233,6 +233,30 @@ def test_a_damaged_frame_of_a_camera_is_left_out_and_what_follows_a_key_frame_is
     assert seen[-1] == len(film()) - 1
 
 
+def test_a_camera_is_not_late_for_good_after_bytes_that_passed_for_reordered_frames() -> None:
+    """A decoder that has seen reordered frames once holds frames back from then on."""
+    reordered = films._Pieces()
+    encode(reordered, film(), container="mpegts", bf="3", tune="film", preset="fast")
+    damaged = [bytes(piece[:-100]) + bytes(100) for piece in films.pieces()[4:6]]
+    after = films.pieces()
+    with Camera(shows(reordered.pieces[:12], damaged, after, after, pace=0.05)) as camera:
+        source = _made(camera.url)
+        source.open()
+        broken, held = 0, []
+        with contextlib.suppress(OSError):  # the stream ends
+            while True:
+                try:
+                    found = source.read()
+                except BrokenFrame:
+                    broken += 1
+                    continue
+                assert found is not None
+                held.append(time.monotonic() - found[1])
+        source.close()
+    assert broken >= 1
+    assert np.median(held[-len(after) :]) < 0.02
+
+
 def test_a_mute_server_ends_the_opening_in_its_time() -> None:
     with Camera(films.is_mute) as camera:
         for url in (camera.url, camera.url.replace("http", "rtsp")):
