@@ -16,7 +16,17 @@ ROOT = Path(rightbatch.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = {
-    1: {"_device", "_errors", "_units", "_progress", "_faults", "_random", "_updates"},
+    1: {
+        "_device",
+        "_errors",
+        "_faults",
+        "_progress",
+        "_random",
+        "_targets",
+        "_units",
+        "_updates",
+        "_web",
+    },
     2: {"_batch", "_norm", "_workload", "_factory", "_worst", "_precision", "_session", "_probe"},
     3: {"_memory", "_noise", "_throughput", "_scaling", "_pilot"},
     4: {
@@ -35,6 +45,7 @@ FLOORS = {
         "_growth",
         "_loop",
         "_serve",
+        "_study",
         "_train",
     },
     6: {"_cli", "integrations", "examples", "testing", "__main__"},
@@ -43,10 +54,14 @@ FLOORS = {
 HEAVY = (
     *("torch", "numpy", "ultralytics", "cv2", "transformers", "lightning"),
     *("av", "fastapi", "onnxruntime", "paho", "PIL", "prometheus_client", "ray", "uvicorn"),
+    *("curvlinops", "jinja2", "mlflow", "optuna", "pandas", "plotly", "scipy", "starlette"),
 )
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 # The probe's process opens a session and asks for a need only once it runs.
-LAZY_EXCEPTIONS = {"_probe/__main__.py": {"_session", "_memory", "_pilot"}}
+LAZY_EXCEPTIONS = {
+    "_probe/__main__.py": {"_session", "_memory", "_pilot"},
+    "_probe/_inside.py": {"_session"},
+}
 # A framework is imported in its integration and nowhere else, what an extra brings in the module
 # whose job it is.
 AT_HOME = {
@@ -58,18 +73,26 @@ AT_HOME = {
     ),
     "av": ("_serve/sources/video.py",),
     "fastapi": ("_serve/web/http.py",),
-    "numpy": ("_random.py", "_serve/", "examples/", "integrations/", "testing/"),
+    "curvlinops": ("_study/curvature.py",),
+    "jinja2": ("_study/web/template.py",),
+    "mlflow": ("_study/",),
+    "numpy": ("_random.py", "_serve/", "_study/", "examples/", "integrations/", "testing/"),
     "onnxruntime": ("integrations/",),
+    "optuna": ("_study/trials.py",),
+    "pandas": ("_study/result.py",),
     "paho": ("_serve/mqtt.py",),
     "prometheus_client": ("_serve/web/metrics.py",),
-    "ray": ("integrations/ray.py",),
+    "ray": ("integrations/",),
+    "scipy": ("_study/curvature.py",),
+    "sklearn": ("examples/digits.py",),
     "starlette": (
         "_serve/web/bodies.py",
         "_serve/web/http.py",
         "_serve/web/predict.py",
+        "_study/web/",
         "integrations/ray.py",
     ),
-    "uvicorn": ("_serve/web/listening.py",),
+    "uvicorn": ("_web/listening.py",),
     "ultralytics": ("integrations/", "examples/demo.py"),
     "cv2": ("examples/", "integrations/"),
     "lightning": ("integrations/",),
@@ -77,7 +100,7 @@ AT_HOME = {
     "transformers": ("integrations/",),
     "accelerate": ("integrations/",),
     "torchvision": ("integrations/",),
-    "plotly": ("_memory/plot.py", "_tune/plot.py"),
+    "plotly": ("_memory/plot.py", "_study/figures.py", "_study/web/template.py", "_tune/plot.py"),
     "pytest": ("testing/",),
 }
 

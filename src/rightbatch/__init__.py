@@ -7,6 +7,7 @@ rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
 rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
 rb.Elastic          one update by a batch of any size, in parts that fit, in a loop of one's own
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
+rb.study(factory, batches=...)  what the batch size does to a training: every size, every seed
 rb.serve(model, sources)  many cameras under one latency target, in the best batches
 rb.Batcher          the same batches under a server of one's own: `await batcher(item)`
 rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from rightbatch._probe import Probe
     from rightbatch._serve.batcher import Batcher
     from rightbatch._serve.run import Server, serve
+    from rightbatch._study.result import StudyResult
+    from rightbatch._study.study import study
     from rightbatch._train import TrainResult, train
     from rightbatch._tune import Plan, tune
     from rightbatch._workload import Session, Workload
@@ -65,6 +68,7 @@ _LAZY = {
     "Server": "_serve.run",
     "Session": "_workload",
     "StepReport": "_elastic.step",
+    "StudyResult": "_study.result",
     "TrainResult": "_train",
     "Workload": "_workload",
     "calibrate": "_memory.calibrate",
@@ -75,6 +79,7 @@ _LAZY = {
     "replay": "_predict",
     "serve": "_serve.run",
     "split_batch": "_batch",
+    "study": "_study.study",
     "train": "_train",
     "tune": "_tune",
 }
@@ -100,6 +105,7 @@ __all__ = [
     "Server",
     "Session",
     "StepReport",
+    "StudyResult",
     "TrainResult",
     "UsageError",
     "Workload",
@@ -112,6 +118,7 @@ __all__ = [
     "replay",
     "serve",
     "split_batch",
+    "study",
     "train",
     "tune",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -244,6 +245,151 @@ def train(
         _print(result, json, stdout)
 
 
+Numbers = Annotated[str, Parameter(help="with commas between, for example 8,16,32")]
+
+
+@app.command
+def study(
+    workload: Annotated[
+        str, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")
+    ],
+    /,
+    *,
+    batches: Numbers,
+    seeds: Annotated[str, Parameter(help="how many, or which: 3, or 0,7,8")] = "3",
+    out: Annotated[Path, Parameter(help="folder of the study; the same one goes on")] = Path(
+        "runs/study"
+    ),
+    epochs: Annotated[int | None, Parameter(help="passes over the data, at most")] = None,
+    target: Annotated[
+        str | None, Parameter(help="where a run ends, for example evaluation_loss=0.3")
+    ] = None,
+    budget: Annotated[str | None, Parameter(help="time of training of each run, at most")] = None,
+    rule: Annotated[
+        Literal["scaling", "none"], Parameter(help="how the learning rate goes with the size")
+    ] = "scaling",
+    learning_rates: Annotated[
+        str, Parameter(help="factors on the rule's rate, each a run: 0.5,1,2")
+    ] = "1",
+    search: Annotated[
+        int, Parameter(help="trials of Optuna for each size's learning rate, before the seeds")
+    ] = 0,
+    base_batch: Annotated[
+        int | None, Parameter(help="the size that the learning rate was chosen for; default: 16")
+    ] = None,
+    noise_scale: Annotated[
+        float | None, Parameter(help="for SGD's rule; default: what a run at the base size shows")
+    ] = None,
+    micro_batch: Annotated[str, Parameter(help="auto, or examples at once")] = "auto",
+    prune: Annotated[bool, Parameter(negative="", help="end runs without hope (Optuna)")] = False,
+    sharpness: Annotated[
+        bool, Parameter(negative="", help="measure the Hessian's largest eigenvalue, too")
+    ] = False,
+    processes: Annotated[int, Parameter(help="that train each run together (torchrun)")] = 1,
+    jobs: Annotated[int, Parameter(help="runs at a time")] = 1,
+    on: Annotated[Literal["ray"] | None, Parameter(help="ray: on a Ray cluster")] = None,
+    data: Data = None,
+    imgsz: ImageSize = None,
+    memory: Memory = None,
+    margin: Margin = 0.05,
+    device: DeviceName = None,
+    json: Json = False,
+) -> None:
+    """Train at every batch size with every seed, and compare; what is there already is kept.
+
+    Example: rightbatch study train.py:workload --batches 8,32,128 --epochs 20 --out runs/parts
+    Example: rightbatch study train.py:workload --batches 8,32,128 --target evaluation_loss=0.3
+    """
+    from rightbatch._study.study import study
+
+    with _stdout_for_the_document(json) as stdout:
+        result = study(
+            workload,
+            batches=_numbers("--batches", batches, int),
+            seeds=_numbers("--seeds", seeds, int) if "," in seeds else _number("--seeds", seeds),
+            out=out,
+            epochs=epochs,
+            target=target,
+            budget=budget,
+            rule=rule,
+            learning_rates=_numbers("--learning-rates", learning_rates, float),
+            search=search,
+            base_batch=base_batch,
+            noise_scale=noise_scale,
+            micro_batch=int(micro_batch) if micro_batch.isdigit() else micro_batch,
+            prune=prune,
+            sharpness=sharpness,
+            processes=processes,
+            jobs=jobs,
+            on=on,
+            memory=memory,
+            margin=margin,
+            device=device,
+            **_given(data=data and str(data), imgsz=imgsz),
+        )
+        _print(result, json, stdout)
+    sys.exit(result.exit_code)
+
+
+Place = Annotated[
+    str | None, Parameter(help="the folder of a study (its --out), or one with an mlflow.db")
+]
+StoreUri = Annotated[
+    str | None, Parameter(help="any MLflow store instead: sqlite:///mlflow.db, http://host:5000")
+]
+Experiment = Annotated[str | None, Parameter(help="of that store only this experiment")]
+CompareBy = Annotated[str | None, Parameter(help="a metric and its value to reach: mAP50=0.5")]
+
+
+@app.command
+def ui(
+    folder: Place = None,
+    /,
+    *,
+    store: StoreUri = None,
+    experiment: Experiment = None,
+    target: CompareBy = None,
+    port: Annotated[int | None, Parameter(help="default: 8471, or any that is free")] = None,
+    host: Annotated[
+        str, Parameter(help="where to listen; a foreign one has a token")
+    ] = "127.0.0.1",
+    token: Annotated[str | None, Parameter(help="that requests bear; made where needed")] = None,
+) -> None:
+    """Show a study, live while it trains, on a page of this machine.
+
+    Example: rightbatch ui runs/parts
+    Example: rightbatch ui --store sqlite:///mlflow.db
+    """
+    from rightbatch._study.command import opened, show
+
+    reader = opened(folder, store, experiment, target)
+    show(reader, port=port, host=host, token=token, say=_say)
+
+
+@app.command
+def report(
+    folder: Place = None,
+    /,
+    *,
+    store: StoreUri = None,
+    experiment: Experiment = None,
+    target: CompareBy = None,
+    to: Annotated[Path | None, Parameter(help="default: report.html in the folder")] = None,
+    json: Json = False,
+) -> None:
+    """Write a study into one HTML file that opens without a network.
+
+    Example: rightbatch report runs/parts --to parts.html
+    """
+    from rightbatch._study.command import opened
+    from rightbatch._study.report import write_report
+
+    reader = opened(folder, store, experiment, target)
+    to = to or Path(folder or ".").expanduser() / "report.html"
+    path = str(write_report(reader, to))
+    print(_document({"report": path}) if json else path)
+
+
 Model = Annotated[
     str, Parameter(help="yolo26n.onnx, yolo26n.pt, or file.py:function (list of images -> results)")
 ]
@@ -437,6 +583,7 @@ def _say(text: str) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command; ends the process with the exit code of DESIGN's contract."""
     tokens = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is told to other machines
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
@@ -453,6 +600,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         stderr.print(f"rightbatch: {str(interruption) or 'interrupted; nothing was left behind'}")
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    from rightbatch._errors import UsageError
+
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{name} takes numbers with commas between, for example 8,16,32; got {text!r}"
+        ) from None
+
+
+def _number(name: str, text: str) -> int:
+    return int(_numbers(name, text, int)[0])
 
 
 def _given(**options: Any) -> dict[str, Any]:

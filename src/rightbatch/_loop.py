@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -79,12 +80,25 @@ def built(factory: Factory, seed: int, processes: Processes) -> Iterator[Workloa
         set_random_state(before, processes.device)
 
 
+class Watching(Protocol):
+    """Who hears of every update, and evaluates; its time does not count as the training's."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training is to end here."""
+
+    def after_step(self, loop: Loop, report: StepReport) -> None: ...
+
+    def after_epoch(self, loop: Loop) -> Mapping[str, float]:
+        """The metrics of now."""
+
+
 class Loop:
     """Trains a workload at one batch size, from the start or from its last checkpoint.
 
     Files in `out`: `last.pt` (where it stands), `model.pt` (weights at the end), `history.jsonl` (a
     line per epoch), `events.jsonl` (a line per change of the micro-batch, or of the batch where
-    there is `growth`).
+    there is `growth`). Without `out` nothing is written; `watch` and `on_event` are told instead.
     """
 
     def __init__(
@@ -94,10 +108,12 @@ class Loop:
         batch_size: int,
         micro_batch_size: int | str,
         epochs: int,
-        out: Path,
-        checkpoints: Checkpoints,
         processes: Processes,
+        out: Path | None = None,
+        checkpoints: Checkpoints | None = None,
         growth: Growth | None = None,
+        watch: Watching | None = None,
+        on_event: Callable[[Event], object] = tell,
         memory: int | str | None = None,
         margin: float = 0.05,
         seed: int = 0,
@@ -108,27 +124,29 @@ class Loop:
                 "train takes a map-style data set, whose order it can resume; a stream is trained "
                 "in your own loop, with rightbatch.Elastic as its step"
             )
-        self._workload = workload
+        self.workload = workload
         self._batch_size, self._epochs = batch_size, epochs
         self._out, self._seed, self._progress = out, seed, progress
         self._checkpoints = checkpoints
-        self._processes = processes
-        self._device = processes.device
-        self._examples = len(workload.data)
-        if not self._examples:
+        self.processes = processes
+        self.device = processes.device
+        self.examples = len(workload.data)
+        if not self.examples:
             raise UsageError("the workload's data is empty")
-        steps = len(cuts(workload, self._examples, batch_size)) * epochs
-        self._model = workload.model.to(self._device)
-        move_state(workload.optimizer, str(self._device))
-        processes.share([*self._model.parameters(), *self._model.buffers()])
+        steps = len(cuts(workload, self.examples, batch_size)) * epochs
+        self.model = workload.model.to(self.device)
+        move_state(workload.optimizer, str(self.device))
+        processes.share([*self.model.parameters(), *self.model.buffers()])
         schedule = workload.scheduler
         self.scheduler = schedule(workload.optimizer, steps) if schedule else None
-        self._scaler = scaler(workload, self._device)
+        self._scaler = scaler(workload, self.device)
         self.standing = Standing(batch_size)
         self._growth = growth
-        self._average = WeightAverage(self._model) if growth else None
+        self._watch = watch
+        self._on_event = on_event
+        self._average = WeightAverage(self.model) if growth else None
         self.step = Elastic(
-            self._model,
+            self.model,
             workload.optimizer,
             self._loss,
             micro_batch_size=micro_batch_size,
@@ -151,9 +169,10 @@ class Loop:
         Raises:
             UsageError: if there is none, or it is of another training.
         """
+        assert self._checkpoints is not None
         state = self._checkpoints.read_same(self._asked())
-        self._model.load_state_dict(state["model"])
-        self._workload.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self.workload.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
@@ -161,14 +180,14 @@ class Loop:
         self.standing = Standing(**state["standing"])
         if self._growth is not None:
             self._growth.load_state_dict(state["growth"])
-        if self._processes.is_first:  # what was written after the checkpoint comes again
+        if self.processes.is_first:  # what was written after the checkpoint comes again
             steps = self.standing.steps
             self._keep("history.jsonl", lambda line: line["steps"] <= steps)
             self._keep("events.jsonl", lambda line: line["step"] < steps)
-        if self._processes.world_size == 1:
-            set_random_state(state["random"], self._device)
+        if self.processes.world_size == 1:
+            set_random_state(state["random"], self.device)
         else:
-            seed_all(self._seed + self._processes.rank + self.standing.steps)
+            seed_all(self._seed + self.processes.rank + self.standing.steps)
 
     def run(self) -> Standing:
         """Train to the end.
@@ -177,12 +196,13 @@ class Loop:
             KeyboardInterrupt: if it was interrupted, with a checkpoint of where it stands.
         """
         at = self.standing
-        self._out.mkdir(parents=True, exist_ok=True)
+        if self._out is not None:
+            self._out.mkdir(parents=True, exist_ok=True)
         if not at.steps:
             self._save()  # from here on there is something to resume
-        total = self._examples * self._epochs
+        total = self.examples * self._epochs
         with self._signals(), Live("train", enabled=self._progress, total=total) as live:
-            while at.epoch < self._epochs:
+            while at.epoch < self._epochs and not self._is_over:
                 self._epoch(live)
         return at
 
@@ -190,11 +210,11 @@ class Loop:
         at = self.standing
         began = time.perf_counter() - at.epoch_seconds
         before = at.seconds - at.epoch_seconds
-        self._model.train()
-        order = order_of(self._examples, self._seed, at.epoch)
-        while where := cuts(self._workload, self._examples, at.batch_size, at.position):
+        self.model.train()
+        order = order_of(self.examples, self._seed, at.epoch)
+        while where := cuts(self.workload, self.examples, at.batch_size, at.position):
             for batch, examples in batches(
-                self._workload, order, where, self._processes, self._seed, at.epoch
+                self.workload, order, where, self.processes, self._seed, at.epoch
             ):
                 report = self.step(batch)
                 at.loss_sum = at.loss_sum + report.mean_loss * report.count  # waits for no device
@@ -202,21 +222,37 @@ class Loop:
                 at.examples, at.position = at.examples + examples, at.position + examples
                 at.steps += 1
                 has_grown = self._growth is not None and self._grow(self._growth)
-                at.epoch_seconds = time.perf_counter() - began
+                now = time.perf_counter()
+                if self._watch is not None and at.steps <= 2:
+                    # The first step finds the micro-batch and starts the device: it counts as the
+                    # second one.
+                    began = now if at.steps == 1 else began - (now - began)
+                at.epoch_seconds = now - began
                 at.seconds = before + at.epoch_seconds
+                if self._watch is not None:
+                    told = time.perf_counter()
+                    self._watch.after_step(self, report)
+                    began += time.perf_counter() - told
                 self._show(live, report)
-                if self._processes.any(self._stopped is not None):
+                if self.processes.any(self._stopped is not None):
                     self._interrupted()
-                if self._checkpoints.is_due:
+                if self._checkpoints is not None and self._checkpoints.is_due:
                     self._save()
+                if self._is_over:
+                    return
                 if has_grown:
                     break
-        loss = self._processes.mean(float(at.loss_sum) / at.loss_count)
+        loss = self.processes.mean(float(at.loss_sum) / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0.0
-        at.metrics = {"loss": loss} | evaluated(self._workload, self.step, self._ran_out)
+        if self._watch is None:
+            at.metrics = {"loss": loss} | evaluated(self.workload, self.step, self.ran_out)
+        else:
+            told = time.perf_counter()
+            at.metrics = {"loss": loss} | dict(self._watch.after_epoch(self))
+            began += time.perf_counter() - told
         at.epoch, at.position, at.epoch_seconds = at.epoch + 1, 0, 0.0
         at.seconds = before + time.perf_counter() - began
-        if self._processes.is_first:
+        if self.processes.is_first:
             self._append(
                 "history.jsonl",
                 {
@@ -230,9 +266,18 @@ class Loop:
                 },
             )
         if at.epoch == self._epochs:
-            if self._processes.is_first:
-                torch.save(self._model.state_dict(), self._out / "model.pt")
+            if self.processes.is_first and self._out is not None:
+                torch.save(self.model.state_dict(), self._out / "model.pt")
             self._save()
+
+    @property
+    def population(self) -> int | None:
+        """The examples that an epoch draws without repetition, if they are the same each time."""
+        return self.examples
+
+    @property
+    def _is_over(self) -> bool:
+        return self._watch is not None and self._watch.is_over
 
     def _grow(self, growth: Growth) -> bool:
         """Measure if it is time, and take a larger batch if that is faster; the schedule goes on by
@@ -246,16 +291,16 @@ class Loop:
         seconds = growth.window_seconds(at.seconds)
         if seconds is None:
             return False
-        before = random_state(self._device)
+        before = random_state(self.device)
         try:
-            seen = look(self._model, self._average, self._parts, self._examples, seconds)
+            seen = look(self.model, self._average, self.parts, self.examples, seconds)
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
-            release(self._device)
+            release(self.device)
             seen = Look()
         finally:
-            set_random_state(before, self._device)
+            set_random_state(before, self.device)
         grown = growth.grown(seen, at.batch_size, at.seconds)
         if grown is None:
             return False
@@ -263,7 +308,7 @@ class Loop:
         self.step.use(grown.micro_batch_size)
         rule = grown.scaling
         scale_optimizer(
-            self._workload.optimizer,
+            self.workload.optimizer,
             rule.batch_factor,
             rule.learning_rate_factor,
             self.scheduler,
@@ -273,24 +318,26 @@ class Loop:
         )
         return True
 
-    def _parts(self) -> Iterator[Part]:
-        """Micro-batches in an order of its own, so that no example is missed or seen twice."""
-        w, size = self._workload, self.step.micro_batch_size or 1
+    def parts(self, most: int | None = None) -> Iterator[Part]:
+        """Micro-batches in an order of its own, so that no example is missed or seen twice; of
+        `most` examples, if that is fewer than are trained at once."""
+        w, size = self.workload, min(self.step.micro_batch_size or 1, most or sys.maxsize)
         generator = torch.Generator().manual_seed(self._seed + self.standing.steps)
-        order = torch.randperm(self._examples, generator=generator).tolist()
+        order = torch.randperm(self.examples, generator=generator).tolist()
         data: Any = w.data
         for start in range(0, len(order) - size + 1, size):
             batch = w.collate([data[index] for index in order[start : start + size]])
-            here, count = to_device(batch, self._device), float(w.count(batch))
+            here, count = to_device(batch, self.device), float(w.count(batch))
             if count:
                 scale = self._scaler.get_scale()
-                yield partial(self._loss, self._model, here), size, count * scale
+                yield partial(self._loss, self.model, here), size, count * scale
 
     def _loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        with autocast(self._workload, self._device):
-            return self._workload.loss(model, batch)
+        with autocast(self.workload, self.device):
+            return self.workload.loss(model, batch)
 
-    def _ran_out(self, reason: str) -> None:
+    def ran_out(self, reason: str) -> None:
+        """Memory ran out in an evaluation, and it was survived."""
         size = self.step.micro_batch_size or 0
         self._happened(Event("out_of_memory", self.standing.steps, reason, size, "evaluation"))
 
@@ -298,39 +345,41 @@ class Loop:
         return {
             "batch_size": self._batch_size,
             "adapt": self._growth is not None,
-            "examples": self._examples,
+            "examples": self.examples,
             "seed": self._seed,
-            "drop_last": self._workload.drop_last,
+            "drop_last": self.workload.drop_last,
         }
 
     def _save(self) -> None:
-        if not self._processes.is_first:
+        if not self.processes.is_first or self._checkpoints is None:
             return
         self._checkpoints.write(
             {
                 "asked": self._asked(),
-                "model": self._model.state_dict(),
-                "optimizer": self._workload.optimizer.state_dict(),
+                "model": self.model.state_dict(),
+                "optimizer": self.workload.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "scaler": self._scaler.state_dict(),
                 "elastic": self.step.state_dict(),
                 "growth": self._growth.state_dict() if self._growth else None,
                 "standing": vars(self.standing) | {"loss_sum": float(self.standing.loss_sum)},
-                "random": random_state(self._device),
+                "random": random_state(self.device),
             }
         )
 
     def _happened(self, event: Event) -> None:
         self.standing.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
-        if self._processes.is_first:
-            tell(event)
+        if self.processes.is_first:
+            self._on_event(event)
             self._append("events.jsonl", event.to_dict())
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        with (self._out / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._out is not None:
+            with (self._out / name).open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        assert self._out is not None
         path = self._out / name
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if wanted(json.loads(line))]

@@ -24,7 +24,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from rightbatch._serve.web.http import HttpServer, Limits, make_app
-from rightbatch._serve.web.listening import _listen
+from rightbatch._web.listening import _listen
 
 JSON = {"Content_Type": "application/json"}
 LIMITS = Limits(body_bytes=100_000, pixels=1_000_000, upload_seconds=1.0)

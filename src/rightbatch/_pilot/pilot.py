@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from rightbatch._errors import UsageError
 from rightbatch._noise import Part, WeightAverage, look
 from rightbatch._norm import has_batch_norm
+from rightbatch._targets import is_better
 
 WINDOWS = 8
 TRAINING_FIRST = 0.5
@@ -180,13 +181,3 @@ class Pilot:
             )
         self.report.metrics = metrics
         return is_better(name, metrics[name], wanted)
-
-
-def is_better(name: str, value: float, wanted: float) -> bool:
-    """Whether a metric has reached what is wanted: losses and errors from above, others from below.
-
-    >>> is_better("accuracy", 0.91, 0.9), is_better("val_loss", 0.5, 0.4)
-    (True, False)
-    """
-    falls = any(word in name.lower() for word in ("loss", "error", "perplexity", "mae", "mse"))
-    return value <= wanted if falls else value >= wanted

@@ -8,30 +8,26 @@ runs one size after the other, until it is told to stop or its parent is gone.
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import queue
-import signal
-import sys
-import threading
 import time
-import traceback
 from typing import Any, BinaryIO
 
-from rightbatch._probe._wire import Header, receive, receive_bytes, send
+from rightbatch._probe._inside import failure, listen, load, take_over_streams
+from rightbatch._probe._wire import Header, receive_bytes, send
 
 _SETTLED = 0.002
 """Growth of the charge over half of the steps, as a share of it, that counts as none."""
 
 
 def main() -> None:
-    commands, reports = _take_over_streams()
+    commands, reports = take_over_streams()
     header: Header = pickle.loads(receive_bytes(commands))
-    inbox = _listen(commands)
+    inbox = listen(commands)
     try:
-        factory = _load(header)
+        factory = load(header)
     except BaseException as error:
-        send(reports, event="build", **_failure(error))
+        send(reports, event="build", **failure(error))
         return
     send(reports, event="awake")
 
@@ -45,7 +41,7 @@ def main() -> None:
     try:
         session, device = _build(header, factory, first, reports)
     except BaseException as error:
-        send(reports, event="build", **_failure(error))
+        send(reports, event="build", **failure(error))
         return
     command: dict[str, Any] = first
     while command:
@@ -56,58 +52,6 @@ def main() -> None:
             send(reports, event="probe", **report)
         command = inbox.get()
     session.close()
-
-
-def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Private pipes to the parent; what the workload prints goes to stderr, its input is empty."""
-    commands = os.fdopen(os.dup(0), "rb")
-    reports = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    # Ctrl-C reaches the whole group; the parent decides, and ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return commands, reports
-
-
-def _listen(commands: BinaryIO) -> queue.Queue[dict[str, Any]]:
-    """Commands, read by a thread, so that the process ends at once when its parent is gone."""
-    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    def read() -> None:
-        while (message := receive(commands)) is not None:
-            inbox.put(message)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True, name="commands").start()
-    return inbox
-
-
-def _load(header: Header) -> Any:
-    os.chdir(header.folder)
-    sys.path[:] = header.sys_path + [p for p in sys.path if p not in header.sys_path]
-    sys.argv = ["rightbatch-probe"]
-    # A process that torchrun started would otherwise make every probe try to join its group.
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-    import torch
-
-    import rightbatch._session  # noqa: F401  what a session needs, before the base is taken
-    from rightbatch._random import seed_all
-
-    _first_step(torch)
-    seed_all(header.seed)
-    factory = pickle.loads(header.factory)
-    load = getattr(factory, "load", None)
-    return load() if load is not None else factory
-
-
-def _first_step(torch: Any) -> None:
-    """What torch itself imports with a process' first optimizer (100 MiB) is no workload's need."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    parameter.sum().backward()
-    torch.optim.AdamW([parameter]).step()
 
 
 def _build(
@@ -182,7 +126,7 @@ def _run(session: Any, device: Any, command: dict[str, Any], inference: bool) ->
             "detail": dict(reading.detail),
         }
     except BaseException as error:
-        report |= _failure(error)
+        report |= failure(error)
     report["seconds"] = time.perf_counter() - started
     return report
 
@@ -209,7 +153,7 @@ def _timed(session: Any, command: dict[str, Any]) -> dict[str, Any]:
             "values_per_channel": values.least,
         }
     except BaseException as error:
-        return _failure(error)
+        return failure(error)
     finally:
         values.close()
 
@@ -238,7 +182,7 @@ def _pilot(
             pilot = WorkloadPilot(factory(), device.name, plan)
             report = pilot.run(show)
     except BaseException as error:
-        send(reports, event="build", **_failure(error))
+        send(reports, event="build", **failure(error))
         return
     send(reports, event="pilot", **vars(report))
     while command := inbox.get():
@@ -246,7 +190,7 @@ def _pilot(
         try:
             found = pilot.branches(command["branches"], command["examples"], show)
         except BaseException as error:
-            send(reports, event="build", **_failure(error))
+            send(reports, event="build", **failure(error))
             return
         send(reports, event="branches", found=found)
 
@@ -282,33 +226,15 @@ def _follow(
         else:
             follower = Follower(factory, seed=header.seed)
     except BaseException as error:
-        send(reports, event="follow", answers=[_failure(error)] * len(command["follow"]))
+        send(reports, event="follow", answers=[failure(error)] * len(command["follow"]))
         return
     gc.freeze()  # what was imported is not garbage; every trace collects before it begins
     while True:
         tasks = [(task.pop("batch_size"), Variant(**task)) for task in command["follow"]]
-        found = answers(follower, tasks, _failure)
+        found = answers(follower, tasks, failure)
         about = {"how": follower.how, "notes": follower.notes, "examples": follower.examples}
         send(reports, event="follow", answers=found, at_least=follower.at_least, **about)
         command = inbox.get()
-
-
-def _failure(error: BaseException) -> dict[str, Any]:
-    from rightbatch._device import is_out_of_memory
-
-    out_of_memory = is_out_of_memory(error)
-    try:
-        text = "".join(traceback.format_exception(error))
-    except MemoryError:
-        text = ""
-    return {
-        "outcome": "out_of_memory" if out_of_memory else "failed",
-        "failure": {
-            "type": type(error).__name__,
-            "message": str(error)[:2000],
-            "traceback": text[-20000:],
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from rightbatch._device._out_of_memory import death_by_memory
+from rightbatch._probe._child import Child
 from rightbatch._probe._record import Failure, Outcome, Probe
-from rightbatch._probe._wire import Header, receive, send, send_bytes
+from rightbatch._probe._wire import Header
 
 EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """glibc's malloc keeps freed memory for later, which blurs small measurements by hundreds of MiB.
@@ -75,30 +67,7 @@ class ProbeProcess:
         self.ready: Ready | None = None
         self._about: dict[str, Any] = {}
         self._awake = False
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        # It may be killed at any moment, so its temporary files are ours to delete.
-        self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True)
-        temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
-        package_root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        environment = os.environ | temporary | {"PYTHONPATH": path}
-        if exact:
-            environment |= EXACT_MALLOC
-        self._process = subprocess.Popen(
-            # -P: the folder where the user stands must not shadow modules of the probe.
-            [sys.executable, "-P", "-m", "rightbatch._probe"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            # Its own group: Ctrl-C is the parent's to answer, and its workers end with it.
-            process_group=0 if os.name == "posix" else None,
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._commands = cast(BinaryIO, self._process.stdin)
-        self._reports = cast(BinaryIO, self._process.stdout)
-        with suppress(BrokenPipeError):  # it died at once; the first run says why
-            send_bytes(self._commands, pickle.dumps(header))
+        self._child = Child("rightbatch._probe", header, EXACT_MALLOC if exact else None)
 
     def run(
         self,
@@ -117,11 +86,10 @@ class ProbeProcess:
             BuildError: if the session could not even be built.
         """
         started = time.perf_counter()
-        with suppress(BrokenPipeError):
-            most = most_steps or steps
-            about = {"steps": steps, "most_steps": most, "enough": enough}
-            send(self._commands, batch_size=batch_size, limit=limit, **about)
-        while (report := receive(self._reports)) is not None:
+        most = most_steps or steps
+        about = {"steps": steps, "most_steps": most, "enough": enough}
+        self._child.send(batch_size=batch_size, limit=limit, **about)
+        while (report := self._child.receive()) is not None:
             event = report.pop("event")
             if event == "probe":
                 failure = report.pop("failure", None)
@@ -145,17 +113,15 @@ class ProbeProcess:
         A task has a `batch_size`, and fields of `Variant`. May be asked again and again, but not of
         a process that ran.
         """
-        with suppress(BrokenPipeError):
-            send(self._commands, follow=[dict(task) for task in tasks])
-        while (report := receive(self._reports)) is not None:
+        self._child.send(follow=[dict(task) for task in tasks])
+        while (report := self._child.receive()) is not None:
             event = report.pop("event")
             if event == "follow":
                 return Followed(**report)
             if event == "build":
                 return Followed([report] * len(tasks))
-        code = self._process.wait()
-        failure = {"type": "ProcessDied", "message": f"the process ended with status {code}"}
-        return Followed([{"outcome": "failed", "failure": failure}] * len(tasks))
+        _, failure = self._child.death()
+        return Followed([{"outcome": "failed", "failure": vars(failure)}] * len(tasks))
 
     def time(
         self,
@@ -172,9 +138,8 @@ class ProbeProcess:
         Raises:
             BuildError: if the session could not even be built.
         """
-        with suppress(BrokenPipeError):
-            about = {"seconds": seconds, "limit": limit, "precision": precision}
-            send(self._commands, time=batch_size, **about)
+        about = {"seconds": seconds, "limit": limit, "precision": precision}
+        self._child.send(time=batch_size, **about)
         return self._answer("timed")
 
     def pilot(
@@ -185,8 +150,7 @@ class ProbeProcess:
         Raises:
             BuildError: if it fails; its outcome says whether for want of memory.
         """
-        with suppress(BrokenPipeError):
-            send(self._commands, pilot=dict(plan), limit=limit)
+        self._child.send(pilot=dict(plan), limit=limit)
         return self._answer("pilot", show)
 
     def branches(
@@ -197,15 +161,14 @@ class ProbeProcess:
         Raises:
             BuildError: if one fails.
         """
-        with suppress(BrokenPipeError):
-            send(self._commands, branches=[dict(one) for one in tries], examples=examples)
+        self._child.send(branches=[dict(one) for one in tries], examples=examples)
         found: list[dict[str, Any]] = self._answer("branches", show)["found"]
         return found
 
     def _answer(
         self, event: str, show: Callable[[str], object] = lambda text: None
     ) -> dict[str, Any]:
-        while (report := receive(self._reports)) is not None:
+        while (report := self._child.receive()) is not None:
             said = report.pop("event")
             if said == event:
                 return report
@@ -216,21 +179,12 @@ class ProbeProcess:
             elif said in ("device", "ready"):
                 self._about |= report
                 self.ready = Ready(**self._about)
-        outcome, failure = self._death()
+        outcome, failure = self._child.death()
         raise BuildError(outcome, failure, self.ready)
 
     def stop(self) -> None:
         """End the process; its workers end with it."""
-        if os.name == "posix":
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        elif self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._commands, self._reports, self._stderr):
-            with suppress(OSError):  # a command that was never read
-                stream.close()
-        self._folder.cleanup()
+        self._child.stop()
 
     def __enter__(self) -> ProbeProcess:
         return self
@@ -239,7 +193,7 @@ class ProbeProcess:
         self.stop()
 
     def _ended(self, batch_size: int, seconds: float) -> Probe:
-        outcome, failure = self._death()
+        outcome, failure = self._child.death()
         if "examples" not in self._about:
             raise BuildError(outcome, failure, self.ready)
         return Probe(
@@ -249,11 +203,3 @@ class ProbeProcess:
             self.number,
             failure=failure,
         )
-
-    def _death(self) -> tuple[Outcome, Failure]:
-        """The process is gone without a report: killed for memory, or crashed."""
-        code = self._process.wait()
-        self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace")[-20000:]
-        failure = Failure("ProcessDied", f"the probe's process ended with status {code}", said)
-        return ("killed" if death_by_memory(code, said) else "failed"), failure

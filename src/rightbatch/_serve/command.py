@@ -22,8 +22,8 @@ from rightbatch._progress import Live
 from rightbatch._serve.calibrate import Calibration
 from rightbatch._serve.records import Contract
 from rightbatch._serve.run import Server
-from rightbatch._serve.web.access import is_this_machine
 from rightbatch._units import parse_seconds
+from rightbatch._web.access import is_this_machine
 
 PAGE_PORT = 8470  # where the page is looked for, if nobody said where
 _LOOK = 0.2  # seconds between two looks

@@ -199,8 +199,8 @@ class Server:
             UsageError: if it cannot listen there, or has to have a token.
             MissingExtraError: if FastAPI is not installed.
         """
-        from rightbatch._serve.web.access import is_this_machine
         from rightbatch._serve.web.http import HttpServer, make_app
+        from rightbatch._web.access import is_this_machine
 
         if token is None and not is_this_machine(host):
             raise UsageError(

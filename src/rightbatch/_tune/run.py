@@ -15,6 +15,7 @@ from rightbatch._noise import Look, estimated
 from rightbatch._probe import BuildError, Header, ProbeProcess, header_for
 from rightbatch._progress import Live
 from rightbatch._scaling import Scaling, scaling
+from rightbatch._targets import parse_target
 from rightbatch._throughput import Network, Steps, Throughput, spread
 from rightbatch._tune.advice import Situation, advise
 from rightbatch._tune.decide import Decision, decide
@@ -80,7 +81,7 @@ def tune(
     if verify and hasattr(factory, "session"):
         raise UsageError("verify trains branches of a Workload; a framework's trainer has no such")
     asked = _Asked(
-        target=_parse_target(target),
+        target=None if target is None else parse_target(target),
         budget=parse_seconds(budget),
         objective=objective,
         base_batch=base_batch,
@@ -332,15 +333,3 @@ def _seen(report: dict[str, Any]) -> Look:
         for key in ("observations", "at_average")
     )
     return Look(here, there)
-
-
-def _parse_target(text: str | None) -> tuple[str, float] | None:
-    if text is None:
-        return None
-    name, _, value = text.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise UsageError(
-            f"{text!r} is no target; write a metric and its value, for example loss=0.45"
-        ) from None

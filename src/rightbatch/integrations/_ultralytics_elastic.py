@@ -6,16 +6,19 @@ again; later the training ends. Here a batch that does not fit is run in parts w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.tasks import ClassificationModel, RTDETRDetectionModel
+from ultralytics.utils.torch_utils import unwrap_model
 
 from rightbatch import _faults
 from rightbatch._device._caches import release
-from rightbatch._elastic import Elastic
+from rightbatch._elastic import Elastic, Event
+from rightbatch._elastic.events import tell
 from rightbatch._elastic.gradients import Failure, add_gradients, caught, set_aside
 from rightbatch._errors import NothingFitsError
 
@@ -27,11 +30,19 @@ class ElasticYolo:
     """Sits in a trainer from `on_train_start` to `on_train_end`, as callbacks.
 
     The loss of a detector divides by a sum over the batch, so parts are not exactly the whole; as
-    long as memory suffices there is one part. Not with DDP, whose processes Ultralytics starts.
+    long as memory suffices there is one part, or parts of `micro_batch_size`. Not with DDP, whose
+    processes Ultralytics starts.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        micro_batch_size: int | None = None,
+        on_event: Callable[[Event], object] = tell,
+    ) -> None:
         self._trainer = trainer
+        self._micro_batch_size, self._on_event = micro_batch_size, on_event
         self._elastic: Elastic | None = None
         self._armed = ExitStack()
         self._items: list[tuple[dict[str, Any], int]] = []
@@ -53,6 +64,22 @@ class ElasticYolo:
         lost = counts.get("out_of_memory", 0) + counts.get("rolled_back", 0)
         return lost + self.evaluation_events
 
+    @property
+    def micro_batch_size(self) -> int | None:
+        """The size in use; None before the training."""
+        return self._elastic.micro_batch_size if self._elastic else None
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The mean over the images, in one part, that no update is made of."""
+        loss, _ = self._loss_of(batch)
+        mean: Tensor = loss.sum() / self._factor(batch)
+        return mean
+
+    def close(self) -> None:
+        """Give the model back as it was, where a training was left before its end."""
+        if self._elastic is not None:
+            self._end(self._trainer)
+
     def _start(self, trainer: Any) -> None:
         model = trainer.model
         self._loss_of = model.forward
@@ -60,10 +87,11 @@ class ElasticYolo:
             model,
             trainer.optimizer,
             self._loss,
-            micro_batch_size=int(trainer.batch_size),
+            micro_batch_size=self._micro_batch_size or int(trainer.batch_size),
             count=_images,
             split=split,
             backward=lambda loss: trainer.scaler.scale(loss * self._whole).backward(),
+            on_event=self._on_event,
             check=False,  # it is known not to be exact
         )
         model.forward = self._forward
@@ -78,7 +106,7 @@ class ElasticYolo:
         elastic = self._elastic
         if elastic is None or not isinstance(x, Mapping) or not torch.is_grad_enabled():
             return self._loss_of(x, *arguments, **keywords)
-        self._items, self._whole = [], _images(x)
+        self._items, self._whole = [], self._factor(x)
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
         with set_aside(parameters) as found:
             report = elastic.gradients(x)
@@ -87,12 +115,18 @@ class ElasticYolo:
         return loss, _mean(self._items[-report.micro_batches :])
 
     def _loss(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
-        """The mean over images, of which Ultralytics' loss is the sum."""
+        """The mean over images."""
         torch.clear_autocast_cache()  # it would hold what an earlier part's backward pass freed
         loss, items = self._loss_of(part)
         self._items.append((items, _images(part)))
-        mean: Tensor = loss.sum() / _images(part)
+        mean: Tensor = loss.sum() / self._factor(part)
         return mean
+
+    def _factor(self, batch: Mapping[str, Any]) -> int:
+        """Ultralytics' loss over the mean: most are sums over the images, some are means."""
+        model = unwrap_model(self._trainer.model)
+        is_mean = isinstance(model, ClassificationModel | RTDETRDetectionModel)
+        return 1 if is_mean else _images(batch)
 
     def _start_validation(self, validator: Any) -> None:
         ema = getattr(self._trainer, "ema", None)
@@ -115,6 +149,16 @@ class ElasticYolo:
                     error_message=done.message,
                 )
             self.evaluation_events += 1
+            half = -(-len(x) // 2)
+            self._on_event(
+                Event(
+                    "out_of_memory",
+                    self._elastic.state_dict()["steps"] if self._elastic else 0,
+                    f"{done.message}; {half} at once are tried",
+                    half,
+                    "evaluation",
+                )
+            )
             halves = [forward(half, *arguments, **keywords) for half in x.chunk(2)]
             return _joined(halves, [len(half) for half in x.chunk(2)])
 

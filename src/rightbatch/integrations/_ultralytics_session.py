@@ -38,7 +38,7 @@ class YoloSession:
         self._inference = inference
         self._steps = 0
         self._folder = tempfile.mkdtemp(prefix="rightbatch-")
-        _write_no_caches()
+        write_no_caches()
         self._trainer = _set_up(factory, device, self._folder)
         self._train_data = self._trainer.train_loader.dataset
         self._val_data = self._trainer.test_loader.dataset
@@ -241,8 +241,7 @@ class _OneBatch:
 
 def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
     """A trainer that is ready to train, and writes into `folder` only."""
-    # Trackers of every kind register themselves here, and some begin a run at once.
-    engine.callbacks.add_integration_callbacks = lambda *_: None
+    register_no_trackers()
     overrides = dict(factory.overrides) | {
         "project": folder,
         "name": "probe",
@@ -276,7 +275,12 @@ def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
     return trainer
 
 
-def _write_no_caches() -> None:
+def register_no_trackers() -> None:
+    """Trackers of every kind register themselves with a trainer, and some begin a run at once."""
+    engine.callbacks.add_integration_callbacks = lambda *_: None
+
+
+def write_no_caches() -> None:
     """Keep Ultralytics from writing `labels.cache` beside the user's labels."""
     import ultralytics.data.dataset as dataset
 

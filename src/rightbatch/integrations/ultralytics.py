@@ -35,10 +35,19 @@ if TYPE_CHECKING:
     from rightbatch._pilot import PilotPlan, PilotReport
     from rightbatch._workload import Session
     from rightbatch.integrations._ultralytics_elastic import ElasticYolo
+    from rightbatch.integrations._ultralytics_study import YoloLoop
 
 _FAMILIES = ("yolo", "rtdetr")
 _TRACKERS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "sync")
 _DEFAULT_MARGIN = 0.05
+_NOMINAL_BATCH = 64
+_OF_BOXES = ("precision", "recall", "mAP50", "mAP50-95")
+_OTHERS = (
+    *(f"{name}{kind}" for name in _OF_BOXES for kind in "BMP"),
+    "accuracy_top1",
+    "accuracy_top5",
+)
+"""Metrics by the last part of their names; B is of boxes, M of masks, P of poses."""
 
 
 def install() -> None:
@@ -157,6 +166,24 @@ class YoloFactory:
 
         return run_pilot(self, device, plan, show)
 
+    @property
+    def base_batch(self) -> int:
+        """The batch size that Ultralytics' learning rates are for."""
+        return int(self.overrides.get("nbs", _NOMINAL_BATCH))
+
+    def metric_name(self, name: str) -> str:
+        """As it is logged: `metrics/mAP50B` for `mAP50` and for `metrics/mAP50(B)`."""
+        name = logged_name(name)
+        if name in _OF_BOXES:
+            return f"metrics/{name}B"
+        return f"metrics/{name}" if name in _OTHERS else name
+
+    def loop(self, **options: Any) -> YoloLoop:
+        """A training that is watched, for `study`; called in a run's process, after `load`."""
+        from rightbatch.integrations._ultralytics_study import YoloLoop
+
+        return YoloLoop(self, **options)
+
     def train(
         self,
         *,
@@ -243,6 +270,11 @@ def from_spec(
     if imgsz is not None:
         overrides["imgsz"] = imgsz
     return YoloFactory(overrides)
+
+
+def logged_name(name: str) -> str:
+    """A metric as Ultralytics' own loggers name it, since trackers take no parentheses."""
+    return name.replace("(", "").replace(")", "")
 
 
 def without_trackers() -> None:

@@ -24,12 +24,12 @@ from typing import Any, Protocol
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.web.access import Door
 from rightbatch._serve.web.bodies import Held, Overloaded, read_body
 from rightbatch._serve.web.images import BadImage, Limits
-from rightbatch._serve.web.listening import HttpServer
 from rightbatch._serve.web.metrics import Metrics
 from rightbatch._serve.web.predict import Predictor, answer
+from rightbatch._web.access import Door
+from rightbatch._web.listening import HttpServer
 
 try:
     from fastapi import FastAPI, Request, Response

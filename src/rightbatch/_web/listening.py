@@ -27,9 +27,12 @@ class HttpServer:
         http = HttpServer().start(app, "127.0.0.1", 0)
         print(http.url)
         http.stop()
+
+    `extra` is the one that brings uvicorn, `option` the flag that a port is chosen with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, extra: str = "serve", option: str = "--http") -> None:
+        self._extra, self._option = extra, option
         self._host, self._port = "", 0
         self._listener: socket.socket | None = None
         self._server: uvicorn.Server | None = None
@@ -47,7 +50,7 @@ class HttpServer:
         Raises:
             UsageError: if it cannot listen there.
         """
-        self._listener = _listen(host, port)
+        self._listener = _listen(host, port, self._option)
         self._host, self._port = host, self._listener.getsockname()[1]
         return self
 
@@ -66,7 +69,7 @@ class HttpServer:
         try:
             import uvicorn
         except ImportError:
-            raise MissingExtraError("uvicorn", "serve") from None
+            raise MissingExtraError("uvicorn", self._extra) from None
 
         if self._listener is None:
             self.bind(host, port)
@@ -116,7 +119,7 @@ class HttpServer:
             self._thread.join(1.0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, option: str) -> socket.socket:
     if not 0 <= port < 65536:
         raise UsageError(f"a port is a number from 0 to 65535, got {port}")
     try:
@@ -133,15 +136,15 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen at {host} port {port}: {_why(error)}") from None
+        raise UsageError(f"cannot listen at {host} port {port}: {_why(error, option)}") from None
     return listener
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError, option: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program does; choose another port with --http PORT (0: any that is free)"
+        return f"another program does; choose another port with {option} PORT (0: any that is free)"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "that needs an administrator's rights; choose one from 1024 on with --http PORT"
+        return f"that needs an administrator's rights; choose one from 1024 on with {option} PORT"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address; 127.0.0.1 is this machine, 0.0.0.0 all of it"
     return str(error)

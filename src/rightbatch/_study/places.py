@@ -1,0 +1,64 @@
+"""Where runs are trained: this machine, or a cluster that an integration knows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from rightbatch._errors import UsageError
+from rightbatch._probe._child import Child
+from rightbatch._probe._wire import Header
+from rightbatch._study.process import Said, said_by, threads_of
+from rightbatch._study.run import RunPlan
+from rightbatch._study.sweep import Place
+
+
+class ThisMachine:
+    """A process for each run, `jobs` of them at a time sharing the CPU's threads."""
+
+    def __init__(self, header: Header, jobs: int) -> None:
+        self._header, self._threads = header, threads_of(jobs)
+        self._children: set[Child] = set()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+
+    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+        """As in `Place`."""
+        started: list[Child] = []
+
+        def on_start(child: Child) -> None:
+            started.append(child)
+            with self._lock:
+                self._children.add(child)
+                if self._is_stopped:
+                    child.kill()
+
+        try:
+            yield from said_by(self._header, plan, threads=self._threads, on_start=on_start)
+        finally:
+            with self._lock:
+                self._children.difference_update(started)
+
+    def stop(self) -> None:
+        """As in `Place`."""
+        with self._lock:
+            self._is_stopped = True
+            for child in self._children:
+                child.kill()
+
+
+def place_of(on: str | None, header: Header, jobs: int, **options: Any) -> Place:
+    """The place called so; integrations name theirs in the entry point group `rightbatch.places`.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if on is None:
+        return ThisMachine(header, jobs)
+    known = {found.name: found for found in entry_points(group="rightbatch.places")}
+    if on not in known:
+        raise UsageError(f"on is one of {', '.join(sorted(known)) or 'none'}, not {on!r}")
+    made: Place = known[on].load()(header, **options)
+    return made

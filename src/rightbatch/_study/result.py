@@ -1,0 +1,115 @@
+"""What a study found: its runs, their comparison, as a table and as pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rightbatch._errors import MissingExtraError
+from rightbatch._study.records import Axis, Run, Target
+from rightbatch._study.summary import Summary, summarize
+from rightbatch._units import format_bytes
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The `runs` of a study, newest try of each first, and the `summary` of them by batch size.
+
+    `out` is the folder, which `rightbatch ui OUT` shows and `rightbatch report OUT` writes into one
+    file.
+    """
+
+    runs: tuple[Run, ...]
+    target: Target | None
+    summary: Summary
+    out: str
+
+    @property
+    def reason(self) -> str:
+        """The answer in a sentence or some."""
+        return " ".join(self.summary.sentences)
+
+    @property
+    def exit_code(self) -> int:
+        """0; 1 where no size reached the target, or memory sufficed for none; 3 where all runs
+        failed."""
+        statuses = {run.status for run in self.runs}
+        if statuses <= {"failed", "stopped"} and "failed" in statuses:
+            return 3
+        if self.target is not None:
+            return 0 if any(size.count for size in self.summary.sizes) else 1
+        return 0 if "finished" in statuses else 1
+
+    @property
+    def frame(self) -> Any:
+        """A row for each run, in a pandas DataFrame.
+
+        Raises:
+            MissingExtraError: without pandas, which mlflow brings.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError("pandas", "study") from None
+
+        return pandas.DataFrame([self._row(run) for run in self.runs])
+
+    def plot(self, metric: str = "loss", axis: Axis = "examples") -> Any:
+        """A plotly figure of a metric along the runs: a colour for each batch size, seeds as bands.
+
+        Raises:
+            MissingExtraError: without plotly.
+        """
+        from rightbatch._study.figures import curves_figure
+
+        return curves_figure(self.runs, metric, axis, self.target)
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {'batch':>6}  {'runs':>5}  {'seconds':>9}  {'steps':>9}  {'examples':>10}  "
+            f"{'examples/s':>10}  {'peak':>9}"
+        ]
+        for size in self.summary.sizes:
+            figures = (size.seconds, size.steps, size.examples, size.examples_per_second)
+            cells = ["–" if one is None else f"{one.middle:.4g}" for one in figures]
+            peak = "–" if size.peak_bytes is None else format_bytes(size.peak_bytes.middle)
+            lines.append(
+                f"  {size.batch_size:>6}  {size.runs:>5}  {cells[0]:>9}  {cells[1]:>9}  "
+                f"{cells[2]:>10}  {cells[3]:>10}  {peak:>9}"
+            )
+        reach = f" to {self.target}" if self.target else ""
+        return "\n".join(
+            [
+                *self.summary.sentences,
+                f"median{reach}:",
+                *lines,
+                f"look: rightbatch ui {self.out}; in one file: rightbatch report {self.out}",
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch study --json`."""
+        return {
+            "runs": [self._row(run) | {"parameters": dict(run.parameters)} for run in self.runs],
+            "summary": self.summary.to_dict(),
+            "target": None if self.target is None else vars(self.target),
+            "reason": self.reason,
+            "out": self.out,
+        }
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        plain = (
+            "batch_size seed learning_rate_factor status reason learning_rate micro_batch_size "
+            "steps examples seconds epochs examples_per_second peak_bytes limit_bytes device"
+        )
+        return {name: getattr(run, name) for name in plain.split()} | {
+            "metrics": dict(run.metrics),
+            "name": run.name,
+        }
+
+
+def result_of(source: Any, out: str) -> StudyResult:
+    """Of what a store holds now."""
+    runs = tuple(source.runs())
+    target = source.target
+    return StudyResult(runs, target, summarize(runs, target), out)

@@ -1,0 +1,86 @@
+"""The page's HTML and files, and the script of Plotly, which its package brings."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from rightbatch._errors import MissingExtraError
+
+_HERE = Path(__file__).parent
+SHEETS = ("page.css", "answer.css", "charts.css", "runs.css", "narrow.css")
+"""In the order in which they overrule each other."""
+
+# Not guessed: what Windows takes .js for depends on what was installed there.
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+def files() -> dict[str, bytes]:
+    """The page's own files, by name."""
+    static = _HERE / "static"
+    return {file.name: file.read_bytes() for file in static.iterdir() if file.suffix in KINDS}
+
+
+def plotly_name() -> str:
+    """What Plotly's script is called here: another name for another version."""
+    _plotly_file()
+    return f"plotly-{importlib.metadata.version('plotly')}.min.js"
+
+
+def plotly_script() -> bytes:
+    """Plotly for a browser, 4.8 MB.
+
+    Raises:
+        MissingExtraError: if Plotly is not installed.
+    """
+    return _plotly_file().read_bytes()
+
+
+def plotly_marks() -> list[str]:
+    """Ids by which Plotly knows that a sheet of its, all of it for maps, is there already.
+
+    An element of that id keeps it from adding an inline one, which the page does not allow.
+    """
+    return re.findall(r'getElementById\("([0-9a-f]{64})"\)', plotly_script().decode())
+
+
+def _plotly_file() -> Path:
+    # Found without importing it, which takes a second.
+    found = importlib.util.find_spec("plotly")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError("Plotly", "study")
+    return Path(found.submodule_search_locations[0], "package_data", "plotly.min.js")
+
+
+def html(**values: Any) -> str:
+    """The page; `report` says whether it is a file of its own.
+
+    Raises:
+        MissingExtraError: if Jinja2 is not installed.
+    """
+    defaults = {
+        "report": False,
+        "title": "rightbatch",
+        "sheets": SHEETS,
+        "sentences": (),
+        "marks": (),
+    }
+    return str(_template().render(defaults | values))
+
+
+@functools.cache
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError:
+        raise MissingExtraError("Jinja2", "study") from None
+
+    loader = jinja2.FileSystemLoader(_HERE / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("index.html")

@@ -1,0 +1,35 @@
+"""Metrics with a value to reach. Imports no torch: a page that compares runs need not have it."""
+
+from __future__ import annotations
+
+from rightbatch._errors import UsageError
+
+_FALLING = ("loss", "error", "perplexity", "mae", "mse")
+
+
+def is_better(name: str, value: float, wanted: float) -> bool:
+    """Whether a metric has reached what is wanted: losses and errors from above, others from below.
+
+    >>> is_better("accuracy", 0.91, 0.9), is_better("val_loss", 0.5, 0.4)
+    (True, False)
+    """
+    falls = any(word in name.lower() for word in _FALLING)
+    return value <= wanted if falls else value >= wanted
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """A metric and the value to reach.
+
+    >>> parse_target("loss=0.45")
+    ('loss', 0.45)
+
+    Raises:
+        UsageError: if it is none.
+    """
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is no target; write a metric and its value, for example loss=0.45"
+        ) from None

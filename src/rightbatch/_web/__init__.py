@@ -1,0 +1,1 @@
+"""A page of this machine: who may ask for it, and where it listens."""

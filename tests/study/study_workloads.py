@@ -1,0 +1,106 @@
+"""Workloads of a study that take milliseconds, and some that end badly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import rightbatch as rb
+
+EXAMPLES = 96
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    return nn.functional.mse_loss(model(x).squeeze(1), y)
+
+
+def regression(lr: float = 0.05, examples: int = EXAMPLES) -> rb.Workload:
+    """Linear regression with noise; its least loss is about 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(examples, 4, generator=generator)
+    y = x @ torch.tensor([1.0, -2.0, 0.5, 0.0]) + 0.1 * torch.randn(examples, generator=generator)
+    model = nn.Linear(4, 1)
+    return rb.Workload(
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        data=TensorDataset(x, y),
+        evaluation_data=TensorDataset(x[:32], y[:32]),
+        name="regression",
+    )
+
+
+def with_adam() -> rb.Workload:
+    w = regression()
+    optimizer = torch.optim.Adam(w.model.parameters(), lr=0.01)
+    return rb.Workload(**vars(w) | {"optimizer": optimizer})
+
+
+def diverging() -> rb.Workload:
+    return regression(lr=1e6)
+
+
+def failing_at_24() -> rb.Workload:
+    """Every batch of 24 fails; of other sizes none."""
+    w = regression()
+
+    def picky(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if len(batch[0]) == 24:
+            raise ValueError("24 is too much for me")
+        return loss(model, batch)
+
+    return rb.Workload(**vars(w) | {"loss": picky})
+
+
+def short_of_memory() -> rb.Workload:
+    """Batches of more than 8 need more than there is."""
+    w = regression()
+
+    def hungry(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if len(batch[0]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(model, batch)
+
+    return rb.Workload(**vars(w) | {"loss": hungry, "split": lambda batch, n: [batch]})
+
+
+def dying() -> rb.Workload:
+    """The process is gone in the middle, without a word."""
+    w = regression()
+
+    def deadly(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        os.kill(os.getpid(), signal.SIGABRT)
+        return loss(model, batch)
+
+    return rb.Workload(**vars(w) | {"loss": deadly})
+
+
+def slow() -> rb.Workload:
+    """A fiftieth of a second a step."""
+    w = regression()
+
+    def slowly(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        time.sleep(0.02)
+        return loss(model, batch)
+
+    return rb.Workload(**vars(w) | {"loss": slowly})
+
+
+def measured() -> rb.Workload:
+    w = regression()
+
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        return {"norm": float(model.weight.norm())}  # type: ignore[union-attr]
+
+    return rb.Workload(**vars(w) | {"evaluate": evaluate})
+
+
+def broken() -> rb.Workload:
+    raise RuntimeError("there is no data here")
