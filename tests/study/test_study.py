@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("mlflow")
@@ -172,6 +173,33 @@ def test_after_a_kill_the_same_command_goes_on_and_repeats_nothing_that_is_done(
     after = [run for run in runs_in(tmp_path) if run.status == "finished"]
     assert sorted(run.seed or 0 for run in after) == [0, 1]
     assert done.items() <= {run.id: dict(run.metrics) for run in after}.items()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="interrupts as POSIX does")
+def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(tmp_path: Path) -> None:
+    told = command(tmp_path, "slow", "--batches", "16", "--seeds", "1", "--epochs", "1000")
+    with subprocess.Popen(told, stderr=subprocess.PIPE, text=True) as interrupted:
+        until = time.monotonic() + PATIENCE
+        while not _trains(tmp_path):
+            assert time.monotonic() < until
+            assert interrupted.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(interrupted.pid).children(recursive=True)
+        interrupted.send_signal(signal.SIGINT)
+        _, said = interrupted.communicate(timeout=PATIENCE)
+    assert interrupted.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert children
+    assert not [child for child in children if child.is_running()]
+    assert [run.status for run in runs_in(tmp_path)] == ["stopped"]
+
+
+def _trains(out: Path) -> bool:
+    try:
+        return (out / "mlflow.db").exists() and any(run.curves for run in runs_in(out))
+    except rb.RightbatchError:  # it is being made
+        return False
 
 
 def _finished(out: Path) -> bool:

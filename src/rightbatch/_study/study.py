@@ -103,7 +103,7 @@ def study(
         store.study(kept.to_dict(), target=asked.target)
         planned = Planned(asked, store, sharpness=sharpness)
         keys = asked.keys()
-        with Reader(out) as reader:
+        with Reader(out) as reader, _interruptible(store):
             judge = None
             if prune:
                 from rightbatch._study.pruning import Pruner
@@ -138,6 +138,18 @@ def _only_one(out: Path) -> Iterator[None]:
     except Timeout:
         raise UsageError(
             f"another sweep is at work in {out}; wait for it, or take another --out"
+        ) from None
+
+
+@contextmanager
+def _interruptible(store: Store) -> Iterator[None]:
+    """After Ctrl-C nothing seems to train on, and it is said how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        store.abandon("interrupted")
+        raise KeyboardInterrupt(
+            "interrupted; what has ended is kept, and the same command goes on"
         ) from None
 
 
