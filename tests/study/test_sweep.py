@@ -35,6 +35,8 @@ def well(plan: RunPlan) -> Iterator[Said]:
 class Somewhere:
     """A place that does as it is told, and counts."""
 
+    jobs = 1
+
     def __init__(self, behaviour: Callable[[RunPlan], Iterator[Said]] = well) -> None:
         self._behaviour = behaviour
         self._lock = threading.Lock()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._probe._child import Child
@@ -19,7 +19,7 @@ class ThisMachine:
     """A process for each run, `jobs` of them at a time sharing the CPU's threads."""
 
     def __init__(self, header: Header, jobs: int) -> None:
-        self._header, self._threads = header, threads_of(jobs)
+        self._header, self._threads, self.jobs = header, threads_of(jobs), jobs
         self._children: set[Child] = set()
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -49,16 +49,23 @@ class ThisMachine:
                 child.kill()
 
 
-def place_of(on: str | None, header: Header, jobs: int, **options: Any) -> Place:
-    """The place called so; integrations name theirs in the entry point group `rightbatch.places`.
+@contextmanager
+def opened(on: str | None, header: Header, jobs: int) -> Iterator[Place]:
+    """The place called so, and its end; integrations name theirs in the entry point group
+    `rightbatch.places`.
 
     Raises:
         UsageError: if there is none of that name.
     """
+    place: Place
     if on is None:
-        return ThisMachine(header, jobs)
-    known = {found.name: found for found in entry_points(group="rightbatch.places")}
-    if on not in known:
-        raise UsageError(f"on is one of {', '.join(sorted(known)) or 'none'}, not {on!r}")
-    made: Place = known[on].load()(header, **options)
-    return made
+        place = ThisMachine(header, jobs)
+    else:
+        known = {found.name: found for found in entry_points(group="rightbatch.places")}
+        if on not in known:
+            raise UsageError(f"on is one of {', '.join(sorted(known)) or 'none'}, not {on!r}")
+        place = known[on].load()(header)
+    try:
+        yield place
+    finally:
+        place.stop()

@@ -12,7 +12,7 @@ from rightbatch._factory import resolve
 from rightbatch._probe._wire import header_for
 from rightbatch._study.asked import UNBOUNDED, Asked
 from rightbatch._study.board import Terminal
-from rightbatch._study.places import place_of
+from rightbatch._study.places import opened
 from rightbatch._study.planned import Planned
 from rightbatch._study.reader import Reader
 from rightbatch._study.records import Run, RunKey, Target
@@ -95,9 +95,8 @@ def study(
         raise UsageError("learning rates are searched for, or given: not both")
     out = Path(out).expanduser()
     header = header_for(factory, device=device, margin=margin, seed=0)
-    place = place_of(on, header, jobs)
     store = Store.open(out, asked.workload)
-    with _only_one(out):
+    with _only_one(out), opened(on, header, jobs) as place:
         before = store.asked()
         kept = asked if before is None else asked.joined(before, str(out))
         store.study(kept.to_dict(), target=asked.target)
@@ -109,9 +108,12 @@ def study(
                 from rightbatch._study.pruning import Pruner
 
                 judge = Pruner(asked.target, reader.runs())
-            with Terminal(len(keys), asked.epochs, enabled=progress) as board:
-                board.done(sum(key in planned.done for key in keys))
-                sweep = Sweep(place, planned.begin, board, jobs=jobs, judge=judge)
+            trials = max(0, search - 1) * len(asked.batches)  # the first is one of the seeds' runs
+            with Terminal(len(keys) + trials, asked.epochs, enabled=progress) as board:
+                board.done(
+                    len(planned.done) if search else sum(key in planned.done for key in keys)
+                )
+                sweep = Sweep(place, planned.begin, board, jobs=place.jobs, judge=judge)
 
                 def train(wanted: Sequence[RunKey]) -> dict[RunKey, Run]:
                     planned.done |= sweep.run(planned.plans(wanted))
@@ -122,7 +124,8 @@ def study(
                 if search:
                     from rightbatch._study.searching import searched
 
-                    keys = searched(asked, search, train, reader.runs())
+                    done = [run for run in reader.runs() if run.key in planned.done]
+                    keys = searched(asked, search, train, done)
                 train(keys)
             return result_of(reader, str(out))
 

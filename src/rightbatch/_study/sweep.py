@@ -21,6 +21,10 @@ TRIES = 3
 class Place(Protocol):
     """Where runs are trained: processes of this machine, or a cluster."""
 
+    @property
+    def jobs(self) -> int:
+        """How many runs it takes at a time."""
+
     def said_by(self, plan: RunPlan) -> Iterator[Said]:
         """Train, and say what comes of it, the end last; closing the iterator ends the run.
 
@@ -29,7 +33,7 @@ class Place(Protocol):
         """
 
     def stop(self) -> None:
-        """End all runs at once, from another thread than those that listen."""
+        """End all runs at once, from another thread than those that listen; no more will come."""
 
 
 class Log(Protocol):

@@ -83,7 +83,7 @@ class RayPlace:
         if task is None:
             return
         last = Point(0, 0, 0.0, 0.0, {}, 0.0)
-        lost = self._ray.exceptions
+        errors = self._ray.exceptions
         try:
             for reference in task.stream:
                 said: Said = self._ray.get(reference)
@@ -91,20 +91,20 @@ class RayPlace:
                 yield said
         except GeneratorExit:
             self._cancel(task)
-            with suppress(lost.RayError):
+            with suppress(errors.RayError):
                 for reference in task.stream:
                     self._ray.get(reference)
             raise
-        except lost.OutOfMemoryError as error:  # Ray's, before the system itself runs short
+        except errors.OutOfMemoryError as error:  # Ray's, before the system itself runs short
             yield Said(ended=_short_of_memory(last, str(error)))
-        except (lost.WorkerCrashedError, lost.NodeDiedError, lost.ObjectLostError) as error:
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
             if not self._is_stopped:
-                kind = "machine" if isinstance(error, lost.NodeDiedError) else "worker"
+                kind = "machine" if isinstance(error, errors.NodeDiedError) else "worker"
                 raise LostError(f"its {kind} was lost after {last.steps} steps") from error
-        except lost.TaskCancelledError:
+        except errors.TaskCancelledError:
             if not self._is_stopped:
                 raise
-        except lost.RayTaskError as error:
+        except errors.RayTaskError as error:
             raise _of_worker(error) from None
         finally:
             with self._changed:
