@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("startup", "fit", "predict", "noise", "elastic", "tune", "serve")
+ALL = ("startup", "fit", "predict", "noise", "elastic", "tune", "serve", "study")
 
 
 def main() -> int:

@@ -88,6 +88,14 @@ def test_points_say_where_they_were_taken() -> None:
     assert all(abs(point.at - time.time()) < 60 for point in points)
 
 
+def test_there_is_one_point_at_a_step() -> None:
+    """MLflow pairs the values of two metrics by their order: each has to come as often."""
+    points, _, _ = trained(study_workloads.measured, epochs=4)
+    steps = [point.steps for point in points]
+    assert len(set(steps)) == len(steps)
+    assert {12, 24, 36, 48} <= {p.steps for p in points if "evaluation_loss" in p.values}
+
+
 def test_points_lie_some_percent_apart_however_long_the_run() -> None:
     few, _, _ = trained(study_workloads.regression, batch_size=8, epochs=5)
     many, _, _ = trained(study_workloads.regression, batch_size=8, epochs=50)

@@ -34,6 +34,7 @@ class RunLog:
         self._client = client
         self._artifacts = artifacts
         self._named = Names(AXES_LOGGED)
+        self._steps: int | None = None
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs measurements: the more of them in one call, the cheaper each."""
@@ -43,7 +44,9 @@ class RunLog:
         for point in points:
             at = max(0, round(point.at * 1000))
             values = {self._named[name]: value for name, value in point.values.items()}
-            values |= {axis: getattr(point, axis) for axis in AXES_LOGGED}
+            if point.steps != self._steps:  # MLflow pairs the values of two metrics by their order
+                values |= {axis: getattr(point, axis) for axis in AXES_LOGGED}
+            self._steps = point.steps
             metrics += [
                 Metric(name, float(value), at, int(point.steps)) for name, value in values.items()
             ]

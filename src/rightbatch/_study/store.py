@@ -98,6 +98,8 @@ class Store:
             if not self._own:
                 told = {"schema": SCHEMA, "uri": shown(self.uri), "study": self._study}
                 write_whole(self.folder / POINTER, as_json(told))
+        else:
+            tried(lambda: self._client.update_run(self._id, status="RUNNING"))
         if self.asked() != json.loads(as_json(asked)):
             tags = {
                 "rightbatch.title": self.title,
@@ -106,6 +108,10 @@ class Store:
             tried(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
             self.artifact("study.json", {"title": self.title, "asked": dict(asked)})
         return self._id
+
+    def finish(self) -> None:
+        """The study's own run has ended, until more of it is asked for."""
+        tried(lambda: self._client.set_terminated(self._id, "FINISHED"))
 
     def artifact(self, name: str, document: Mapping[str, Any]) -> None:
         """Keeps a JSON document with the study's run. What is no number becomes null."""

@@ -127,6 +127,7 @@ def study(
                     done = [run for run in reader.runs() if run.key in planned.done]
                     keys = searched(asked, search, train, done)
                 train(keys)
+            store.finish()
             return result_of(reader, str(out))
 
 

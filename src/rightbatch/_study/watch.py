@@ -159,12 +159,16 @@ class Watch:
         return found
 
     def _point(self, loop: Loop, values: dict[str, float]) -> None:
+        """A point at the step of now; what comes after it at the same step joins it."""
         at = loop.standing
+        losses, self._losses = self._losses, []
+        if self._waiting and self._waiting[-1][0].steps == at.steps:
+            before, known = self._waiting.pop()
+            values, losses = {**before.values, **values}, known + losses
         values["learning_rate"] = float(loop.workload.optimizer.param_groups[0]["lr"])
         epochs = at.examples / loop.examples
         point = Point(at.steps, at.examples, at.seconds, epochs, values, time.time())
-        self._waiting.append((point, self._losses))
-        self._losses = []
+        self._waiting.append((point, losses))
         self._point_at = max(at.steps + 1, math.ceil(at.steps * SPACING))
         self._pointed = at.seconds
 
