@@ -8,7 +8,6 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -97,15 +96,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Site]]:
+def site(file: Path, ray_token: Path) -> Iterator[dict[str, Site]]:
     """Applications of one Ray: `means`, which batches, and `slow`, which soon is late."""
     with pytest.MonkeyPatch.context() as patch:
-        # Ray protects its ports with a token, and would make one in the user's home
-        token = tmp_path_factory.mktemp("ray") / "token"
-        token.write_text(str(uuid.uuid4()))
         patch.delenv("RAY_AUTH_MODE", raising=False)
         patch.delenv("RAY_AUTH_TOKEN", raising=False)
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray
         from ray import serve

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,16 +96,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Any]:
+def ray(ray_token: Path, folder: Path) -> Iterator[Any]:
     """Two workers."""
     with pytest.MonkeyPatch.context() as patch:
-        # Ray protects its ports with a token, and would make one in the user's home
-        token = tmp_path_factory.mktemp("ray") / "token"
-        token.write_text(str(uuid.uuid4()))
         patch.delenv("RAY_AUTH_MODE", raising=False)
         patch.delenv("RAY_AUTH_TOKEN", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own files stay where the names of sockets are short enough
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Mapping
 
@@ -76,7 +75,7 @@ def dying() -> rb.Workload:
     w = regression()
 
     def deadly(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        os.kill(os.getpid(), signal.SIGABRT)
+        os._exit(7)
         return loss(model, batch)
 
     return rb.Workload(**vars(w) | {"loss": deadly})

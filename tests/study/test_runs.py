@@ -15,12 +15,14 @@ import psutil
 import pytest
 import study_workloads
 
+from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._factory import resolve
 from rightbatch._probe._wire import header_for
 from rightbatch._study.process import Said, said_by
 from rightbatch._study.records import Ended, RunKey, Target
-from rightbatch._study.run import RunPlan, learning_rate_factors
+from rightbatch._study.run import RunPlan, Teller, learning_rate_factors
+from rightbatch._study.run import run as run_here
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -58,36 +60,52 @@ def test_a_run_tells_its_points_and_then_how_it_ended() -> None:
     assert end.error is None
 
 
+def here(function: str, batch_size: int = 16, **about: Any) -> Ended:
+    """A run in this process, which is what its own one does."""
+    factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
+    told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
+    plan = RunPlan(RunKey(batch_size, 0), **told | {"rule": "none"} | about)
+    heard: list[dict[str, Any]] = []
+    device = open_device("cpu")
+    device.prepare()
+    return run_here(factory.load(), plan, device, 2**30, Teller(lambda **said: heard.append(said)))
+
+
 @pytest.mark.parametrize(
     ("function", "status", "reason"),
     [
         ("diverging", "diverged", "the loss"),
         ("failing_at_24", "failed", "ValueError: 24 is too much for me"),
         ("short_of_memory", "out_of_memory", ""),
-        ("dying", "failed", "the process ended with status"),
     ],
 )
 def test_what_goes_wrong_is_a_result_with_its_reason(
     function: str, status: str, reason: str
 ) -> None:
     size = 24 if function == "failing_at_24" else 16
-    end = ended(run(function, size, rule="none"))
+    end = here(function, size)
     assert end.status == status, end
     assert reason in end.reason
     assert end.error is not None and end.error["message"]
 
 
 def test_a_batch_that_the_data_do_not_fill_is_a_result_too() -> None:
-    end = ended(run("regression", 100, rule="none"))
+    end = here("regression", 100)
     assert end.status == "failed"
     assert "96 examples, fewer than a batch of 100" in end.reason
+
+
+def test_a_process_that_dies_without_a_word_has_failed() -> None:
+    end = ended(run("dying"))
+    assert end.status == "failed"
+    assert "the process ended with status" in end.reason
 
 
 def test_what_every_run_would_meet_is_raised() -> None:
     with pytest.raises(WorkloadError, match="RuntimeError: there is no data here"):
         run("broken")
     with pytest.raises(UsageError, match="depends on the noise scale"):
-        run("regression", 32)
+        here("regression", 32, rule="scaling")
 
 
 def test_the_learning_rate_goes_with_the_batch_by_the_rule() -> None:

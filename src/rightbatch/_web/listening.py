@@ -119,7 +119,7 @@ class HttpServer:
             self._thread.join(1.0)
 
 
-def _listen(host: str, port: int, option: str) -> socket.socket:
+def _listen(host: str, port: int, option: str = "--http") -> socket.socket:
     if not 0 <= port < 65536:
         raise UsageError(f"a port is a number from 0 to 65535, got {port}")
     try:
