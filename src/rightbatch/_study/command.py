@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from rightbatch._errors import UsageError
 from rightbatch._progress import Live
@@ -79,6 +84,7 @@ def show(
         if port is not None:
             raise
         server = HttpServer("study", "--port").start(page, host, 0)
+    _make_ready(server.url, token)
     address = server.url if token is None else f"{server.url}/?token={token}"
     say(f"{source.title}: the page is {address} (Ctrl-C ends it)")
     try:
@@ -88,3 +94,16 @@ def show(
         say("ended; the runs are as they were")
     finally:
         server.stop(1.0)
+
+
+def _make_ready(url: str, token: str | None) -> None:
+    """Ask for what a visitor sees first, so that it is there when the address is said."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    def asked(path: str) -> Any:
+        with urlopen(Request(url + path, headers=headers), timeout=60) as answer:
+            return json.load(answer)
+
+    with suppress(OSError, ValueError):  # the page itself says what is wrong
+        for metric in asked("/api/study")["metrics"][:1]:
+            asked(f"/api/curves?metric={quote(metric)}")

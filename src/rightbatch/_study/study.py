@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rightbatch._errors import UsageError
+from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._factory import resolve
 from rightbatch._probe._wire import header_for
 from rightbatch._study.asked import UNBOUNDED, Asked
@@ -102,7 +102,7 @@ def study(
         store.study(kept.to_dict(), target=asked.target)
         planned = Planned(asked, store, sharpness=sharpness)
         keys = asked.keys()
-        with Reader(out) as reader, _interruptible(store):
+        with Reader(out) as reader, _in_order(store):
             judge = None
             if prune:
                 from rightbatch._study.pruning import Pruner
@@ -146,15 +146,19 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(store: Store) -> Iterator[None]:
-    """After Ctrl-C nothing seems to train on, and it is said how to go on."""
+def _in_order(store: Store) -> Iterator[None]:
+    """Whatever ends the sweep, nothing seems to train on; after Ctrl-C it is said how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        store.abandon("interrupted")
-        raise KeyboardInterrupt(
-            "interrupted; what has ended is kept, and the same command goes on"
-        ) from None
+    except BaseException as error:
+        with suppress(RightbatchError):  # the store may be what has failed
+            store.abandon("the sweep was ended")
+            store.finish()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                "interrupted; what has ended is kept, and the same command goes on"
+            ) from None
+        raise
 
 
 def _epochs(epochs: int | None, target: str | None, budget: float | str | None) -> int:

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 import rightbatch as rb
 
-BATCHES = (8, 16, 32, 64, 128, 256)
+BATCHES = (16, 32, 64, 128, 256, 512)
 TARGET = "evaluation_loss=0.2"
 HELD_OUT = 360
 """Scans that are not trained with: a fifth, the same in every run."""

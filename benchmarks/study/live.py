@@ -1,0 +1,70 @@
+"""Live while it trains: how late the page is, and what watching costs the training.
+
+`python -m benchmarks.study.live [--turns 8] [--steps 2000] [--quick] [--to FOLDER]`. The training
+is a convolution on handwritten digits, with steps of 10 to 50 ms on the CPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks._record import interval, say
+from benchmarks.study.beside import beside
+from benchmarks.study.delay import delay
+from benchmarks.study.own import own
+from benchmarks.study.part import Part
+
+GOAL_DELAY, GOAL_OWN = 2.0, 0.01
+BATCHES, EPOCHS = (32, 64, 128), 40
+QUICK_BATCHES, QUICK_EPOCHS = (64, 128), 8
+EPOCHS_OF_A_TURN, QUICK_TURN = 25, 3
+
+
+def main() -> None:
+    part = Part("live", __doc__, turns=8, steps=2000)
+    steps = part.counts["steps"] if not part.quick else max(part.counts["steps"], 100)
+    found: dict[str, Any] = {"own": own(steps)}
+    say(f"own processor time: {found['own']['own_share']:.3%} of a step's")
+    found["delay"] = delay(QUICK_BATCHES, QUICK_EPOCHS) if part.quick else delay(BATCHES, EPOCHS)
+    found["beside"] = beside(part.counts["turns"], QUICK_TURN if part.quick else EPOCHS_OF_A_TURN)
+    part.save(found, "A study that is watched while it trains", _told(found), _rows(found))
+
+
+def _told(found: dict[str, Any]) -> str:
+    mine, batch = found["own"], found["own"]["batch_size"]
+    points = found["delay"]["points"]
+    return (
+        f"Delay: {len(points)} points of {len(found['delay']['batches'])} runs, from when the run "
+        "measured them to the frame in which the page's main chart has them.\n\n"
+        f"Cost: {len(mine['steps']['alone'])} steps of {1000 * mine['step_seconds']:.0f} ms of "
+        f"processor time at batch {batch}, one thread, in turns with a training that nobody "
+        "watches. Evaluations and looks at the noise are no training: the run's clock stands still "
+        "meanwhile, and they are held to a fifth and a twentieth of it, and 2 s each. A step on "
+        "the run's own clock, in processes of their own, shares the cores with all that is beside "
+        "it."
+    )
+
+
+def _rows(found: dict[str, Any]) -> list[str]:
+    delays = [point["delay"] for point in found["delay"]["points"] if point["delay"] is not None]
+    hundredths = statistics.quantiles(delays, n=100)
+    mine, turns = found["own"], found["beside"]["ratios"]
+    return [
+        f"| delay, median | {hundredths[49]:.2f} s | ≤ {GOAL_DELAY:g} s |",
+        f"| delay, 99th percentile | {hundredths[98]:.2f} s | |",
+        f"| delay, worst | {max(delays):.2f} s | ≤ {GOAL_DELAY:g} s |",
+        f"| points that were never shown | {found['delay']['never_shown']} | 0 |",
+        f"| own processor time ÷ a step's | {mine['own_share']:.2%} | ≤ {GOAL_OWN:.0%} |",
+        f"| watched step ÷ step alone, processor time | {interval(mine['step_ratio'])} | |",
+        f"| the same again (A/A) | {interval(mine['same_again'])} | |",
+        f"| evaluations ÷ training, no part of it | {mine['evaluation_share']:.1%} | |",
+        f"| looks at the noise ÷ training, no part of it | {mine['noise_share']:.1%} | |",
+        f"| a step in a study ÷ alone, on the run's clock | {interval(turns['study'])} | |",
+        f"| and with the page open | {interval(turns['page'])} | |",
+        f"| the same again (A/A) | {interval(turns['again'])} | |",
+    ]
+
+
+if __name__ == "__main__":
+    main()
