@@ -27,6 +27,7 @@ from rightbatch._study.reader import Reader
 from rightbatch._study.records import AXES, Ended, Run, RunKey, Target
 from rightbatch._study.sources import Place
 from rightbatch._study.store import Store
+from rightbatch._study.web.documents import OfSource
 
 STARTED = 1_700_000_000_000
 """Of runs of other loggers, in milliseconds."""
@@ -322,6 +323,18 @@ class TestRunsOfAStudy:
             assert only(Reader(tmp_path / name)).id == id
         assert only(Reader(elsewhere)).id == ids["two"]
         assert {run.id for run in Reader(elsewhere, experiment="digits").runs()} == {*ids.values()}
+
+
+def test_what_a_run_told_of_itself_comes_back_with_it(tmp_path: Path) -> None:
+    with store_in(tmp_path / "runs") as store:
+        told = [{"kind": "out_of_memory", "step": 3, "reason": "no room", "micro_batch_size": 4}]
+        log = store.begin(RunKey(8, 0), {})
+        log.ended(Ended("finished", "1 epoch"), told)
+        silent = store.begin(RunKey(8, 1), {})
+    with Reader(tmp_path / "runs") as reader:
+        assert reader.events(log.id) == told
+        assert reader.events(silent.id) == []
+        assert OfSource(reader).run(log.id)["events"] == told
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def opened(
 class Aimed:
     """A store whose runs are compared by another target than the one they were trained to."""
 
-    def __init__(self, source: Source, target: Target) -> None:
+    def __init__(self, source: Reader, target: Target) -> None:
         self._source, self.target = source, target
 
     @property
@@ -56,6 +56,9 @@ class Aimed:
 
     def runs(self) -> list[Run]:
         return self._source.runs()
+
+    def events(self, id: str) -> list[dict[str, Any]]:
+        return self._source.events(id)
 
 
 def show(

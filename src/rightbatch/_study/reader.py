@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._study import foreign, ours
+from rightbatch._study.artifacts import Artifacts
 from rightbatch._study.curves import Curves
 from rightbatch._study.history import NO_ROWS, Counts, Database
 from rightbatch._study.records import Run, Target
@@ -127,6 +128,14 @@ class Reader:
             if told is not None:
                 told(number, len(runs))
         return runs
+
+    def events(self, id: str) -> list[dict[str, Any]]:
+        """What happened in a run of a study, as it told at its end: micro-batches that changed,
+        memory that ran out."""
+        database = self._place.database
+        root = None if database is None else database.parent / "artifacts"
+        told = Artifacts(self._client, root).get(id, "run.json")
+        return list(told.get("events", ())) if told else []
 
     def close(self) -> None:
         """Lets the file go."""

@@ -58,7 +58,8 @@ class OfSource:
     def run(self, id: str) -> dict[str, Any]:
         for run in self._source.runs():
             if run.id == id:
-                return document.run(run)
+                events: Callable[[str], list[Any]] = getattr(self._source, "events", lambda id: [])
+                return document.run(run) | {"events": events(id)}
         raise UsageError(f"there is no run {id!r}")
 
 
