@@ -14,8 +14,8 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._errors import NothingFitsError, RightbatchError, UsageError, WorkloadError
 from rightbatch._factory import resolve
 from rightbatch._tune import Plan, tune
-from rightbatch._tune.plan import DEFAULT_BATCH
 from rightbatch._units import format_seconds
+from rightbatch._updates import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from rightbatch._checkpoint import Checkpoints

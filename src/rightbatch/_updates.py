@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from math import ceil
 
+DEFAULT_BATCH = 16
+"""What most examples and Ultralytics begin with."""
+
 SMALL = 1024
 """Batches that a small data set may be cut into two of."""
 

@@ -20,8 +20,8 @@ from rightbatch._study.result import StudyResult, result_of
 from rightbatch._study.store import Store
 from rightbatch._study.sweep import Sweep
 from rightbatch._targets import parse_target
-from rightbatch._tune.plan import DEFAULT_BATCH
 from rightbatch._units import parse_bytes, parse_seconds
+from rightbatch._updates import DEFAULT_BATCH
 
 
 def study(

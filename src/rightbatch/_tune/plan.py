@@ -10,10 +10,8 @@ from rightbatch._noise import Look, NoiseEstimate
 from rightbatch._tune.advice import Advice
 from rightbatch._tune.decide import Expected
 from rightbatch._units import format_seconds
+from rightbatch._updates import DEFAULT_BATCH
 from rightbatch._workload import StepSeconds
-
-DEFAULT_BATCH = 16
-"""What most examples and Ultralytics begin with."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import math
 
 from rightbatch._fit import FitResult
 from rightbatch._tune.decide import Decision
-from rightbatch._tune.plan import DEFAULT_BATCH, Branch
+from rightbatch._tune.plan import Branch
+from rightbatch._updates import DEFAULT_BATCH
 
 NOT_WORSE = 0.01
 """Of the loss: what a branch may end above the best one and still be as good."""

@@ -19,11 +19,11 @@ from rightbatch._targets import parse_target
 from rightbatch._throughput import Network, Steps, Throughput, spread
 from rightbatch._tune.advice import Situation, advise
 from rightbatch._tune.decide import Decision, decide
-from rightbatch._tune.plan import DEFAULT_BATCH, Branch, Plan
+from rightbatch._tune.plan import Branch, Plan
 from rightbatch._tune.reason import reason
 from rightbatch._tune.timing import Timing, sizes_between, told
 from rightbatch._units import parse_bytes, parse_seconds
-from rightbatch._updates import most_useful
+from rightbatch._updates import DEFAULT_BATCH, most_useful
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
