@@ -17,6 +17,7 @@ _ENDED: dict[Status, str] = {
     "stopped": "stopped early",
 }
 _LISTED = 8
+_SAME_LIMIT = 1.2
 """Sizes whose memory a sentence lists; of more, the smallest and the largest."""
 _REASONS = 2
 """Different ones that a sentence gives; the runs have them all."""
@@ -76,14 +77,16 @@ def memory_sentence(figures: Sequence[SizeFigures]) -> str:
     if not peaks:
         return ""
     limits = {size.limit_bytes for size, _ in peaks if size.limit_bytes is not None}
+    # What a CPU has free changes a little from run to run: that is one limit, and not many.
+    is_one = bool(limits) and max(limits) <= _SAME_LIMIT * min(limits)
     shown = peaks if len(peaks) <= _LISTED else [peaks[0], peaks[-1]]
     each = []
     for size, peak in shown:
-        own = size.limit_bytes if len(limits) > 1 else None
+        own = None if is_one else size.limit_bytes
         of_limit = f" of {format_bytes(own)}" if own is not None else ""
         each.append(f"{format_bytes(peak.high)}{of_limit} at {size.batch_size}")
     text = joined(each) if shown is peaks else f"from {' to '.join(each)}"
-    limit = f", of a limit of {format_bytes(limits.pop())}" if len(limits) == 1 else ""
+    limit = f", of a limit of {format_bytes(min(limits))}" if is_one else ""
     return f"Peak memory: {text}{limit}."
 
 
