@@ -1,4 +1,4 @@
-"""What a person sees while something runs: one live line on stderr, nothing where nobody looks."""
+"""What a person sees while something runs: live lines on stderr, nothing where nobody looks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,23 @@ finally:
     random.setstate(_state)
 
 
+class Line:
+    """One line of a `Live`; `show` says what happens now."""
+
+    def __init__(self, progress: Progress, title: str, total: int | None) -> None:
+        self._progress, self._title = progress, title
+        self._task = progress.add_task(title, total=total)
+
+    def show(self, text: str, done: int | None = None) -> None:
+        self._progress.update(self._task, description=f"{self._title}: {text}", completed=done)
+
+    def end(self) -> None:
+        """Take it away."""
+        self._progress.remove_task(self._task)
+
+
 class Live:
-    """A line with a spinner and the time; `show` says what happens now.
+    """A line with a spinner and the time, and others below it for what goes on at once.
 
     Writes to stderr and disappears at the end; without a terminal it writes nothing.
     """
@@ -30,11 +45,14 @@ class Live:
             transient=True,
             disable=not (enabled and console.is_interactive),
         )
-        self._title = title
-        self._task = self._progress.add_task(title, total=total)
+        self._first = self.line(title, total)
+
+    def line(self, title: str, total: int | None = None) -> Line:
+        """Another line, below."""
+        return Line(self._progress, title, total)
 
     def show(self, text: str, done: int | None = None) -> None:
-        self._progress.update(self._task, description=f"{self._title}: {text}", completed=done)
+        self._first.show(text, done)
 
     def note(self, text: str) -> None:
         """A line of its own on stderr, above this one, with or without a terminal."""

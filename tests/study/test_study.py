@@ -137,6 +137,8 @@ def test_in_a_notebook_there_is_a_frame_and_a_figure(
     assert set(frame["batch_size"]) >= {16, 24, 32}
     assert frame.set_index("name").loc["batch 16, seed 0", "status"] == "finished"
     assert result.plot("evaluation_loss", "examples").data
+    assert set(result.figures) == {"seconds", "steps", "examples", "cost"}
+    assert result.figures["cost"].data
     assert str(result.out) in str(result)
 
 

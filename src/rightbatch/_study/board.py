@@ -1,88 +1,53 @@
-"""Progress of a sweep on stderr: one bar for the whole, and a line for each run that is trained."""
+"""Progress of a sweep on stderr: a line for the whole and for each run, and a note of each end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
-
+from rightbatch._progress import Line, Live
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._units import format_seconds
 
 _TOLD = ("evaluation_loss", "loss")  # of what was measured, the first that is there
 
 
-class Terminal:
-    """A live picture on a terminal; elsewhere a line for each run that has ended."""
+class Notes:
+    """Writes to a `Live` whose total is the number of runs; notes are for `enabled` ones only."""
 
-    def __init__(self, total: int, epochs: int, *, enabled: bool = True) -> None:
-        console = Console(stderr=True)
-        self._is_live = enabled and console.is_interactive
-        self._enabled, self._epochs, self._total = enabled, epochs, total
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Elapsed(),
-            TextColumn("{task.fields[told]}"),
-            console=console,
-            transient=True,
-            disable=not self._is_live,
-        )
-        self._whole = self._progress.add_task("study", total=total, told="")
-        self._runs: dict[RunKey, TaskID] = {}
+    def __init__(self, live: Live, total: int, epochs: int, *, enabled: bool = True) -> None:
+        self._live, self._total, self._epochs, self._enabled = live, total, epochs, enabled
+        self._lines: dict[RunKey, Line] = {}
         self._done = 0
 
     def done(self, count: int) -> None:
         """So many runs were there before."""
-        self._done = count
-        self._progress.update(self._whole, completed=count)
-        if count and self._enabled:
-            self._progress.console.print(
-                f"{count} of {self._total} runs are there already", markup=False
-            )
+        self._count(count)
+        if count:
+            self._note(f"{count} of {self._total} runs are there already")
 
     def began(self, key: RunKey) -> None:
-        self._runs[key] = self._progress.add_task(str(key), total=self._epochs, told="starting")
+        self._lines[key] = self._live.line(str(key), self._epochs)
+        self._lines[key].show("starting")
 
     def went(self, key: RunKey, points: Sequence[Point]) -> None:
         last = points[-1]
-        told = f"{last.steps} steps"
-        for name in _TOLD:
-            for point in reversed(points):
-                if name in point.values:
-                    told = f"{name} {point.values[name]:.4g}, {told}"
-                    break
-            else:
-                continue
-            break
-        done = min(int(last.epochs), self._epochs)
-        self._progress.update(self._runs[key], completed=done, told=told)
+        values = {name: value for point in points for name, value in point.values.items()}
+        told = [f"{name} {values[name]:.4g}" for name in _TOLD if name in values][:1]
+        text = ", ".join([*told, f"{last.steps} steps"])
+        self._lines[key].show(text, min(int(last.epochs), self._epochs))
 
     def ended(self, key: RunKey, ended: Ended) -> None:
-        self._progress.remove_task(self._runs.pop(key))
-        self._done += 1
-        self._progress.update(self._whole, completed=self._done)
+        self._lines.pop(key).end()
+        self._count(self._done + 1)
+        self._note(
+            f"{self._done} of {self._total}: {key}: {ended.status} after {ended.steps} steps, "
+            f"{format_seconds(ended.seconds)} of training ({ended.reason})"
+        )
+
+    def _count(self, done: int) -> None:
+        self._done = done
+        self._live.show(f"{done} of {self._total} runs", done)
+
+    def _note(self, text: str) -> None:
         if self._enabled:
-            seconds = format_seconds(ended.seconds)
-            self._progress.console.print(
-                f"{self._done} of {self._total}: {key}: {ended.status} after {ended.steps} steps, "
-                f"{seconds} of training ({ended.reason})",
-                markup=False,
-                soft_wrap=True,
-            )
-
-    def __enter__(self) -> Terminal:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+            self._live.note(text)

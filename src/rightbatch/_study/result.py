@@ -7,7 +7,7 @@ from typing import Any
 
 from rightbatch._errors import MissingExtraError
 from rightbatch._study.records import Axis, Run, Target
-from rightbatch._study.summary import Summary, summarize
+from rightbatch._study.summary import COSTS, Summary, summarize
 from rightbatch._units import format_bytes
 
 
@@ -63,6 +63,20 @@ class StudyResult:
         from rightbatch._study.figures import curves_figure
 
         return curves_figure(self.runs, metric, axis, self.target)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Plotly figures: seconds, steps and examples to the target by batch size, and what a size
+        costs in throughput and memory.
+
+        Raises:
+            MissingExtraError: without plotly.
+        """
+        from rightbatch._study.figures import cost_figure, target_figure
+
+        return {cost: target_figure(self.summary, cost) for cost in COSTS} | {
+            "cost": cost_figure(self.summary)
+        }
 
     def __str__(self) -> str:
         lines = [

@@ -10,8 +10,9 @@ from typing import Any
 from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._factory import resolve
 from rightbatch._probe._wire import header_for
+from rightbatch._progress import Live
 from rightbatch._study.asked import UNBOUNDED, Asked
-from rightbatch._study.board import Terminal
+from rightbatch._study.board import Notes
 from rightbatch._study.places import opened
 from rightbatch._study.planned import Planned
 from rightbatch._study.reader import Reader
@@ -108,11 +109,12 @@ def study(
                 from rightbatch._study.pruning import Pruner
 
                 judge = Pruner(asked.target, reader.runs())
-            trials = max(0, search - 1) * len(asked.batches)  # the first is one of the seeds' runs
-            with Terminal(len(keys) + trials, asked.epochs, enabled=progress) as board:
-                board.done(
-                    len(planned.done) if search else sum(key in planned.done for key in keys)
-                )
+            total = len(keys)
+            if search:  # the first trial of a size is one of the runs of its seeds, if it is best
+                total += (search - 1) * len(asked.batches)
+            with Live("study", enabled=progress, total=total) as live:
+                board = Notes(live, total, asked.epochs, enabled=progress)
+                board.done(len(planned.done) if search else sum(k in planned.done for k in keys))
                 sweep = Sweep(place, planned.begin, board, jobs=place.jobs, judge=judge)
 
                 def train(wanted: Sequence[RunKey]) -> dict[RunKey, Run]:
