@@ -29,6 +29,7 @@ from elastic_tasks import (
 from torch import Tensor, nn
 
 import rightbatch as rb
+from rightbatch._elastic.find import find
 from rightbatch._faults import PLACES, Place
 from rightbatch.testing import inject_out_of_memory, limited_memory
 
@@ -295,6 +296,20 @@ def _wide(width: int = 2**18, examples: int = 64) -> tuple[nn.Module, Any, Any]:
         return model(batch.expand(-1, width)).square().mean()
 
     return Wide(), loss, torch.rand(examples, 1)
+
+
+def test_auto_tries_one_example_once_where_memory_does_not_suffice_for_it() -> None:
+    tried: list[int] = []
+
+    def run(examples: int) -> None:
+        tried.append(examples)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    optimizer = OPTIMIZERS["SGD"](nn.Linear(2, 1))
+    start = find(run, optimizer, 16, device=torch.device("cpu"), limit=None, margin=0.05)
+    assert tried == [1]
+    assert start.size == 1
+    assert "not even 1 examples" in start.reason
 
 
 @pytest.mark.skipif(not LINUX, reason="the limit is enforced on Linux only")

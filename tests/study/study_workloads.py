@@ -70,6 +70,13 @@ def short_of_memory() -> rb.Workload:
     return rb.Workload(**vars(w) | {"loss": hungry, "split": lambda batch, n: [batch]})
 
 
+def too_large() -> rb.Workload:
+    """Its parameters take 64 MiB, their gradients as much, and Adam's state twice that."""
+    model = nn.Sequential(nn.Linear(4, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    return rb.Workload(**vars(regression()) | {"model": model, "optimizer": optimizer})
+
+
 def dying() -> rb.Workload:
     """The process is gone in the middle, without a word."""
     w = regression()

@@ -23,6 +23,7 @@ from rightbatch._study.process import Said, said_by
 from rightbatch._study.records import Ended, RunKey, Target
 from rightbatch._study.run import RunPlan, Teller, learning_rate_factors
 from rightbatch._study.run import run as run_here
+from rightbatch._units import parse_bytes
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -93,6 +94,16 @@ def test_a_batch_that_the_data_do_not_fill_is_a_result_too() -> None:
     end = here("regression", 100)
     assert end.status == "failed"
     assert "96 examples, fewer than a batch of 100" in end.reason
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is enforced on Linux only")
+@pytest.mark.parametrize(("memory", "status"), [("120MiB", "out_of_memory"), ("1GiB", "finished")])
+def test_a_limit_of_the_operating_system_is_what_a_run_has(memory: str, status: str) -> None:
+    limit = parse_bytes(memory)
+    end = ended(run("too_large", memory=limit, micro_batch="auto", epochs=1))
+    assert end.status == status, end
+    assert end.limit_bytes == limit
+    assert end.peak_bytes is not None and end.peak_bytes < limit
 
 
 def test_a_process_that_dies_without_a_word_has_failed() -> None:

@@ -52,14 +52,11 @@ def find(
         except BaseException as error:
             if is_out_of_memory(error):
                 most = max(size // 2, 1)
-            elif size == 1 and whole > 1:
-                least = 2  # BatchNorm cannot be trained on one example
-                continue
-            else:
+                release(device)
+                break
+            if size > 1 or whole == 1:
                 raise
-        if most < size:
-            release(device)
-            break
+            least = 2  # BatchNorm cannot be trained on one example
     if not measured:
         return Start(least, f"not even {least} examples could be measured")
     found = largest(measured, room, most)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightbatch._probe._child import Child
+from rightbatch._probe._process import EXACT_MALLOC
 from rightbatch._probe._record import Failure
 from rightbatch._probe._wire import Header
 from rightbatch._study.records import Ended, Point
@@ -41,6 +42,8 @@ def said_by(
         WorkloadError: if it cannot even be loaded.
     """
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    if plan.memory is not None:  # freed memory that malloc keeps would count against the limit
+        environment |= EXACT_MALLOC
     with Child("rightbatch._study", header, environment=environment) as child:
         child.send_bytes(pickle.dumps(plan))
         on_start(child)

@@ -83,7 +83,9 @@ def run(factory: Any, plan: RunPlan, device: Device, limit: int, teller: Teller)
         raise
     except BaseException as raised:
         status, reason = "failed", f"{type(raised).__name__}: {raised}"
-        if is_out_of_memory(raised) or isinstance(raised, NothingFitsError):
+        if isinstance(raised, NothingFitsError):
+            status, reason = "out_of_memory", str(raised)
+        elif is_out_of_memory(raised):
             status = "out_of_memory"
         elif isinstance(raised, DivergedError):
             status, reason = "diverged", str(raised)
