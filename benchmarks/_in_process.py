@@ -15,8 +15,8 @@ import traceback
 from typing import Any
 
 from rightbatch._device import is_out_of_memory, open_device
-from rightbatch._probe.__main__ import _first_step
-from rightbatch._session import open_session
+from rightbatch._training.session import open_session
+from rightbatch._worker.__main__ import _first_step
 
 STEPS_PER_TRIAL = 3  # Lightning's default
 

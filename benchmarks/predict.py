@@ -21,13 +21,13 @@ import torch
 import rightbatch as rb
 from benchmarks._record import RESULTS, median, save
 from benchmarks.workloads import data_folder
-from rightbatch._factory import FileFactory
-from rightbatch._memory.allocator import AllocatorSettings
-from rightbatch._memory.follow import Follower
-from rightbatch._memory.outside import CUBLAS
-from rightbatch._memory.replay import read_recording, replay
-from rightbatch._memory.simulate import simulate
-from rightbatch._memory.variant import Variant
+from rightbatch._predict.allocator import AllocatorSettings
+from rightbatch._predict.follow import Follower
+from rightbatch._predict.outside import CUBLAS
+from rightbatch._predict.replay import read_recording, replay
+from rightbatch._predict.simulate import simulate
+from rightbatch._predict.variant import Variant
+from rightbatch._workload.factory import FileFactory
 
 WORKLOADS = Path(__file__).parent / "workloads"
 MIB = 2**20

@@ -183,7 +183,8 @@ import sys
 import rightbatch
 before = {{name.partition(".")[0] for name in sys.modules}}
 assert not before & {{*{heavy}, "rich", "cyclopts"}}, before
-import rightbatch._cli, rightbatch._factory, rightbatch._updates, rightbatch.examples
+import rightbatch._cli.app, rightbatch._workload.factory, rightbatch._training.updates
+import rightbatch.examples
 from rightbatch import NothingFitsError, UsageError
 import rightbatch.integrations.ultralytics
 after = {{name.partition(".")[0] for name in sys.modules}}

@@ -17,8 +17,8 @@ import psutil
 
 from benchmarks._record import about, median, save, say
 from rightbatch._errors import LateError
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.records import Served
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.records import Served
 
 RATE, SECONDS, REPEATS = 10_000, 20.0, 5
 TARGET, STREAMS = 0.05, 8

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from rightbatch._serve.load import SHARE, LoadResult
-from rightbatch._serve.service import quantile
-from rightbatch._serve.simulate import Arrival
+from rightbatch._serve.engine.service_times import quantile
+from rightbatch._serve.engine.virtual_clock import Arrival
+from rightbatch._serve.load.load_test import SHARE, LoadResult
 
 HEADERS = {"Content-Type": "application/octet-stream"}
 

@@ -33,7 +33,7 @@ from benchmarks.serve.others import Others, wait_for_quiet
 from benchmarks.serve.peers.systems import ROOT, SYSTEMS, Config, Load, Put, System
 from benchmarks.serve.peers.worker import THREADS, Worker, pictures
 from benchmarks.serve.table import table
-from rightbatch._serve.load import SHARE, Kind, LoadResult, largest_rate
+from rightbatch._serve.load.load_test import SHARE, Kind, LoadResult, largest_rate
 
 NAME = "serve_peers"
 MODELS = Path(tempfile.gettempdir()) / "rightbatch-benchmark-models"

@@ -27,10 +27,10 @@ from benchmarks import _record
 from benchmarks._record import about, say
 from benchmarks.serve.model import IMGSZ, onnx_model
 from rightbatch._errors import LateError
-from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.records import BatchRecord, Cause, Served
+from rightbatch._serve.engine.service_times import quantile
 from rightbatch._serve.models import Model, open_model
-from rightbatch._serve.records import BatchRecord, Cause, Served
-from rightbatch._serve.service import quantile
 from rightbatch._units import parse_seconds
 
 MODELS = Path(tempfile.gettempdir()) / "rightbatch-benchmark-models"

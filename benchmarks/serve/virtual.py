@@ -12,10 +12,10 @@ from itertools import product
 from typing import Any
 
 from benchmarks._record import save, say
-from rightbatch._serve.scheduler import Scheduler
-from rightbatch._serve.service import ServiceTable
-from rightbatch._serve.simulate import Arrival, cameras, poisson, simulate
-from rightbatch._serve.theory import capacity
+from rightbatch._serve.engine.scheduler import Scheduler
+from rightbatch._serve.engine.service_times import ServiceTable
+from rightbatch._serve.engine.virtual_clock import Arrival, cameras, poisson, simulate
+from rightbatch.testing._queueing import capacity
 
 # a, b, target; the rates that must be reached, of cameras and Poisson arrivals, items a second.
 ROWS = (

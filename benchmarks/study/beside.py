@@ -27,9 +27,9 @@ from benchmarks.study.own import Unwatched
 from benchmarks.study.processes import RIGHTBATCH, environment, page_of, started
 from benchmarks.study.stored import wait_for_a_run
 from benchmarks.study.workload import CONVOLUTION, convolution
-from rightbatch._loop import Loop, built
-from rightbatch._processes import Processes
-from rightbatch._study.reader import Reader
+from rightbatch._study.store.reader import Reader
+from rightbatch._training.distributed import Processes
+from rightbatch._training.loop import Loop, built
 
 BATCH = 64
 

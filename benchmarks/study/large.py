@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks._record import say
 from benchmarks.study.part import WORK
-from rightbatch._study.asked import Asked
+from rightbatch._study.config import Asked
 from rightbatch._study.records import Ended, Point, RunKey, Target
-from rightbatch._study.store import Store
+from rightbatch._study.store.mlflow_writer import Store
 
 SIZES = tuple(8 * 2**power for power in range(10))
 METRICS = ("evaluation_loss", "accuracy", "loss", "loss_spread")

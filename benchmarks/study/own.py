@@ -22,11 +22,11 @@ import torch
 from benchmarks.elastic.overhead import interval_of_ratio
 from benchmarks.study.workload import convolution
 from rightbatch._elastic import StepReport
-from rightbatch._loop import Loop, Watching, built
-from rightbatch._probe._wire import send
-from rightbatch._processes import Processes
-from rightbatch._study.run import Teller
-from rightbatch._study.watch import Watch
+from rightbatch._study.runs.training import Teller
+from rightbatch._study.runs.watch import Watch
+from rightbatch._training.distributed import Processes
+from rightbatch._training.loop import Loop, Watching, built
+from rightbatch._worker.wire import send
 
 BATCH = 64
 WARM_UP = 3  # steps, that are not counted

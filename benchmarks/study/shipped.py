@@ -20,8 +20,8 @@ from benchmarks._record import say
 from benchmarks.study.browser import chromium, noted, opened, settle, wait_for_curves
 from benchmarks.study.part import Part, plural, spread
 from benchmarks.study.processes import RIGHTBATCH, environment
-from rightbatch._study import document
-from rightbatch._study.reader import Reader
+from rightbatch._study.analysis import document
+from rightbatch._study.store.reader import Reader
 from rightbatch.examples.digits import BATCHES
 
 SEEDS, QUICK_SEEDS = 3, 1

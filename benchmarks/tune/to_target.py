@@ -15,9 +15,9 @@ import torch
 import rightbatch as rb
 from benchmarks.tune.tasks import Run, Task, yolo_settings
 from benchmarks.workloads import factory
-from rightbatch._growth import Growth
 from rightbatch._noise import WeightAverage, look
-from rightbatch._scaling import scale_optimizer
+from rightbatch._train.growth import Growth
+from rightbatch._training.scaling import scale_optimizer
 
 EVERY = 512
 """Examples between two evaluations."""

@@ -29,58 +29,58 @@ from rightbatch._errors import (
 )
 
 if TYPE_CHECKING:
-    from rightbatch._batch import count_examples, split_batch
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
     from rightbatch._elastic.step import Elastic, StepReport
-    from rightbatch._fit import FitResult, fit
-    from rightbatch._memory.calibrate import Calibration, calibrate
-    from rightbatch._memory.replay import ReplayResult
+    from rightbatch._fit.fit import FitResult, fit
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
-    from rightbatch._norm import recalibrate_batchnorm
-    from rightbatch._predict import Prediction, predict, replay
-    from rightbatch._probe import Probe
-    from rightbatch._serve.batcher import Batcher
-    from rightbatch._serve.run import Server, serve
+    from rightbatch._predict.calibrate import Calibration, calibrate
+    from rightbatch._predict.predict import Prediction, predict, replay
+    from rightbatch._predict.replay import ReplayResult
+    from rightbatch._serve.engine.batcher import Batcher
+    from rightbatch._serve.serve import Server, serve
     from rightbatch._study.result import StudyResult
     from rightbatch._study.study import study
-    from rightbatch._train import TrainResult, train
+    from rightbatch._train.train import TrainResult, train
     from rightbatch._tune import Plan, tune
-    from rightbatch._workload import Session, Workload
+    from rightbatch._worker import Probe
+    from rightbatch._workload.batch import count_examples, split_batch
+    from rightbatch._workload.normalization import recalibrate_batchnorm
+    from rightbatch._workload.workload import Session, Workload
 
 __version__ = "0.1.0"
 
 # Public name -> the module that has it; imported when first used, since most import torch.
 _LAZY = {
-    "Batcher": "_serve.batcher",
-    "Calibration": "_memory.calibrate",
+    "Batcher": "_serve.engine.batcher",
+    "Calibration": "_predict.calibrate",
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
     "Exactness": "_elastic.exactness",
-    "FitResult": "_fit",
+    "FitResult": "_fit.fit",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
     "NormalizationNoise": "_noise",
-    "Prediction": "_predict",
-    "Probe": "_probe",
+    "Prediction": "_predict.predict",
+    "Probe": "_worker",
     "Plan": "_tune",
-    "ReplayResult": "_memory.replay",
-    "Server": "_serve.run",
-    "Session": "_workload",
+    "ReplayResult": "_predict.replay",
+    "Server": "_serve.serve",
+    "Session": "_workload.workload",
     "StepReport": "_elastic.step",
     "StudyResult": "_study.result",
-    "TrainResult": "_train",
-    "Workload": "_workload",
-    "calibrate": "_memory.calibrate",
-    "count_examples": "_batch",
-    "fit": "_fit",
-    "predict": "_predict",
-    "recalibrate_batchnorm": "_norm",
-    "replay": "_predict",
-    "serve": "_serve.run",
-    "split_batch": "_batch",
+    "TrainResult": "_train.train",
+    "Workload": "_workload.workload",
+    "calibrate": "_predict.calibrate",
+    "count_examples": "_workload.batch",
+    "fit": "_fit.fit",
+    "predict": "_predict.predict",
+    "recalibrate_batchnorm": "_workload.normalization",
+    "replay": "_predict.predict",
+    "serve": "_serve.serve",
+    "split_batch": "_workload.batch",
     "study": "_study.study",
-    "train": "_train",
+    "train": "_train.train",
     "tune": "_tune",
 }
 

@@ -1,5 +1,5 @@
 """`python -m rightbatch`."""
 
-from rightbatch._cli import main
+from rightbatch._cli.app import main
 
 main()

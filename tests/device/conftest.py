@@ -14,8 +14,8 @@ import json, resource, time
 from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
-from rightbatch._device._cpu import CPU
-from rightbatch._device._out_of_memory import is_out_of_memory
+from rightbatch._device.cpu import CPU
+from rightbatch._device.out_of_memory import is_out_of_memory
 
 MIB = 2**20
 found = {}

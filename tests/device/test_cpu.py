@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rightbatch._device import Device
-from rightbatch._device._cpu import CPU, cgroup_headroom
+from rightbatch._device.cpu import CPU, cgroup_headroom
 from rightbatch.testing import DeviceContract
 
 MIB = 2**20
@@ -218,7 +218,7 @@ def test_of_nested_groups_the_tightest_counts(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_child_that_still_has_its_parents_memory_adds_nothing() -> None:
-    from rightbatch._device._cpu import _is_this_memory, _own_bytes
+    from rightbatch._device.cpu import _is_this_memory, _own_bytes
 
     assert _is_this_memory(os.getpid()), "as between vfork and exec"
     assert _own_bytes(os.getpid()) == 0

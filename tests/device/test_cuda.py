@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rightbatch._device import Device
-from rightbatch._device._cuda import CUDA
+from rightbatch._device.cuda import CUDA
 from rightbatch.testing import DeviceContract
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rightbatch._device import Device
-from rightbatch._device._mps import MPS
+from rightbatch._device.mps import MPS
 from rightbatch.testing import DeviceContract
 
 pytestmark = pytest.mark.skipif(not torch.backends.mps.is_available(), reason="no Apple GPU here")

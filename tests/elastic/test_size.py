@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rightbatch._elastic.size import (
+from rightbatch._elastic.size_policy import (
     FIRST_WAIT,
     PATIENCE,
     PRESSED,

@@ -29,7 +29,7 @@ from elastic_tasks import (
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch._elastic.find import find
+from rightbatch._elastic.initial_size import find
 from rightbatch._faults import PLACES, Place
 from rightbatch.testing import inject_out_of_memory, limited_memory
 

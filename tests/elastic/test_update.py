@@ -11,8 +11,8 @@ from elastic_tasks import classify, elastic, equal, mlp, weights
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch._elastic import update as updates
-from rightbatch._elastic.update import UndoableUpdate
+from rightbatch._elastic import undoable_update as updates
+from rightbatch._elastic.undoable_update import UndoableUpdate
 from rightbatch.testing import inject_out_of_memory
 
 BUILT_IN: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -175,7 +175,7 @@ def test_a_fused_step_is_tried_again_and_copies_nothing(
                     optimizer.step()
         return [p.detach() for p in model.parameters()], undone
 
-    monkeypatch.setattr("rightbatch._elastic.update._Before", None)  # none is made
+    monkeypatch.setattr("rightbatch._elastic.undoable_update._Before", None)  # none is made
     undisturbed, nothing = ends(())
     disturbed, undone = ends((1, 2))
     assert not nothing and len(undone) == 2 and "changed nothing" in undone[0]

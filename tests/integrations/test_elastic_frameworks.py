@@ -392,7 +392,7 @@ class TestUltralytics(IntegrationContract):
     data: Path
 
     def factory(self) -> object:
-        from rightbatch.integrations.ultralytics import from_spec
+        from rightbatch.integrations.ultralytics._factory import from_spec
 
         return from_spec("yolo26n.yaml", data=str(self.data), imgsz=64, workers=0)
 
@@ -403,7 +403,7 @@ class TestUltralytics(IntegrationContract):
         return list(model.model.state_dict().values())
 
     def trained(self, model: Any, folder: Path, batch: int) -> Any:
-        from rightbatch.integrations.ultralytics import make_elastic
+        from rightbatch.integrations.ultralytics._factory import make_elastic
 
         model.add_callback("on_pretrain_routine_start", self.made(make_elastic))
         model.train(
@@ -449,7 +449,7 @@ class TestUltralytics(IntegrationContract):
 
 def test_parts_of_a_detection_batch_keep_their_objects() -> None:
     pytest.importorskip("ultralytics")
-    from rightbatch.integrations._ultralytics_elastic import split
+    from rightbatch.integrations.ultralytics._elastic import split
 
     batch = {
         "img": torch.arange(3.0).reshape(3, 1, 1, 1),

@@ -240,7 +240,7 @@ def test_what_is_no_image_is_refused_by_a_handle(site: dict[str, Site]) -> None:
 def test_where_ray_serves_already_nothing_is_taken_down_and_nothing_opened(
     site: dict[str, Site], file: Path
 ) -> None:
-    from rightbatch.integrations.ray import serve_on_ray
+    from rightbatch.integrations.ray._serve import serve_on_ray
 
     port, shown = free_port(), []
     with pytest.raises(rb.UsageError, match=r"runs there already \(applications: means, slow\)"):
@@ -257,7 +257,7 @@ def test_serving_on_ray_ends_when_it_is_told_to(site: dict[str, Site], file: Pat
     import ray
     from ray import serve
 
-    from rightbatch.integrations.ray import serve_on_ray
+    from rightbatch.integrations.ray._serve import serve_on_ray
 
     serve.shutdown()
     stop, shown, port = threading.Event(), [], free_port()
@@ -299,7 +299,7 @@ def test_a_replica_that_cannot_start_is_wrong_use_and_says_why(
     import ray
     from ray import serve
 
-    from rightbatch.integrations.ray import serve_on_ray
+    from rightbatch.integrations.ray._serve import serve_on_ray
 
     serve.shutdown()
     mistyped = file.with_name("modle.py")

@@ -19,14 +19,14 @@ import pytest
 
 import rightbatch as rb
 from rightbatch._device import open_device
-from rightbatch._factory import FileFactory, resolve
-from rightbatch._memory.outside import CONTEXT
-from rightbatch._probe._wire import Header, header_for
+from rightbatch._predict.outside import CONTEXT
 from rightbatch._study.records import Ended, Point, RunKey
-from rightbatch._study.run import RunPlan, Teller, run
+from rightbatch._study.runs.training import RunPlan, Teller, run
 from rightbatch._study.sweep import Sweep
-from rightbatch.integrations._ray_needs import BESIDE_TENSORS, Need, Needs, Node, share_of
-from rightbatch.integrations._ray_task import at_home, sources_of, train
+from rightbatch._worker.wire import Header, header_for
+from rightbatch._workload.factory import FileFactory, resolve
+from rightbatch.integrations.ray._resources import BESIDE_TENSORS, Need, Needs, Node, share_of
+from rightbatch.integrations.ray._task import at_home, sources_of, train
 
 pytest.importorskip("ray")
 
@@ -171,7 +171,7 @@ def nothing_left_in(folder: Path) -> Iterator[set[int]]:
 def test_a_worker_that_is_killed_costs_the_sweep_a_try_and_no_run(
     ray: Any, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rightbatch.integrations.ray_study import place
+    from rightbatch.integrations.ray._study import place
 
     victim, lock = KEYS[1], threading.Lock()
     killed: list[int] = []
@@ -222,7 +222,7 @@ def test_a_worker_that_is_killed_costs_the_sweep_a_try_and_no_run(
 def test_what_is_stopped_or_closed_leaves_nothing_behind(
     ray: Any, file: Path, folder: Path
 ) -> None:
-    from rightbatch.integrations.ray_study import place
+    from rightbatch.integrations.ray._study import place
 
     here = place(header_of(file))
     forever = [replace(plan_of(key), epochs=10_000) for key in KEYS[:2]]
@@ -253,7 +253,7 @@ def test_what_is_stopped_or_closed_leaves_nothing_behind(
 def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
     ray: Any, file: Path
 ) -> None:
-    from rightbatch.integrations.ray_study import place
+    from rightbatch.integrations.ray._study import place
 
     here = place(header_of(file.with_name("neighbour.py")))
     written = Written()
@@ -265,7 +265,7 @@ def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
 
 
 def test_an_address_where_nothing_is_and_options_are_refused(file: Path) -> None:
-    from rightbatch.integrations.ray_study import place
+    from rightbatch.integrations.ray._study import place
 
     with pytest.raises(rb.UsageError, match="Ray takes an address, not adress"):
         place(header_of(file), adress="10.0.0.1:6379")

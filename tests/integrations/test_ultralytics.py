@@ -93,7 +93,7 @@ def files_under(folder: Path) -> dict[str, float]:
 def test_measuring_changes_nothing_but_the_batch_of_a_live_trainer(
     trainer: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rightbatch.integrations import ultralytics as integration
+    from rightbatch.integrations.ultralytics import _factory as integration
 
     monkeypatch.chdir(tmp_path)
     before, files = everything(trainer), files_under(data.parent)
@@ -116,7 +116,7 @@ class TestShare:
 
     @pytest.fixture
     def asked(self, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-        import rightbatch._fit
+        import rightbatch._fit.fit
 
         asked: dict[str, Any] = {}
 
@@ -127,7 +127,7 @@ class TestShare:
             asked.update(options)
             return Answer()
 
-        monkeypatch.setattr(rightbatch._fit, "fit", fit)
+        monkeypatch.setattr(rightbatch._fit.fit, "fit", fit)
         before = (trainer.args.batch, trainer.batch_size, trainer.world_size)
         yield asked
         trainer.args.batch, trainer.batch_size, trainer.world_size = before
@@ -136,7 +136,7 @@ class TestShare:
     def test_a_share_of_the_memory_is_what_the_margin_leaves(
         self, trainer: Any, asked: dict[str, Any], batch: float, margin: float
     ) -> None:
-        from rightbatch.integrations import ultralytics as integration
+        from rightbatch.integrations.ultralytics import _factory as integration
 
         trainer.args.batch = batch
         integration._measure(trainer)
@@ -146,7 +146,7 @@ class TestShare:
     def test_with_several_gpus_each_gets_what_fits_one(
         self, trainer: Any, asked: dict[str, Any]
     ) -> None:
-        from rightbatch.integrations import ultralytics as integration
+        from rightbatch.integrations.ultralytics import _factory as integration
 
         trainer.args.batch, trainer.world_size = -1, 4
         integration._measure(trainer)
@@ -160,7 +160,7 @@ def test_install_measures_once_only_where_a_batch_is_missing_and_can_be_taken_ba
 
     from ultralytics.engine.trainer import BaseTrainer
 
-    from rightbatch.integrations import ultralytics as integration
+    from rightbatch.integrations.ultralytics import _factory as integration
 
     trained, measured = [], []
     monkeypatch.setattr(BaseTrainer, "train", lambda trainer: trained.append(trainer.args.batch))
@@ -178,7 +178,7 @@ def test_install_measures_once_only_where_a_batch_is_missing_and_can_be_taken_ba
 
 
 def test_every_image_gets_the_most_objects_there_are() -> None:
-    from rightbatch.integrations._ultralytics_session import with_objects
+    from rightbatch.integrations.ultralytics._session import with_objects
 
     batch = {
         "img": torch.zeros(3, 3, 8, 8),
@@ -204,8 +204,8 @@ def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
     import ultralytics.data.dataset as dataset
     from ultralytics.engine import trainer as engine
 
-    from rightbatch.integrations._ultralytics_session import YoloSession
-    from rightbatch.integrations.ultralytics import from_spec
+    from rightbatch.integrations.ultralytics._factory import from_spec
+    from rightbatch.integrations.ultralytics._session import YoloSession
 
     kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
     factory = from_spec("yolo26n.yaml", data=str(data), imgsz=SIZE)
@@ -278,9 +278,9 @@ def test_train_from_the_shell_chooses_trains_and_reports(data: Path, tmp_path: P
 def test_the_peak_of_a_larger_yolo_batch_is_on_the_line_through_small_ones(
     yolo_session: Callable[[bool], Any],
 ) -> None:
-    from rightbatch._memory.follow_session import SessionFollower
-    from rightbatch._memory.trace import Family
-    from rightbatch._memory.variant import Variant
+    from rightbatch._predict.follow_framework import SessionFollower
+    from rightbatch._predict.trace import Family
+    from rightbatch._predict.variant import Variant
 
     class Factory:
         def session(self, device: str, inference: bool) -> Any:

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
 
 from rightbatch._device import open_device  # noqa: E402
-from rightbatch._study.by_framework import factors, named_as_logged  # noqa: E402
 from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
-from rightbatch._study.run import BrokenError, RunPlan, Teller, run  # noqa: E402
-from rightbatch.integrations._ultralytics_study import arguments_of, averaging  # noqa: E402
-from rightbatch.integrations.ultralytics import YoloFactory, from_spec  # noqa: E402
+from rightbatch._study.runs.framework import factors, named_as_logged  # noqa: E402
+from rightbatch._study.runs.training import BrokenError, RunPlan, Teller, run  # noqa: E402
+from rightbatch.integrations.ultralytics._factory import YoloFactory, from_spec  # noqa: E402
+from rightbatch.integrations.ultralytics._study import arguments_of, averaging  # noqa: E402
 
 IMAGES, BATCH, SIZE = 10, 4, 64
 STEPS = 3
@@ -288,7 +288,7 @@ def test_what_a_frameworks_trainer_cannot_do_is_refused(
 
 
 def test_the_images_a_data_set_holds_are_as_before_a_look_at_them() -> None:
-    from rightbatch.integrations._ultralytics_study import _as_before
+    from rightbatch.integrations.ultralytics._study import _as_before
 
     images = [None, torch.ones(1), None, torch.zeros(1)]
     data = SimpleNamespace(buffer=[3, 1], ims=list(images))
@@ -305,7 +305,7 @@ def test_parts_of_a_batch_of_a_classifier_have_the_gradient_of_the_whole(parts_o
     """Its loss is the mean over the images, where a detector's is their sum."""
     from ultralytics.nn.tasks import ClassificationModel
 
-    from rightbatch.integrations._ultralytics_elastic import ElasticYolo
+    from rightbatch.integrations.ultralytics._elastic import ElasticYolo
 
     torch.manual_seed(0)
     model = ClassificationModel("yolo26n-cls.yaml", nc=3, verbose=False).eval()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import math
 
-from rightbatch._serve.scheduler import Scheduler
-from rightbatch._serve.service import ServiceTable
+from rightbatch._serve.engine.scheduler import Scheduler
+from rightbatch._serve.engine.service_times import ServiceTable
 
 # a, b and the latency target in seconds, and the rates of cameras and of Poisson arrivals, items a
 # second, that at least 99% must bear (from the simulations that the policy was chosen by).

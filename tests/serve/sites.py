@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.engine.batcher import Batcher
 
 
 class Answer(NamedTuple):

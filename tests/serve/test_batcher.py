@@ -15,10 +15,11 @@ import pytest
 from films import PATIENCE, wait_for
 
 from rightbatch._errors import LateError, UsageError
-from rightbatch._serve import calibrate, engine
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.calibrate import Calibration
-from rightbatch._serve.records import Served
+from rightbatch._serve.engine import calibration as calibrate
+from rightbatch._serve.engine import engine
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.calibration import Calibration
+from rightbatch._serve.engine.records import Served
 
 LONG = 1000.0  # seconds: a target that no machine is too slow for
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from servers import scheduler_on_a_line
 
-from rightbatch._serve import calibrate
-from rightbatch._serve.calibrate import conclude, measure
-from rightbatch._serve.service import ServiceTable
-from rightbatch._serve.simulate import cameras, poisson, simulate
+from rightbatch._serve.engine import calibration as calibrate
+from rightbatch._serve.engine.calibration import conclude, measure
+from rightbatch._serve.engine.service_times import ServiceTable
+from rightbatch._serve.engine.virtual_clock import cameras, poisson, simulate
 
 
 class Machine:

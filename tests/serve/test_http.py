@@ -572,7 +572,7 @@ def test_every_address_is_reached_from_here_by_a_name_that_is_accepted(server: S
 
 
 def test_the_real_server_is_asked(tmp_path: Path) -> None:
-    from rightbatch._serve.run import Server
+    from rightbatch._serve.serve import Server
 
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encoded(picture(40)))

@@ -11,15 +11,15 @@ from math import comb, log
 import pytest
 
 from rightbatch._errors import LateError, UsageError
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.load import (
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.records import Served
+from rightbatch._serve.load.load_test import (
     LoadResult,
     largest_rate,
     queries_needed,
     run,
     schedule,
 )
-from rightbatch._serve.records import Served
 
 
 class Answers:

@@ -152,7 +152,7 @@ def test_the_figures_come_over_http_in_the_format_that_is_asked_for() -> None:
 
 
 def test_hearing_of_a_batch_costs_little() -> None:
-    from rightbatch._serve.records import BatchRecord
+    from rightbatch._serve.engine.records import BatchRecord
 
     with stand_in() as server:
         metrics = Metrics(server)

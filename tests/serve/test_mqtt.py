@@ -19,10 +19,10 @@ import pytest
 from films import free_port, wait_for
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve import mqtt
-from rightbatch._serve.mqtt import Mqtt, parse
-from rightbatch._serve.sinks import Line, open_sink
-from rightbatch._serve.writer import Writer
+from rightbatch._serve.sinks import mqtt
+from rightbatch._serve.sinks.mqtt import Mqtt, parse
+from rightbatch._serve.sinks.sinks import Line, open_sink
+from rightbatch._serve.sinks.writer import Writer
 
 pytest.importorskip("paho.mqtt", exc_type=ImportError)
 from paho.mqtt.client import Client, MQTTMessage

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rightbatch._serve.queues import NEVER, Item, Queues, Stream
+from rightbatch._serve.engine.queues import NEVER, Item, Queues, Stream
 
 FAST = settings(derandomize=True, max_examples=150)
 WEIGHTS = st.sampled_from([0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 5.0])  # exact in binary

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import line_table, scheduler_on_a_line
 
-from rightbatch._serve.queues import NEVER, Item
-from rightbatch._serve.scheduler import Scheduler
-from rightbatch._serve.service import ServiceTable
+from rightbatch._serve.engine.queues import NEVER, Item
+from rightbatch._serve.engine.scheduler import Scheduler
+from rightbatch._serve.engine.service_times import ServiceTable
 
 A, B, LATENCY = 1e-3, 4e-3, 0.033  # two batches of 12 take 32 ms
 FAST = settings(derandomize=True, max_examples=150)

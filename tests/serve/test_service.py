@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rightbatch._serve.service import ServiceTable, quantile
+from rightbatch._serve.engine.service_times import ServiceTable, quantile
 
 A, B = 1e-3, 4e-3  # seconds per item and per batch
 SIZES = (1, 2, 4, 8, 16)

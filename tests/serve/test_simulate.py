@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 from servers import GOALS, greedy, line_table, scheduler_on_a_line
 
-from rightbatch._serve.scheduler import Scheduler
-from rightbatch._serve.simulate import cameras, poisson, simulate
-from rightbatch._serve.theory import capacity
+from rightbatch._serve.engine.scheduler import Scheduler
+from rightbatch._serve.engine.virtual_clock import cameras, poisson, simulate
+from rightbatch.testing._queueing import capacity
 
 VIDEO = 30.0  # frames a second of a camera, or nearly
 ITEMS = 12_000

@@ -18,8 +18,8 @@ import pytest
 from films import PATIENCE, wait_for
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.sinks import Callback, Line, Lines, NobodyReads, open_sink
-from rightbatch._serve.writer import Writer
+from rightbatch._serve.sinks.sinks import Callback, Line, Lines, NobodyReads, open_sink
+from rightbatch._serve.sinks.writer import Writer
 
 
 def line(frame: int = 0, result: Any = "fine", source: str = "belt") -> Line:
@@ -141,7 +141,7 @@ def test_a_line_that_a_full_disk_cut_off_does_not_spoil_the_next(tmp_path: Path)
     code = f"""
 import resource, signal
 from pathlib import Path
-from rightbatch._serve.sinks import Line, Lines
+from rightbatch._serve.sinks.sinks import Line, Lines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sink = Lines(Path({str(tmp_path / "out.jsonl")!r}))
 def put(frame, result):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rightbatch._serve import tally
-from rightbatch._serve.records import BatchRecord
-from rightbatch._serve.tally import Tally
+from rightbatch._serve.engine import counters as tally
+from rightbatch._serve.engine.counters import Tally
+from rightbatch._serve.engine.records import BatchRecord
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from servers import greedy
 
-from rightbatch._serve.theory import capacity, largest_batch, latency_quantile, mean_latency
+from rightbatch.testing._queueing import capacity, largest_batch, latency_quantile, mean_latency
 
 A, B = 1e-3, 4e-3
 

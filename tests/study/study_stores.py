@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rightbatch._study.database import DATABASE, open_client, uri_of
 from rightbatch._study.records import Ended, Point, RunKey
-from rightbatch._study.store import Store
+from rightbatch._study.store.database import DATABASE, open_client, uri_of
+from rightbatch._study.store.mlflow_writer import Store
 
 
 @functools.cache

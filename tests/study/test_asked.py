@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rightbatch._errors import UsageError
-from rightbatch._study.asked import Asked
+from rightbatch._study.config import Asked
 from rightbatch._study.records import RunKey, Target
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_runs import curve, made
 
-from rightbatch._study.bands import PLACES, band, thinned
+from rightbatch._study.analysis.bands import PLACES, band, thinned
 from rightbatch._study.records import AXES
 
 

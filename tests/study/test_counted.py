@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_runs import TARGET, curve, made, reaching
 
-from rightbatch._study.counted import (
+from rightbatch._study.analysis.grouping import (
     common_axis,
     count_runs,
     final_value,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rightbatch._study.critical import fit_critical
+from rightbatch._study.analysis.critical_batch_size import fit_critical
 
 SIZES = (8, 16, 32, 64, 128, 256)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from study_runs import TARGET, curve, law_of, made, reaching
 
-from rightbatch._study import document
-from rightbatch._study.bands import band
-from rightbatch._study.reached import reached
+from rightbatch._study.analysis import document
+from rightbatch._study.analysis.bands import band
+from rightbatch._study.analysis.steps_to_target import reached
 from rightbatch._study.records import AXES, Run, Target
 
 

@@ -8,10 +8,10 @@ import pytest
 from study_runs import TARGET, law_of, made, reaching
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._study.bands import band
-from rightbatch._study.colors import palette
-from rightbatch._study.figures import cost_figure, curves_figure, target_figure
-from rightbatch._study.summary import summarize
+from rightbatch._study.analysis.bands import band
+from rightbatch._study.analysis.colors import palette
+from rightbatch._study.analysis.figures import cost_figure, curves_figure, target_figure
+from rightbatch._study.analysis.summary import summarize
 
 SIZES = (8, 16, 32, 64, 128, 256)
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._study.process import Said
 from rightbatch._study.pruning import (
     HANDICAP,
     MARKS,
@@ -26,7 +25,8 @@ from rightbatch._study.pruning import (
     seconds_of,
 )
 from rightbatch._study.records import Curve, Ended, Point, Run, RunKey, Status, Target
-from rightbatch._study.run import RunPlan
+from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import Sweep
 
 optuna = pytest.importorskip("optuna")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from study_runs import TARGET, curve, made, noisy, reaching
 
-from rightbatch._study.reached import reached, smoothed
+from rightbatch._study.analysis.steps_to_target import reached, smoothed
 from rightbatch._study.records import Target
 
 

@@ -19,14 +19,15 @@ from mlflow.tracking import MlflowClient
 from study_stores import finished, folder_with_database, point, store_in
 
 from rightbatch._errors import RightbatchError, UsageError
-from rightbatch._study import foreign, history
-from rightbatch._study.database import DATABASE, uri_of
-from rightbatch._study.history import Database, History
-from rightbatch._study.ours import BEGUN_ANEW
-from rightbatch._study.reader import Reader
 from rightbatch._study.records import AXES, Ended, Run, RunKey, Target
-from rightbatch._study.sources import Place
-from rightbatch._study.store import Store
+from rightbatch._study.store import metric_history as history
+from rightbatch._study.store import mlflow_import as foreign
+from rightbatch._study.store.database import DATABASE, uri_of
+from rightbatch._study.store.locations import Place
+from rightbatch._study.store.metric_history import Database, History
+from rightbatch._study.store.mlflow_native import BEGUN_ANEW
+from rightbatch._study.store.mlflow_writer import Store
+from rightbatch._study.store.reader import Reader
 from rightbatch._study.web.documents import OfSource
 
 STARTED = 1_700_000_000_000
@@ -297,8 +298,9 @@ class TestRunsOfAStudy:
         log = store.begin(RunKey(8, 0), {})
         log.points([point(1)])
         now = [100.0]
-        monkeypatch.setattr("rightbatch._study.reader.place_of", lambda uri: Place(uri, "server"))
-        monkeypatch.setattr("rightbatch._study.reader.monotonic", lambda: now[0])
+        module = "rightbatch._study.store.reader"
+        monkeypatch.setattr(f"{module}.place_of", lambda uri: Place(uri, "server"))
+        monkeypatch.setattr("rightbatch._study.store.reader.monotonic", lambda: now[0])
         reader = Reader(store.uri)
         seen = reader.revision()
         log.points([point(2)])

@@ -17,13 +17,13 @@ import study_workloads
 
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
-from rightbatch._factory import resolve
-from rightbatch._probe._wire import header_for
-from rightbatch._study.process import Said, said_by
 from rightbatch._study.records import Ended, RunKey, Target
-from rightbatch._study.run import RunPlan, Teller, learning_rate_factors
-from rightbatch._study.run import run as run_here
+from rightbatch._study.runs.process import Said, said_by
+from rightbatch._study.runs.training import RunPlan, Teller, learning_rate_factors
+from rightbatch._study.runs.training import run as run_here
 from rightbatch._units import parse_bytes
+from rightbatch._worker.wire import header_for
+from rightbatch._workload.factory import resolve
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -150,11 +150,11 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
     script = f"""
         import sys
         sys.path.insert(0, {str(HERE)!r})
-        from rightbatch._factory import resolve
-        from rightbatch._probe._wire import header_for
-        from rightbatch._study.process import said_by
+        from rightbatch._workload.factory import resolve
+        from rightbatch._worker.wire import header_for
+        from rightbatch._study.runs.process import said_by
         from rightbatch._study.records import RunKey
-        from rightbatch._study.run import RunPlan
+        from rightbatch._study.runs.training import RunPlan
 
         header = header_for(
             resolve({str(HERE / "study_workloads.py")!r} + ":slow"), device="cpu", margin=0, seed=0

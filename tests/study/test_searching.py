@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._study.asked import Asked
+from rightbatch._study.config import Asked
 from rightbatch._study.records import Curve, Run, RunKey, Status, Target
-from rightbatch._study.searching import HIGH, LOW, best_factor, next_factor, ranks, searched
+from rightbatch._study.search import HIGH, LOW, best_factor, next_factor, ranks, searched
 
 optuna = pytest.importorskip("optuna")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from study_runs import TARGET, curve, made, reaching
 
-from rightbatch._study.counted import count_runs
-from rightbatch._study.sizes import Spread, size_figures, steps_to_target
+from rightbatch._study.analysis.by_size import Spread, size_figures, steps_to_target
+from rightbatch._study.analysis.grouping import count_runs
 
 
 def figures_of(runs, target=TARGET):

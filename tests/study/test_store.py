@@ -21,10 +21,10 @@ from mlflow.tracking import MlflowClient
 from study_stores import finished, folder_with_database, point, store_in
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
-from rightbatch._study import database
-from rightbatch._study.database import DATABASE, POINTER, open_client, tried, uri_of
 from rightbatch._study.records import Ended, Point, RunKey, Target
-from rightbatch._study.store import Store
+from rightbatch._study.store import database
+from rightbatch._study.store.database import DATABASE, POINTER, open_client, tried, uri_of
+from rightbatch._study.store.mlflow_writer import Store
 
 KEY = RunKey(8, 0)
 

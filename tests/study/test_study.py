@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("mlflow")
 
 import rightbatch as rb
-from rightbatch._study.reader import Reader
 from rightbatch._study.records import Run
+from rightbatch._study.store.reader import Reader
 
 WORKLOADS = Path(__file__).parent / "study_workloads.py"
 PATIENCE = 120.0

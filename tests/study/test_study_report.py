@@ -15,10 +15,9 @@ import pytest
 from study_sites import METRICS, MadeUp, along, values
 
 from rightbatch._errors import UsageError
-from rightbatch._study import report
-from rightbatch._study.report import write_report
-from rightbatch._study.web import template
-from rightbatch._study.web.scripts import as_one
+from rightbatch._study.web import report, template
+from rightbatch._study.web.bundle import as_one
+from rightbatch._study.web.report import write_report
 
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")

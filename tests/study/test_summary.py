@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from study_runs import TARGET, curve, law_of, made, reaching
 
+from rightbatch._study.analysis.sentences import chance_of_apart
+from rightbatch._study.analysis.summary import summarize
 from rightbatch._study.records import Target
-from rightbatch._study.summary import summarize
-from rightbatch._study.wording import chance_of_apart
 
 SIZES = (8, 16, 32, 64, 128, 256)
 

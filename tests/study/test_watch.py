@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import rightbatch as rb
-from rightbatch._epoch import cuts, order_of
-from rightbatch._loop import Loop, built
-from rightbatch._processes import Processes
 from rightbatch._study.records import Point, Target
-from rightbatch._study.watch import EVALUATIONS, SPACING, DivergedError, Watch
+from rightbatch._study.runs.watch import EVALUATIONS, SPACING, DivergedError, Watch
+from rightbatch._training.distributed import Processes
+from rightbatch._training.epoch import cuts, order_of
+from rightbatch._training.loop import Loop, built
 
 CPU = Processes(torch.device("cpu"))
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import rightbatch.testing
 from rightbatch._device import Reading
-from rightbatch._workload import StepSeconds
+from rightbatch._workload.workload import StepSeconds
 from rightbatch.testing import DeviceContract, SessionContract
 
 MIB = 2**20

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rightbatch._noise import NoiseEstimate
-from rightbatch._scaling import scaling
+from rightbatch._training.scaling import scaling
 from rightbatch._tune.advice import Situation, advise
-from rightbatch._tune.decide import Expected
+from rightbatch._tune.decision import Expected
 
 CHOSEN = Expected(16, 16, 1, 100.0, 95.0, 105.0, 0.9, 1.0, 1.0, 1.0)
 NOISE = NoiseEstimate(100.0, 80.0, 120.0, "examples", 1.0, 100.0, 8)

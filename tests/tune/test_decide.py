@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch._noise import Look
-from rightbatch._throughput import Network, Throughput, spread
-from rightbatch._tune.decide import NEAR, decide
+from rightbatch._tune.decision import NEAR, decide
+from rightbatch._tune.throughput import Network, Throughput, spread
 from rightbatch._tune.timing import sizes_between
-from rightbatch._workload import StepSeconds
+from rightbatch._workload.workload import StepSeconds
 
 SIZES = [2**n for n in range(11)]
 

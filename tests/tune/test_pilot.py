@@ -12,9 +12,8 @@ from torch import nn
 
 import rightbatch as rb
 from rightbatch._noise import WeightAverage, estimated, look, window
-from rightbatch._pilot import PilotPlan
-from rightbatch._pilot.of_workload import WorkloadPilot
-from rightbatch._pilot.pilot import WINDOWS, is_better
+from rightbatch._tune.pilot import WINDOWS, PilotPlan, is_better
+from rightbatch._tune.workload_pilot import WorkloadPilot
 
 
 def pilot(workload: rb.Workload, seconds: float = 2.0, **fields: Any) -> WorkloadPilot:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from rightbatch._serve.records import Served
+from rightbatch._serve.engine.records import Served
 
 Done = Callable[[Served | BaseException], None]
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from benchmarks.serve.peers.command_line import Asked, asked
 from benchmarks.serve.peers.worker import Worker
 from rightbatch._errors import LateError
-from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.engine.batcher import Batcher
 
 
 def app(settings: Asked) -> Starlette:

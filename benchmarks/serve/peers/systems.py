@@ -19,9 +19,9 @@ from benchmarks.serve.load_http import load, wait_until_quick
 from benchmarks.serve.peers.command_line import Asked
 from benchmarks.serve.peers.fixed import FixedBatcher
 from benchmarks.serve.peers.worker import Worker, pictures
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.load import SHARE, Kind, LoadResult, run, schedule
-from rightbatch._serve.simulate import Arrival
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.virtual_clock import Arrival
+from rightbatch._serve.load.load_test import SHARE, Kind, LoadResult, run, schedule
 
 ROOT = Path(__file__).parents[3]
 PER = 10.0  # frames a second of a camera, about: as many cameras as make just the rate of a load

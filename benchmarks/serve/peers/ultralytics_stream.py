@@ -31,8 +31,8 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from benchmarks.serve.peers.worker import IMGSZ, pictures, session_options
-from rightbatch._serve.load import SHARE, schedule
-from rightbatch._serve.service import quantile
+from rightbatch._serve.engine.service_times import quantile
+from rightbatch._serve.load.load_test import SHARE, schedule
 
 _AROUND = 1.5  # seconds of frames before and after those that count: threads start, all runs once
 

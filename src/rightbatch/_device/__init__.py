@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rightbatch._device._base import Device, Reading
-from rightbatch._device._cpu import CPU
-from rightbatch._device._cuda import CUDA
-from rightbatch._device._mps import MPS
-from rightbatch._device._out_of_memory import death_by_memory, is_out_of_memory
+from rightbatch._device.base import Device, Reading
+from rightbatch._device.cpu import CPU
+from rightbatch._device.cuda import CUDA
+from rightbatch._device.mps import MPS
+from rightbatch._device.out_of_memory import death_by_memory, is_out_of_memory
 from rightbatch._errors import UsageError
 
 __all__ = ["Device", "Reading", "death_by_memory", "is_out_of_memory", "open_device"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._batch import Batch
-from rightbatch._norm import has_batch_norm
-from rightbatch._random import random_state
+from rightbatch._training.random_state import random_state
+from rightbatch._workload.batch import Batch
+from rightbatch._workload.normalization import has_batch_norm
 
 EXAMPLES, FEWEST = 8, 4
 """How many examples are compared; each half has two at least, as BatchNorm needs."""

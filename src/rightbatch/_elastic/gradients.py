@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch import _faults
-from rightbatch._batch import Batch, to_device
 from rightbatch._device import is_out_of_memory
-from rightbatch._device._caches import allocator_retries
+from rightbatch._device.caches import allocator_retries
 from rightbatch._elastic.ranks import Ranks
 from rightbatch._errors import UsageError
 from rightbatch._noise import NoiseScale
-from rightbatch._norm import has_batch_norm
+from rightbatch._workload.batch import Batch, to_device
+from rightbatch._workload.normalization import has_batch_norm
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 

@@ -15,20 +15,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch import _faults
-from rightbatch._batch import Batch, count_examples, split_batch, to_device
-from rightbatch._device._caches import release
+from rightbatch._device.caches import release
 from rightbatch._elastic.events import Event, Kind, tell
 from rightbatch._elastic.exactness import EXAMPLES, Exactness, compare
-from rightbatch._elastic.find import find
 from rightbatch._elastic.gradients import Failure, Gathered, Loss, WholeGradient, caught
+from rightbatch._elastic.initial_size import find
 from rightbatch._elastic.ranks import bare_model, ranks_of
-from rightbatch._elastic.size import MicroBatchSize
+from rightbatch._elastic.size_policy import MicroBatchSize
 from rightbatch._elastic.state import StateBefore
-from rightbatch._elastic.update import UndoableUpdate
+from rightbatch._elastic.undoable_update import UndoableUpdate
 from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._noise import NoiseScale
-from rightbatch._norm import least_examples
 from rightbatch._units import parse_bytes
+from rightbatch._workload.batch import Batch, count_examples, split_batch, to_device
+from rightbatch._workload.normalization import least_examples
 
 
 @dataclass(frozen=True)

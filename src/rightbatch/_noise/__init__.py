@@ -7,10 +7,10 @@ B wastes parallelism, a much larger one wastes examples.
 
 from __future__ import annotations
 
+from rightbatch._noise.estimate import NoiseEstimate, Observations, estimated, resampled
 from rightbatch._noise.exact import exact_noise_scale
-from rightbatch._noise.observations import NoiseEstimate, Observations, estimated, resampled
-from rightbatch._noise.of_norms import NormalizationNoise
-from rightbatch._noise.scale import NoiseScale
+from rightbatch._noise.noise_scale import NoiseScale
+from rightbatch._noise.normalization import NormalizationNoise
 from rightbatch._noise.window import Look, Part, WeightAverage, look, window
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._batch import map_tensors
+from rightbatch._workload.batch import map_tensors
 
 
 def exact_noise_scale(

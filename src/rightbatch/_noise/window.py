@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rightbatch._noise.scale import NoiseScale
+from rightbatch._noise.noise_scale import NoiseScale
 
 LEAST_PARTS = 4
 

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
-from rightbatch._serve.batcher import Batcher
-from rightbatch._serve.records import Contract, Served
-from rightbatch._serve.sinks import Line
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.records import Contract, Served
+from rightbatch._serve.sinks.sinks import Line
+from rightbatch._serve.sinks.writer import Writer
 from rightbatch._serve.sources.feed import Feed
 from rightbatch._serve.sources.frames import Frame, SourceSpec, Stopped, said
-from rightbatch._serve.writer import Writer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError, WorkloadError
-from rightbatch._factory import FileFactory
+from rightbatch._workload.factory import FileFactory
 
 try:
     import numpy as np

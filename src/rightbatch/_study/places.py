@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 
 from rightbatch._errors import UsageError
-from rightbatch._probe._child import Child
-from rightbatch._probe._wire import Header
-from rightbatch._study.process import Said, said_by, threads_of
-from rightbatch._study.run import RunPlan
+from rightbatch._study.runs.process import Said, said_by, threads_of
+from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import Place
+from rightbatch._worker.child import Child
+from rightbatch._worker.wire import Header
 
 
 class ThisMachine:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rightbatch._study.optuna_studies import optuna_module, study_in_memory
 from rightbatch._study.records import Ended, Point, Run, RunKey, Target
-from rightbatch._study.trials import optuna_module, study_in_memory
-from rightbatch._targets import is_better
+from rightbatch._training.targets import is_better
 from rightbatch._units import format_seconds
 
 FIRST_MARK, PER_DOUBLING = 0.1, 4

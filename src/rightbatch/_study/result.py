@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightbatch._errors import MissingExtraError
+from rightbatch._study.analysis.summary import COSTS, Summary, summarize
 from rightbatch._study.records import Axis, Run, Target
-from rightbatch._study.summary import COSTS, Summary, summarize
 from rightbatch._units import format_bytes
 
 
@@ -60,7 +60,7 @@ class StudyResult:
         Raises:
             MissingExtraError: without plotly.
         """
-        from rightbatch._study.figures import curves_figure
+        from rightbatch._study.analysis.figures import curves_figure
 
         return curves_figure(self.runs, metric, axis, self.target)
 
@@ -72,7 +72,7 @@ class StudyResult:
         Raises:
             MissingExtraError: without plotly.
         """
-        from rightbatch._study.figures import cost_figure, target_figure
+        from rightbatch._study.analysis.figures import cost_figure, target_figure
 
         return {cost: target_figure(self.summary, cost) for cost in COSTS} | {
             "cost": cost_figure(self.summary)

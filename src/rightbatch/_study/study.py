@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import RightbatchError, UsageError
-from rightbatch._factory import resolve
-from rightbatch._probe._wire import header_for
 from rightbatch._progress import Live
-from rightbatch._study.asked import UNBOUNDED, Asked
-from rightbatch._study.board import Notes
+from rightbatch._study.config import UNBOUNDED, Asked
 from rightbatch._study.places import opened
-from rightbatch._study.planned import Planned
-from rightbatch._study.reader import Reader
+from rightbatch._study.planner import Planned
+from rightbatch._study.progress import Notes
 from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._study.result import StudyResult, result_of
-from rightbatch._study.store import Store
+from rightbatch._study.store.mlflow_writer import Store
+from rightbatch._study.store.reader import Reader
 from rightbatch._study.sweep import Sweep
-from rightbatch._targets import parse_target
+from rightbatch._training.targets import parse_target
+from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._units import parse_bytes, parse_seconds
-from rightbatch._updates import DEFAULT_BATCH
+from rightbatch._worker.wire import header_for
+from rightbatch._workload.factory import resolve
 
 
 def study(
@@ -124,7 +124,7 @@ def study(
                 if first := planned.first(keys):
                     planned.decide(train(first).values())
                 if search:
-                    from rightbatch._study.searching import searched
+                    from rightbatch._study.search import searched
 
                     done = [run for run in reader.runs() if run.key in planned.done]
                     keys = searched(asked, search, train, done)

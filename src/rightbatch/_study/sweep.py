@@ -10,9 +10,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any, Protocol
 
-from rightbatch._study.process import Said
 from rightbatch._study.records import Ended, Point, RunKey
-from rightbatch._study.run import RunPlan
+from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.training import RunPlan
 
 TRIES = 3
 """At a run whose machine or worker is lost; it may be the run itself that brings it down."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rightbatch._tune.plan import Branch, Plan
-from rightbatch._tune.run import tune
+from rightbatch._tune.tune import tune
 
 __all__ = ["Branch", "Plan", "tune"]

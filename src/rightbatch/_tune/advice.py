@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightbatch._noise import NoiseEstimate
-from rightbatch._scaling import Scaling
-from rightbatch._tune.decide import Expected
+from rightbatch._training.scaling import Scaling
+from rightbatch._tune.decision import Expected
 
 FEW_VALUES = 16
 """Per channel: below, BatchNorm's errors rise (Wu and He 2018, arXiv 1803.08494)."""

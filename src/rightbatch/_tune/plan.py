@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rightbatch._fit import FitResult
+from rightbatch._fit.fit import FitResult
 from rightbatch._noise import Look, NoiseEstimate
+from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.advice import Advice
-from rightbatch._tune.decide import Expected
+from rightbatch._tune.decision import Expected
 from rightbatch._units import format_seconds
-from rightbatch._updates import DEFAULT_BATCH
-from rightbatch._workload import StepSeconds
+from rightbatch._workload.workload import StepSeconds
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from rightbatch._fit import FitResult
-from rightbatch._tune.decide import Decision
+from rightbatch._fit.fit import FitResult
+from rightbatch._training.updates import DEFAULT_BATCH
+from rightbatch._tune.decision import Decision
 from rightbatch._tune.plan import Branch
-from rightbatch._updates import DEFAULT_BATCH
 
 NOT_WORSE = 0.01
 """Of the loss: what a branch may end above the best one and still be as good."""

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from rightbatch._probe import BuildError, Failure, ProbeProcess
-from rightbatch._throughput import spread
-from rightbatch._workload import StepSeconds
+from rightbatch._tune.throughput import spread
+from rightbatch._worker import BuildError, Failure, ProbeProcess
+from rightbatch._workload.workload import StepSeconds
 
 TIGHT = 0.02
 """Half of a median's 95% interval, as a share of it, that needs no more samples."""

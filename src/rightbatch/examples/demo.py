@@ -26,9 +26,9 @@ from rightbatch._units import format_bytes, format_seconds
 from rightbatch.examples.parts import CLASSES, render_parts
 
 if TYPE_CHECKING:
-    from rightbatch._serve.calibrate import Calibration
+    from rightbatch._serve.engine.calibration import Calibration
     from rightbatch._tune import Plan
-    from rightbatch.integrations.ultralytics import Trained
+    from rightbatch.integrations.ultralytics._factory import Trained
 
 MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
 LATENCY = "100ms"  # for each picture, where the model is served
@@ -84,9 +84,9 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
         "YOLO_VERBOSE": "false",
         "YOLO_CONFIG_DIR": str((out / "settings").resolve()),
     }
-    from rightbatch._fit import fit
+    from rightbatch._fit.fit import fit
     from rightbatch._tune import tune
-    from rightbatch.integrations.ultralytics import from_spec, without_trackers
+    from rightbatch.integrations.ultralytics._factory import from_spec, without_trackers
 
     with _bars(console) as bars:
         task = bars.add_task("rendering parts on a conveyor", total=300)
@@ -128,7 +128,7 @@ def _bars(console: Console) -> Progress:
 
 def _serving(weights: Path, data: Path) -> Calibration:
     """What this machine can do with the model, on a picture that it has not seen."""
-    from rightbatch._serve.batcher import Batcher
+    from rightbatch._serve.engine.batcher import Batcher
     from rightbatch._serve.models import open_model
     from rightbatch._serve.sources.pictures import load_picture
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rightbatch._batch import Batch
 from rightbatch._elastic import Elastic
 from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._workload.batch import Batch
 
 
 def elastic(

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rightbatch._batch import Batch, count_examples, split_batch
 from rightbatch._elastic import Elastic, StepReport
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._workload import Workload
+from rightbatch._workload.batch import Batch, count_examples, split_batch
+from rightbatch._workload.workload import Workload
 
 if find_spec("lightning") is not None:
     from lightning.pytorch.callbacks import Callback

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._batch import Batch, count_examples
 from rightbatch._elastic import Elastic
 from rightbatch._elastic.gradients import add_gradients, set_aside
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._workload import Workload
+from rightbatch._workload.batch import Batch, count_examples
+from rightbatch._workload.workload import Workload
 
 if find_spec("transformers") is None:
     raise MissingExtraError("transformers", "transformers")

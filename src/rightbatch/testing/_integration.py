@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rightbatch._faults import PLACES, Place
-from rightbatch._fit import fit
+from rightbatch._fit.fit import fit
 from rightbatch._tune import tune
 from rightbatch.testing._faults import inject_out_of_memory
 

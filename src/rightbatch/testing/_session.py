@@ -9,7 +9,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from rightbatch._workload import Session
+from rightbatch._workload.workload import Session
 
 
 class SessionContract:

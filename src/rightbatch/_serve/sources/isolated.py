@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rightbatch._errors import UsageError
-from rightbatch._probe._wire import receive, receive_bytes, send, send_bytes
 from rightbatch._serve.sources.connection import Connection
 from rightbatch._serve.sources.frames import BrokenFrame, SourceSpec, Timeouts, said
+from rightbatch._worker.wire import receive, receive_bytes, send, send_bytes
 
 if TYPE_CHECKING:
     import numpy as np

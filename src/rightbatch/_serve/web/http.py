@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.batcher import Batcher
+from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.web.bodies import Held, Overloaded, read_body
 from rightbatch._serve.web.images import BadImage, Limits
 from rightbatch._serve.web.metrics import Metrics

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._serve.records import REQUESTS, BatchRecord, Cause
+from rightbatch._serve.engine.records import REQUESTS, BatchRecord, Cause
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -20,7 +20,7 @@ except ImportError:
     raise MissingExtraError("prometheus-client", "serve") from None
 
 if TYPE_CHECKING:
-    from rightbatch._serve.batcher import Batcher
+    from rightbatch._serve.engine.batcher import Batcher
 
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
+from rightbatch._serve.engine.records import REQUESTS
 from rightbatch._serve.models import plain
-from rightbatch._serve.records import REQUESTS
 from rightbatch._serve.web.bodies import Held, Overloaded, read_image
 from rightbatch._serve.web.images import BadImage, Limits, decode
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from rightbatch._serve.batcher import Batcher
+    from rightbatch._serve.engine.batcher import Batcher
 
 _DECODERS = 4  # at most: the model wants the cores too
 

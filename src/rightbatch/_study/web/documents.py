@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from rightbatch._errors import UsageError
-from rightbatch._study import document
+from rightbatch._study.analysis import document
 
 
 @runtime_checkable

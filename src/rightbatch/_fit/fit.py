@@ -1,0 +1,314 @@
+"""`fit`: the largest batch that survives on this device, as measured."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
+from rightbatch._fit import search as _search
+from rightbatch._fit.nothing_fits import what_is_needed
+from rightbatch._predict.followed_step import FollowedStep
+from rightbatch._progress import Live
+from rightbatch._units import format_bytes, parse_bytes
+from rightbatch._worker import BuildError, Failure, Header, Probe, ProbeProcess, Ready, header_for
+from rightbatch._workload.factory import resolve
+
+_UNBOUNDED = 2**20
+"""Where data has no length and the user gave no `max_batch`."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The largest batch that survived, and what was measured on the way.
+
+    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both over what
+    the process holds before the workload; `limit_enforced` says whether going over it failed for
+    real. `evaluation_batch_size` ran without gradients beside it. `examples` is one epoch.
+    """
+
+    batch_size: int
+    smallest_batch_size: int
+    peak_bytes: int
+    limit_bytes: int
+    limit_enforced: bool
+    evaluation_batch_size: int | None
+    examples: int | None
+    device: str
+    margin: float
+    seconds: float
+    reason: str
+    probes: tuple[Probe, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
+            f"of {format_bytes(self.limit_bytes)} on {self.device}\n{self.reason}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch fit --json`."""
+        return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
+            "probes": [probe.to_dict() for probe in self.probes]
+        }
+
+
+def fit(
+    workload: object,
+    *,
+    memory: int | str | None = None,
+    margin: float = 0.05,
+    max_batch: int | None = None,
+    inference: bool = False,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> FitResult:
+    """Find the largest batch size that survives full training steps and one evaluation.
+
+    `workload` is a factory, `"file.py:function"`, or a spec that an integration knows, whose
+    `options` follow (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) caps the device, `margin` is
+    the share of the limit to leave free, `max_batch` ends the search early. With `inference` the
+    batch only runs forward, without gradients. Every size runs in processes of its own; nothing in
+    this one changes.
+
+    Raises:
+        NothingFitsError: if not even the smallest batch fits.
+        WorkloadError: if the workload fails for a reason of its own.
+        UsageError: if what was asked cannot be meant.
+    """
+    if not 0 <= margin < 1:
+        raise UsageError(f"margin is a share of the limit from 0 to below 1, not {margin}")
+    if max_batch is not None and max_batch < 1:
+        raise UsageError(f"max_batch is at least 1, not {max_batch}")
+    limit = None if memory is None else parse_bytes(memory)
+    factory = resolve(workload, **options)
+    header = header_for(factory, device=device, margin=margin, seed=seed, inference=inference)
+    with Live("fit", enabled=progress) as live:
+        return largest_batch(header, limit, max_batch=max_batch, show=live.show)
+
+
+def largest_batch(
+    header: Header,
+    limit: int | None,
+    *,
+    max_batch: int | None,
+    show: Callable[[str], object],
+    useful: Callable[[int], int] = lambda examples: examples,
+) -> FitResult:
+    """`fit` of what a header describes; nothing above `useful` of an epoch's examples is tried.
+
+    Raises:
+        NothingFitsError, WorkloadError, UsageError: as `fit` does.
+    """
+    search = _Search(header, limit, max_batch, useful, show)
+    try:
+        return search.run()
+    finally:
+        search.stop()
+
+
+class _Search:
+    """Carries out what `_search.decide` says, with at most one process at work and one spare."""
+
+    def __init__(
+        self,
+        header: Header,
+        limit: int | None,
+        max_batch: int | None,
+        useful: Callable[[int], int],
+        show: Callable[[str], object],
+    ) -> None:
+        self._header = header
+        self._asked_limit = limit
+        self._max_batch, self._useful = max_batch, useful
+        self._show = show
+        self._started_at = time.perf_counter()
+        self._processes: list[ProbeProcess] = []
+        self._probes: list[Probe] = []
+        self._ready: Ready | None = None
+        self._predicted: int | None = None
+
+    def run(self) -> FitResult:
+        self._show("starting the first probe")
+        process = self._start(exact=True)
+        while True:
+            if self._ready is None:
+                run = _search.FIRST
+                self._probe(process, run)
+                self._predicted = self._prediction()
+                continue
+            decision = _search.decide(self._probes, self._question())
+            if isinstance(decision, _search.Found):
+                return self._verdict(decision)
+            if decision.fresh:
+                process.stop()
+                process = self._spare(process) or self._start(exact=False)
+            elif decision.exact and self._will_need_more(decision.batch_size):
+                if len(self._processes) == 1:
+                    self._start(exact=False)  # its imports cost no time beside the small probes
+            self._probe(process, decision)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.stop()
+
+    def _start(self, *, exact: bool) -> ProbeProcess:
+        process = ProbeProcess(self._header, len(self._processes) + 1, exact=exact)
+        self._processes.append(process)
+        return process
+
+    def _spare(self, current: ProbeProcess) -> ProbeProcess | None:
+        last = self._processes[-1]
+        return last if last is not current else None
+
+    def _will_need_more(self, size: int) -> bool:
+        """Whether a second process is certain: the largest size is far from small."""
+        question = self._question()
+        line = _search.fit_line(self._probes)
+        if line is None or question.largest <= size:
+            return False
+        return line.at(question.largest) > question.ceiling_bytes
+
+    def _probe(self, process: ProbeProcess, run: _search.Run) -> None:
+        survivors = [p.batch_size for p in self._probes if p.is_ok]
+        so_far = f" ({max(survivors)} survived)" if survivors else ""
+        self._show(f"running batch size {run.batch_size}{so_far}")
+        limit = self._ready.limit_bytes if self._ready else self._asked_limit
+        try:
+            enough = (_search.BRIEF_STEPS, run.enough_bytes)
+            probe = process.run(run.batch_size, run.steps, limit, run.most_steps, enough)
+        except BuildError as error:
+            self._ready = self._ready or error.ready
+            raise self._not_built(error) from None
+        self._ready = self._ready or process.ready
+        crashed = probe.failure is not None and probe.failure.type == "ProcessDied"
+        if crashed and any(p.is_ok and p.batch_size < probe.batch_size for p in self._probes):
+            # Libraries that do not check what malloc returns crash where memory runs out.
+            probe = replace(probe, outcome="killed")
+        self._probes.append(probe)
+
+    def _prediction(self) -> int | None:
+        """The largest batch as `predict` has it, where the device is one that it knows."""
+        ready = self._ready
+        if ready is None or ready.capability is None:
+            return None
+        self._show("predicting the largest batch")
+        header = replace(self._header, device="cpu")
+        with ProbeProcess(header, 0) as process:
+            # The context is in the base of what is charged.
+            step = FollowedStep(process, inference=header.inference, beside_context=True)
+            try:
+                return step.largest(ready.ceiling_bytes, ready.capability)
+            except (UsageError, WorkloadError):
+                return None  # a step that cannot be followed is measured from its small sizes
+
+    def _question(self) -> _search.Question:
+        assert self._ready is not None
+        examples = self._ready.examples or _UNBOUNDED
+        return _search.Question(
+            ceiling_bytes=self._ready.ceiling_bytes,
+            largest=min(examples, self._max_batch or self._useful(examples)),
+            slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
+            predicted=self._predicted,
+        )
+
+    def _verdict(self, found: _search.Found) -> FitResult:
+        ready = self._ready
+        assert ready is not None
+        if found.failed is not None:
+            raise self._failed(found.failed.batch_size, found.failed.failure)
+        if found.batch_size is None or found.smallest is None:
+            raise self._nothing_fits()
+        probe = next(p for p in reversed(self._probes) if p.batch_size == found.batch_size)
+        return FitResult(
+            batch_size=found.batch_size,
+            smallest_batch_size=found.smallest,
+            peak_bytes=probe.peak_bytes or 0,
+            limit_bytes=ready.limit_bytes,
+            limit_enforced=ready.enforced,
+            evaluation_batch_size=probe.evaluation_batch_size,
+            examples=ready.examples,
+            device=ready.device,
+            margin=self._header.margin,
+            seconds=time.perf_counter() - self._started_at,
+            reason=self._reason(probe),
+            probes=tuple(self._probes),
+        )
+
+    def _reason(self, probe: Probe) -> str:
+        assert self._ready is not None
+        question = self._question()
+        charged = probe.charged_bytes or 0
+        text = f"it ran; {format_bytes(charged)} were charged against {self._limit_in_words()}"
+        if probe.growing_bytes > 0.002 * charged:
+            text += f", and still growing by {format_bytes(probe.growing_bytes)}"
+        above = [p.batch_size for p in self._probes if not p.is_ok and p.outcome != "failed"]
+        if probe.batch_size == question.largest:
+            bound = "the data set's size"
+            if question.largest == self._max_batch:
+                bound = "max_batch"
+            elif question.largest != self._ready.examples:
+                bound = "the largest that leaves enough updates"
+            return f"{text}; it is {bound}, so nothing larger was tried"
+        if above:
+            return f"{text}; {min(above)} ran out of memory"
+        room = question.ceiling_bytes - probe.claimed_bytes
+        return f"{text}; the {format_bytes(room)} left would hold less than 3% more"
+
+    def _limit_in_words(self) -> str:
+        ready = self._ready
+        assert ready is not None
+        limit = format_bytes(ready.limit_bytes)
+        if ready.ceiling_bytes < ready.limit_bytes:
+            less = f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%}"
+            limit = f"{format_bytes(ready.ceiling_bytes)} (the limit of {limit} less {less})"
+        if self._asked_limit is not None and ready.limit_bytes < self._asked_limit:
+            limit += f" (all that {ready.device} has; {format_bytes(self._asked_limit)} were asked)"
+        return limit
+
+    def _measured(self) -> dict[str, Any]:
+        """The fields of a result that exist without an answer."""
+        ready = self._ready
+        return {
+            "smallest_batch_size": None,
+            "peak_bytes": None,
+            "limit_bytes": ready.limit_bytes if ready else self._asked_limit,
+            "limit_enforced": ready.enforced if ready else False,
+            "evaluation_batch_size": None,
+            "examples": ready.examples if ready else None,
+            "device": ready.device if ready else self._header.device,
+            "seconds": time.perf_counter() - self._started_at,
+            "probes": [probe.to_dict() for probe in self._probes],
+        }
+
+    def _not_built(self, error: BuildError) -> Exception:
+        if error.outcome == "failed":
+            return self._failed(None, error.failure)
+        return self._nothing_fits(error.failure)
+
+    def _failed(self, batch_size: int | None, failure: Failure | None) -> Exception:
+        failure = failure or Failure("Error", "no message")
+        where = "while it is built" if batch_size is None else f"at batch size {batch_size}"
+        what = f"the workload fails {where}, and not for want of memory"
+        return failure.as_error(what, self._measured())
+
+    def _nothing_fits(self, failure: Failure | None = None) -> Exception:
+        if failure is None:
+            failure = next((p.failure for p in reversed(self._probes) if p.failure), None)
+        measured = self._measured()
+        self.stop()
+        self._show("nothing fits; finding out what one example needs")
+        need = what_is_needed(self._header, self._ready)
+        return NothingFitsError(
+            f"nothing fits: {need.in_words()}, and there are {self._limit_in_words()}. "
+            + need.remedies_in_words(),
+            error_type=failure.type if failure else "OutOfMemory",
+            error_message=failure.message if failure else "the ceiling was exceeded",
+            measured=measured
+            | {"needed_bytes": need.bytes, "needed_how": need.how, "remedies": need.remedies},
+        )

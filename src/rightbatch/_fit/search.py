@@ -1,0 +1,275 @@
+"""Which size to run next, or which one is the answer: a pure function of what was measured.
+
+1. Small sizes, doubling in one process, until their peaks lie on a line: they cannot run out of
+   memory, so they need not be alone. With `EXACT_MALLOC` the line is sharp.
+2. The size that the line predicts, in a process of its own, as the user's run will be. (glibc's
+   malloc holds more than the steps need, and more again after another size ran in the process.)
+   Where the largest size was predicted, that one is next at once.
+3. If it survives with room left, a larger one; if it fails, a smaller one; until what could still
+   be gained is within 3%. A size that leaves so much room after a few steps that a larger one comes
+   next in any case ends there. The answer is always a size that ran all of its steps and survived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rightbatch._worker import Probe
+
+TOLERANCE = 0.03
+"""The search ends when at most this share of the answer could still be gained."""
+MAX_PROCESSES = 5
+SMALL_SHARE = 0.25
+"""No small probe is expected to need more than this share of what its intercept leaves."""
+STRAIGHT = 0.03
+"""Slopes between successive small probes that differ by less make a line."""
+HELD_SHARE = 0.17
+"""What glibc's malloc holds beyond the line when a ceiling is nearly reached, as a share of the
+room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py. Less finds the edge
+from above more often: a failure is quick, but costs a process."""
+STILL_TO_COME = 0.15
+"""What the charge of a brief run may lack, as a share of the same room: up to 13% was seen."""
+REACH = 0.9
+"""How much of the room that a survivor left is taken at once: what malloc holds grows too."""
+CAUTION = 0.01
+"""Aim this share below the predicted edge."""
+SHRINK = 0.84
+"""After a failure without a survivor nearby, this share of the failed size is tried next."""
+SMALL_STEPS, BRIEF_STEPS, FULL_STEPS = 2, 3, 6
+MOST_STEPS = 16
+"""An ordinary process runs until half of its steps have added nothing to the charge, or for so
+many: what malloc holds grows from step to step, by 10% over six steps on one of the workloads and
+by 8% from the fifth to the fortieth on another. What is still growing then is claimed as well."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is searched for: the largest size up to `largest` whose charge is within `ceiling`.
+
+    `slack` says that an ordinary process is charged more than an exact one. `predicted` is the
+    answer as `predict` gives it; None where it gives none.
+    """
+
+    ceiling_bytes: int
+    largest: int
+    slack: bool
+    predicted: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run this size next; in the small probes' process, in the current one, or in a new one.
+
+    From `steps` to `most_steps` of them, until the charge has settled. A charge below
+    `enough_bytes` after `BRIEF_STEPS` ends it, since a larger size comes next in any case.
+    """
+
+    batch_size: int
+    steps: int
+    most_steps: int
+    exact: bool
+    fresh: bool = False
+    enough_bytes: int = 0
+
+
+FIRST = Run(1, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search is over. `batch_size` is None if nothing fits, or if the workload failed."""
+
+    batch_size: int | None
+    smallest: int | None
+    failed: Probe | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes needed against batch size."""
+
+    slope: float
+    intercept: float
+
+    def at(self, batch_size: float) -> float:
+        return self.intercept + self.slope * batch_size
+
+    def size_at(self, needed: float) -> float:
+        return (needed - self.intercept) / self.slope if self.slope > 0 else float("inf")
+
+
+def fit_line(probes: Sequence[Probe]) -> Line | None:
+    """The line through the last three small probes (least squares); None with fewer than two."""
+    points = [(p.batch_size, p.needed_bytes) for p in probes if p.is_ok and p.process == 1][-3:]
+    if len(points) < 2:
+        return None
+    n = len(points)
+    mean_x = sum(x for x, _ in points) / n
+    mean_y = sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    slope = max(slope, 0.0)
+    return Line(slope, mean_y - slope * mean_x)
+
+
+def _chord(probes: Sequence[Probe], best: Probe) -> Line:
+    """The line through the smallest and the largest survivor; through zero where that is one."""
+    first = min((p for p in probes if p.is_ok), key=lambda p: p.batch_size)
+    steps = best.batch_size - first.batch_size
+    if not steps or best.needed_bytes <= first.needed_bytes:
+        return Line(best.needed_bytes / best.batch_size, 0.0)
+    slope = (best.needed_bytes - first.needed_bytes) / steps
+    return Line(slope, best.needed_bytes - slope * best.batch_size)
+
+
+def is_straight(probes: Sequence[Probe]) -> bool:
+    """Whether the last three small probes lie on one line, as far as their slopes tell."""
+    points = [(p.batch_size, p.needed_bytes) for p in probes if p.is_ok and p.process == 1][-3:]
+    if len(points) < 3:
+        return False
+    (x0, y0), (x1, y1), (x2, y2) = points
+    first, second = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    return second > 0 and abs(first - second) <= STRAIGHT * second
+
+
+def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
+    """The next run, or the answer, from everything measured so far."""
+    broken = _broken(probes)
+    if broken is not None:
+        return Found(None, None, broken)
+    fitting = [p for p in probes if _fits(p, question)]
+    too_large = [p for p in probes if not _fits(p, question) and p.outcome != "failed"]
+    smallest = min((p.batch_size for p in fitting), default=None)
+    low = max((p.batch_size for p in fitting), default=0)
+    high = min((p.batch_size for p in too_large), default=None)
+    if high is not None and high <= max(low, 1):
+        # The same size both ways, or less: what survives only sometimes does not fit.
+        low = max((p.batch_size for p in fitting if p.batch_size < high), default=0)
+    if not low:
+        return _without_survivor(probes, question)
+
+    run = _small(probes, question, low, high) or _large(probes, question, low, high)
+    if run is not None:
+        return run
+    return Found(max(p.batch_size for p in fitting if p.whole and p.batch_size <= low), smallest)
+
+
+def _broken(probes: Sequence[Probe]) -> Probe | None:
+    """The probe that shows that the workload itself fails.
+
+    One example may be one too few (BatchNorm in training: "Expected more than 1 value per
+    channel"), so a failure at the first size counts only when the second one fails too.
+    """
+    failed = [p for p in probes if p.outcome == "failed"]
+    if any(p.batch_size > 1 for p in failed):
+        return next(p for p in failed if p.batch_size > 1)
+    return None
+
+
+def _fits(probe: Probe, question: Question) -> bool:
+    return probe.is_ok and probe.claimed_bytes <= question.ceiling_bytes
+
+
+def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Found:
+    if not probes:
+        return FIRST
+    if probes[-1].outcome == "failed" and question.largest > 1:
+        return Run(2, SMALL_STEPS, SMALL_STEPS, exact=True)
+    last = probes[-1]
+    return Found(None, None, last if last.outcome == "failed" else None)
+
+
+def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
+    """The next size for the first process; None once it has told enough."""
+    if any(p.process > 1 for p in probes) or high is not None or q.predicted is not None:
+        return None
+    line = fit_line(probes)
+    following = min(2 * low, q.largest)
+    if following == low:
+        return None
+    # The intercept (weights, what the factory imported) is there at any size, and no risk.
+    if line is not None:  # without one, a second point is worth the risk
+        room = q.ceiling_bytes - line.intercept
+        if line.slope * following > SMALL_SHARE * room:
+            return None
+        if line.slope * low >= room / 16 and is_straight(probes):
+            return None  # it has told enough
+    return Run(following, SMALL_STEPS, SMALL_STEPS, exact=True)
+
+
+def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
+    """The next size for an ordinary process; None if what survived is the answer."""
+    best = [p for p in probes if p.batch_size == low and p.is_ok][-1]
+    line = fit_line(probes) or _chord(probes, best)
+    is_settled = best.whole and (best.process > 1 or not q.slack)
+    has_room = best.claimed_bytes <= 2 * SMALL_SHARE * q.ceiling_bytes
+    if low == q.largest and (is_settled or has_room):
+        return None
+    if high is not None and high - 1 - low <= TOLERANCE * low and (is_settled or low == 1):
+        return None
+
+    spent = max(p.process for p in probes) >= MAX_PROCESSES
+    # A process that ran one size holds more at the next: what survives in it is sure to survive
+    # in a new one, but what fails in it might. So it goes on only where no new one may start.
+    alive = probes[-1].is_ok and probes[-1].process > 1 and (spent or not q.slack)
+    if spent and not alive:
+        return None
+    edge_by_line = _edge(line, q, best)
+    if is_settled and best.process > 1 and edge_by_line - low <= max(TOLERANCE * low, 0.999):
+        return None
+    # What malloc holds grows too: from a survivor, not all of the room is taken at once.
+    steps_on = best.process > 1 and q.slack
+    aim = low + REACH * (edge_by_line - low) if steps_on else edge_by_line
+    next_process = max(p.process for p in probes) + (not alive)
+    is_last = not alive and next_process == MAX_PROCESSES
+    if high is not None:
+        near = best.process > 1 and low >= 0.6 * high
+        # If the size just within the tolerance of the failure survives, it is the answer. But where
+        # a size failed that the survivor had promised, its promise is no longer worth much, and the
+        # last process had better survive: from the middle it can go on.
+        middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
+        was_broken = probes.index(best) < len(probes) - 1
+        is_doubtful = was_broken or is_last or not best.whole
+        least = middle if q.slack else low  # without slack the line knows better than the middle
+        promised = middle if is_doubtful else max(least, min(aim, edge))
+        shrunk = SHRINK * high
+        # One example tells nothing of the slope, so a prediction that failed is only shrunk.
+        aim = promised if near else shrunk if q.predicted is not None else min(aim, shrunk)
+    elif best.process == 1 and q.predicted is not None:
+        aim = q.predicted
+    else:
+        # An aim at the very edge fails as often as not, and a failure costs a process.
+        aim -= min(0.1 * max(aim - low, 0.0), CAUTION * aim)
+        aim = min(aim + 0.5, edge_by_line)
+    ceiling = min(q.largest, high - 1 if high is not None else q.largest)
+    floor = min(low + 1, ceiling) if is_settled or not best.whole else low
+    size = int(max(floor, min(aim, ceiling)))
+    if is_last and not best.whole:
+        size = low  # there must be an answer; a process that survived can go on from it
+    return Run(
+        size,
+        FULL_STEPS,
+        MOST_STEPS,
+        exact=False,
+        fresh=not alive,
+        # What follows a brief run may fail, and then what follows that one.
+        enough_bytes=_enough(size, line, q, high) if next_process <= MAX_PROCESSES - 2 else 0,
+    )
+
+
+def _enough(size: int, line: Line, q: Question, high: int | None) -> int:
+    """The charge below which `size` is not the answer, whatever its later steps add; 0 for none."""
+    gain = max(2 * TOLERANCE * size, 4)
+    if not q.slack or min(q.largest, high - 1 if high is not None else q.largest) < size + gain:
+        return 0
+    room = q.ceiling_bytes - line.intercept
+    return max(int(q.ceiling_bytes - line.slope * gain - STILL_TO_COME * room), 0)
+
+
+def _edge(line: Line, q: Question, best: Probe) -> float:
+    """The size whose charge would be the ceiling, judged by the largest survivor."""
+    if best.process == 1 and q.slack:
+        return line.size_at(q.ceiling_bytes - HELD_SHARE * (q.ceiling_bytes - line.intercept))
+    extra = max(best.claimed_bytes - line.at(best.batch_size), 0.0)
+    return line.size_at(q.ceiling_bytes - extra)

@@ -1,1 +1,0 @@
-"""What memory a step needs, without running it for real."""

@@ -1,0 +1,113 @@
+"""Ways to run the same step: with another precision, another optimizer, recomputed, in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rightbatch._errors import UsageError
+from rightbatch._predict.cuda_semantics import as_on_cuda
+from rightbatch._workload.batch import Batch, map_tensors, tensors
+from rightbatch._workload.workload import Workload
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is run: as the workload says, or with something changed.
+
+    `capability` is the GPU's compute capability, None for what the CPU itself does. `optimizer`
+    is `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` cuts the
+    batch into so many parts. `halved` halves the sides of images.
+    """
+
+    capability: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    optimizer: Literal["default", "fused", "loop"] = "default"
+    checkpointing: bool = False
+    accumulation: int = 1
+    halved: bool = False
+    inference: bool = False
+
+
+def autocast(w: Workload, variant: Variant) -> torch.autocast:
+    precision = variant.precision or w.precision
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", dtype, enabled=precision != "fp32")
+
+
+@contextmanager
+def optimizer_as(optimizer: torch.optim.Optimizer, variant: Variant) -> Iterator[None]:
+    """Its groups with the implementation that the variant asks for; as before at the end."""
+    names = ("foreach", "fused")
+    groups = [optimizer.defaults, *optimizer.param_groups]
+    kept = [{name: group[name] for name in names if name in group} for group in groups]
+    for group in groups:
+        if variant.optimizer == "fused" and "fused" in group:
+            group.update(fused=True, foreach=False)
+        elif variant.optimizer == "loop":
+            group.update({name: False for name in names if name in group})
+    if variant.capability is not None and variant.optimizer == "default":
+        as_on_cuda(optimizer)
+    try:
+        yield
+    finally:
+        for group, before in zip(groups, kept, strict=True):
+            group.update(before)
+
+
+def half_images(batch: Batch) -> Batch:
+    """Every image (floating, N×C×H×W or more) at half the size.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not any(leaf.ndim >= 4 and leaf.is_floating_point() for leaf in tensors(batch)):
+        raise UsageError("the batch holds no images")
+
+    def halve(leaf: Tensor) -> Tensor:
+        if leaf.ndim < 4 or not leaf.is_floating_point():
+            return leaf
+        shape = [*leaf.shape[:2], *(max(side // 2, 1) for side in leaf.shape[2:])]
+        return leaf.new_empty(shape)
+
+    return map_tensors(batch, halve)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What activation checkpointing would recompute: the blocks of the outermost stacks."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
+    long = [s for s in stacks if len(s) > 1]
+    inner = {id(m) for s in long for m in s.modules() if m is not s}
+    return [block for stack in long if id(stack) not in inner for block in stack]
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """The model with its blocks checkpointed: recomputed instead of kept.
+
+    Raises:
+        UsageError: if it has no stack of blocks.
+    """
+    blocks = blocks_of(model)
+    if not blocks:
+        raise UsageError("the model has no stack of blocks to checkpoint")
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

@@ -1,0 +1,1 @@
+"""The engine: items of many streams, in batches under one latency target."""

@@ -1,0 +1,126 @@
+"""What became of the items of every stream, counted as it happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from rightbatch._serve.engine.records import BatchRecord, Cause
+from rightbatch._serve.engine.service_times import quantile
+
+_LATENCIES = 512  # of a stream, for its quantiles
+_BATCHES = 200  # for whoever looks at the page
+_RATE_OVER = 5.0  # seconds
+
+
+@dataclass(slots=True)
+class Counts:
+    """One stream's; latencies in seconds."""
+
+    served: int = 0
+    in_time: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    finished: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+
+    def to_dict(self) -> dict[str, Any]:
+        now = time.monotonic()
+        recent = sum(now - at <= _RATE_OVER for at in self.finished)
+        over = _RATE_OVER
+        if recent == _LATENCIES:  # so many are kept, and they took less
+            over = max(now - self.finished[0], 1e-3)
+        latencies = list(self.latencies)
+        return {
+            "served": self.served,
+            "in_time": self.in_time,
+            "dropped": dict(self.dropped),
+            "frames_per_second": round(recent / over, 2),
+            "latency_ms": {
+                "p50": round(1000 * quantile(latencies, 0.5), 2) if latencies else None,
+                "p99": round(1000 * quantile(latencies, 0.99), 2) if latencies else None,
+            },
+        }
+
+
+class Tally:
+    """A `Listener` that counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: dict[str, Counts] = {}
+        self._gone = Counts()  # of streams that were closed
+        self._batches: deque[BatchRecord] = deque(maxlen=_BATCHES)
+
+    def batch(self, record: BatchRecord) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._batches.append(record)
+            for stream, latency, in_time in record.items:
+                counts = self._counts(stream)
+                counts.served += 1
+                counts.in_time += in_time
+                counts.latencies.append(latency)
+                counts.finished.append(now)
+
+    def dropped(self, stream: str, cause: Cause) -> None:
+        with self._lock:
+            self._counts(stream).dropped[cause] += 1
+
+    def open(self, stream: str) -> None:
+        """Count for a stream, from now on."""
+        with self._lock:
+            self._streams.setdefault(stream, Counts())
+
+    def forget(self, stream: str) -> None:
+        """Count it, and what still comes of it, among those that are gone."""
+        with self._lock:
+            gone = self._streams.pop(stream, None)
+            if gone is not None:
+                self._gone.served += gone.served
+                self._gone.in_time += gone.in_time
+                self._gone.dropped.update(gone.dropped)
+
+    def __contains__(self, stream: str) -> bool:
+        with self._lock:
+            return stream in self._streams
+
+    def of(self, stream: str) -> dict[str, Any]:
+        """A stream's counts, rate and latencies."""
+        with self._lock:
+            return self._streams.get(stream, Counts()).to_dict()
+
+    def total(self) -> dict[str, Any]:
+        """All streams' counts."""
+        with self._lock:
+            everybody = [self._gone, *self._streams.values()]
+            dropped: Counter[str] = Counter()
+            for counts in everybody:
+                dropped.update(counts.dropped)
+            return {
+                "served": sum(counts.served for counts in everybody),
+                "in_time": sum(counts.in_time for counts in everybody),
+                "dropped": dict(dropped),
+            }
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The last batches, oldest first."""
+        with self._lock:
+            records = list(self._batches)
+        return [
+            {
+                "at": round(record.at, 3),
+                "size": record.size,
+                "ran_as": record.ran_as,
+                "ms": round(1000 * record.seconds, 2),
+                "slowest_ms": round(1000 * max(latency for _, latency, _ in record.items), 2),
+                "reason": record.reason,
+                "waiting": record.waiting,
+            }
+            for record in records
+        ]
+
+    def _counts(self, stream: str) -> Counts:
+        return self._streams.get(stream, self._gone)

@@ -1,0 +1,1 @@
+"""Load tests of the engine, and `rightbatch bench serve`."""

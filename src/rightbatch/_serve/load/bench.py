@@ -1,0 +1,208 @@
+"""`rightbatch bench serve`: the most frames a second in time here, measured by open loads.
+
+Beside the engine's batches the same loads are put on batches of 1: whether batching helps here is
+then seen, and not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._progress import Live
+from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.calibration import Calibration
+from rightbatch._serve.load.load_test import (
+    SHARE,
+    Kind,
+    LargestRate,
+    LoadResult,
+    largest_rate,
+    run,
+    schedule,
+)
+from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._units import parse_seconds
+
+_KINDS: tuple[Kind, ...] = ("cameras", "poisson")
+_RESOLUTION = 0.02  # of the guessed rate: between two rates that are told apart
+_TARGETS = 10  # so many a load lasts at the least
+_LIKE = 1.02  # so much more a second is worth a word
+_NOISE = (480, 640, 3)  # what is sent if nobody gave a picture
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was calibrated and what was measured.
+
+    `rates` has, for `cameras` and for `poisson` arrivals, the largest rate in batches and that of
+    batches of 1, with all of their runs.
+    """
+
+    model: str
+    latency: float
+    calibration: Calibration
+    camera_rate: float
+    rates: dict[Kind, tuple[LargestRate, LargestRate]]
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self._verdict(kind) for kind in self.rates)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} within {1000 * self.latency:g} ms: {self.calibration}"]
+        for kind, (batched, single) in self.rates.items():
+            what = f"cameras at {self.camera_rate:g} frames/s" if kind == "cameras" else "requests"
+            lines += [f"{what}: {batched}", f"  one by one: {single}"]
+        return "\n".join([*lines, self.reason])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "latency_target_ms": 1000 * self.latency,
+            "camera_rate": self.camera_rate,
+            "calibration": self.calibration.to_dict(),
+            "rates": {
+                kind: {"batched": batched.to_dict(), "one_by_one": single.to_dict()}
+                for kind, (batched, single) in self.rates.items()
+            },
+            "reason": self.reason,
+        }
+
+    def _verdict(self, kind: Kind) -> str:
+        batched, single = (found.rate for found in self.rates[kind])
+        what = "cameras" if kind == "cameras" else "requests"
+        if not single:
+            return f"{what}: one by one none is in time" if batched else f"{what}: none is in time"
+        gain = batched / single
+        if gain >= _LIKE:
+            return f"{what}: {gain:.2f} times as many in batches as one by one"
+        return f"{what}: batching does not help here ({gain:.2f} times as many); 1 is as good"
+
+
+def bench(
+    model: Any,
+    latency: float | str,
+    *,
+    image: str | Path | Image | None = None,
+    seconds: float = 5.0,
+    camera_rate: float = 10.0,
+    memory: int | str | None = None,
+    max_batch: int | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> BenchResult:
+    """Measure how many frames a second a model serves in time here.
+
+    Args:
+        model: what `open_model` takes.
+        latency: the target: seconds, or text like `"100ms"`.
+        image: what is sent: a picture, a folder of them, or an array; by default noise.
+        seconds: of each load; ten times the target at the least.
+        camera_rate: frames a second of a camera.
+        memory: caps what batches may use, as for `Server`.
+        max_batch: the most images of a batch.
+        device: where the model runs.
+        seed: of the loads' moments.
+        progress: show on a terminal what runs.
+        options: of the model's integration.
+
+    Raises:
+        UsageError: if an argument cannot be meant.
+    """
+    if seconds <= 0 or camera_rate <= 0:
+        raise UsageError(f"seconds and camera_rate are above 0, got {seconds} and {camera_rate}")
+    images = _images(image, seed)
+    served = open_model(model, device=device, **options)
+    try:
+        with Live("bench", enabled=progress) as live:
+            if memory is not None:
+                from rightbatch._serve.engine.memory import largest_within
+
+                live.show(f"how many images {memory} hold")
+                asked = {"device": device, "max_batch": max_batch, **options}
+                max_batch = largest_within(memory, model, images[0].shape, **asked).batch_size
+            # What a short burst leaves in the queue is no sign of what can be borne.
+            seconds = max(seconds, _TARGETS * parse_seconds(latency))
+            load = _Load(seconds, camera_rate, seed, live.show)
+            return _bench(served, latency, images, load, max_batch)
+    finally:
+        served.close()
+
+
+def _bench(
+    model: Model, latency: float | str, images: list[Image], load: _Load, max_batch: int | None
+) -> BenchResult:
+    rates: dict[Kind, tuple[LargestRate, LargestRate]] = {}
+    smallest = min(model.sizes) if model.sizes else 1
+    with (
+        Batcher(model, latency, sizes=model.sizes, max_batch=max_batch) as batcher,
+        Batcher(model, latency, sizes=model.sizes, max_batch=smallest) as single,
+    ):
+        calibration = batcher.calibrate(images[0], load.show)
+        single.calibrate(images[0], load.show)
+        for kind in _KINDS:
+            guess = max(calibration.requests_per_second, 1.0)
+            batched = load.largest(kind, batcher, images, guess)
+            one_by_one = load.largest(kind, single, images, max(batched.rate, 1.0))
+            rates[kind] = (batched, one_by_one)
+    return BenchResult(model.name, batcher.latency, calibration, load.camera_rate, rates)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """How loads are made."""
+
+    seconds: float
+    camera_rate: float
+    seed: int
+    show: Callable[[str], None]
+
+    def largest(
+        self, kind: Kind, batcher: Batcher, images: list[Image], guess: float
+    ) -> LargestRate:
+        step = self.camera_rate if kind == "cameras" else max(_RESOLUTION * guess, 0.1)
+        return largest_rate(
+            lambda rate, number: self.attempt(kind, batcher, images, rate, number), guess, step
+        )
+
+    def attempt(
+        self, kind: Kind, batcher: Batcher, images: list[Image], rate: float, number: int
+    ) -> LoadResult:
+        self.show(f"{kind}, {rate:.4g}/s, batches up to {batcher.largest_batch}")
+        arrivals = schedule(kind, rate, self.seconds, self.seed + number, self.camera_rate)
+        # Cameras keep the freshest, requests their deadline.
+        names = sorted({stream for _, stream in arrivals}) if kind == "cameras" else []
+        for name in names:
+            batcher.open_stream(name, contract="freshest")
+        try:
+            return run(batcher, images, arrivals, share=SHARE)
+        finally:
+            for name in names:
+                batcher.close_stream(name)
+
+
+def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
+    if image is None:
+        import numpy as np
+
+        return [np.random.default_rng(seed).integers(0, 256, _NOISE, np.uint8)]
+    if not isinstance(image, str | Path):
+        return [image]
+    from rightbatch._serve.sources.frames import pictures_in
+    from rightbatch._serve.sources.pictures import load_picture
+
+    files = pictures_in(Path(image)) if Path(image).exists() else ()
+    if not files:
+        raise UsageError(f"there is no picture at {image}")
+    try:
+        return [load_picture(path) for path in files[:64]]
+    except ImportError:
+        raise MissingExtraError("Pillow", "serve") from None
+    except Exception as error:
+        raise UsageError(f"{image} cannot be read as a picture: {error}") from None

@@ -1,0 +1,1 @@
+"""Where results go: files, standard output, functions, MQTT; written by threads of their own."""

@@ -1,0 +1,146 @@
+"""Words that the answer's sentences are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rightbatch._study.analysis.by_size import SizeFigures, Spread
+from rightbatch._study.analysis.grouping import Counted
+from rightbatch._study.records import Run, Status
+from rightbatch._units import format_bytes, format_seconds
+
+_ENDED: dict[Status, str] = {
+    "out_of_memory": "ran out of memory",
+    "diverged": "diverged",
+    "failed": "failed",
+    "stopped": "stopped early",
+}
+_LISTED = 8
+_SAME_LIMIT = 1.2
+"""Sizes whose memory a sentence lists; of more, the smallest and the largest."""
+_REASONS = 2
+"""Different ones that a sentence gives; the runs have them all."""
+_UNLIKE = ("workload", "model", "data", "epochs", "imgsz", "optimizer", "precision", "processes")
+"""Parameters that a comparison of batch sizes holds fixed."""
+
+
+def amount(value: float, kind: str = "") -> str:
+    """Three digits, seconds as people say them.
+
+    >>> amount(20571.7), amount(0.25134), amount(12.13, "seconds"), amount(310, "steps")
+    ('20,600', '0.251', '12.1 s', '310')
+    """
+    if kind == "seconds":
+        return f"{value:.3g} s" if value < 59.95 else format_seconds(value)
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_band(spread: Spread, kind: str = "") -> str:
+    """The middle with the band of its seeds.
+
+    >>> with_band(Spread(12.1, 11.8, 12.6, 3), "seconds")
+    '12.1 s (11.8 to 12.6, 3 seeds)'
+    """
+    middle = amount(spread.middle, kind)
+    if spread.count == 1:
+        return f"{middle} (1 seed)"
+    if kind == "seconds" and spread.high < 59.95:
+        kind = ""
+    low, high = amount(spread.low, kind), amount(spread.high, kind)
+    return f"{middle} ({low} to {high}, {spread.count} seeds)"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """As in a sentence.
+
+    >>> joined(["8", "16", "32"])
+    '8, 16 and 32'
+    """
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def chance_of_apart(count: int, other: int) -> str:
+    """How often bands of so many seeds are apart where there is no difference, as 1 in so many.
+
+    All orders of the seeds are as likely, and in two of them one band lies above the other.
+
+    >>> chance_of_apart(3, 3)
+    '1 in 10'
+    """
+    return f"1 in {math.comb(count + other, count) // 2}"
+
+
+def memory_sentence(figures: Sequence[SizeFigures]) -> str:
+    """The most of each size's seeds, with the limit."""
+    peaks = [(size, size.peak_bytes) for size in figures if size.peak_bytes is not None]
+    if not peaks:
+        return ""
+    limits = {size.limit_bytes for size, _ in peaks if size.limit_bytes is not None}
+    # What a CPU has free changes a little from run to run: that is one limit, and not many.
+    is_one = bool(limits) and max(limits) <= _SAME_LIMIT * min(limits)
+    shown = peaks if len(peaks) <= _LISTED else [peaks[0], peaks[-1]]
+    each = []
+    for size, peak in shown:
+        own = None if is_one else size.limit_bytes
+        of_limit = f" of {format_bytes(own)}" if own is not None else ""
+        each.append(f"{format_bytes(peak.high)}{of_limit} at {size.batch_size}")
+    text = joined(each) if shown is peaks else f"from {' to '.join(each)}"
+    limit = f", of a limit of {format_bytes(min(limits))}" if is_one else ""
+    return f"Peak memory: {text}{limit}."
+
+
+def endings(counted: Counted, figures: Sequence[SizeFigures]) -> list[str]:
+    """What is not in the comparison, or not alike in it: nothing is skipped silently."""
+    sentences = []
+    for status, ended in _ENDED.items():
+        for size in counted.sizes:
+            runs = [run for run in size.runs if run.status == status]
+            if runs:
+                share = f"in {len(runs)} of {len(size.runs)} runs"
+                sentences.append(f"Batch size {size.batch_size} {ended} {share}{_reasons(runs)}.")
+    running = sum(size.statuses.get("running", 0) for size in figures)
+    if running:
+        sentences.append(f"{_runs(running)} still going on.")
+    if counted.superseded:
+        sentences.append(f"{_runs(len(counted.superseded))} left out: stopped and begun anew.")
+    if counted.unsized:
+        sentences.append(f"{_runs(len(counted.unsized))} left out: no batch size is known of them.")
+    searched = [size for size in counted.sizes if len(size.factors) > 1]
+    if searched:
+        best = joined([f"× {size.factor:g} at {size.batch_size}" for size in searched])
+        sentences.append(
+            f"Of the learning rates that were tried, the best of each size counts: {best}."
+        )
+    return sentences + _unlike([run for size in counted.sizes for run in size.chosen])
+
+
+def _reasons(runs: Sequence[Run]) -> str:
+    reasons = list(dict.fromkeys(run.reason.strip().rstrip(".") for run in runs if run.reason))
+    if not reasons:
+        return ""
+    more = len(reasons) - _REASONS
+    text = "; ".join(reasons[:_REASONS])
+    return f": {text}" + (f"; and {more} more reasons" if more > 0 else "")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run is" if count == 1 else f"{count} runs are"
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    sentences = []
+    devices = sorted({run.device for run in runs if run.device})
+    if len(devices) > 1:
+        sentences.append(
+            f"The runs were on different devices ({', '.join(devices)}): do not compare their "
+            "seconds or memory."
+        )
+    differing = [
+        f"{name} ({', '.join(values)})"
+        for name in _UNLIKE
+        if len(values := sorted({run.parameters.get(name, "") for run in runs} - {""})) > 1
+    ]
+    if differing:
+        sentences.append(f"The runs differ in more than batch size: {joined(differing)}.")
+    return sentences

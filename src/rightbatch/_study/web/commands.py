@@ -1,0 +1,112 @@
+"""`rightbatch ui` and `rightbatch report`: a store that is opened, and shown."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+from rightbatch._errors import UsageError
+from rightbatch._progress import Live
+from rightbatch._study.records import Run, Target
+from rightbatch._study.store.reader import Reader
+from rightbatch._study.web.documents import Source
+from rightbatch._training.targets import parse_target
+from rightbatch._web.access import is_this_machine
+from rightbatch._web.listening import HttpServer
+
+PAGE_PORT = 8471  # where the page is looked for, if nobody said where
+
+
+def opened(
+    folder: str | None, store: str | None, experiment: str | None, target: str | None
+) -> Source:
+    """A study's folder, or another store, once all of it has been read.
+
+    Raises:
+        UsageError: if there is no such study.
+    """
+    if (folder is None) == (store is None):
+        raise UsageError("name the folder of a study (runs/parts), or another store with --store")
+    place = store if folder is None else folder
+    assert place is not None
+    reader = Reader(place, experiment=experiment)
+    with Live("reading") as live:
+        reader.read(lambda done, total: live.show(f"{done} of {total} runs"))
+    return reader if target is None else Aimed(reader, Target(*parse_target(target)))
+
+
+class Aimed:
+    """A store whose runs are compared by another target than the one they were trained to."""
+
+    def __init__(self, source: Reader, target: Target) -> None:
+        self._source, self.target = source, target
+
+    @property
+    def title(self) -> str:
+        return self._source.title
+
+    def revision(self) -> str:
+        return self._source.revision()
+
+    def runs(self) -> list[Run]:
+        return self._source.runs()
+
+    def events(self, id: str) -> list[dict[str, Any]]:
+        return self._source.events(id)
+
+
+def show(
+    source: Source,
+    *,
+    port: int | None,
+    host: str,
+    token: str | None,
+    say: Callable[[str], object],
+) -> None:
+    """Show the page until Ctrl-C.
+
+    Raises:
+        UsageError: if it cannot listen there.
+    """
+    from rightbatch._study.web.app import app
+
+    if token is None and not is_this_machine(host):
+        token = secrets.token_urlsafe(24)
+    page = app(source, token=token)
+    try:
+        server = HttpServer("study", "--port").start(
+            page, host, PAGE_PORT if port is None else port
+        )
+    except UsageError:
+        if port is not None:
+            raise
+        server = HttpServer("study", "--port").start(page, host, 0)
+    _make_ready(server.url, token)
+    address = server.url if token is None else f"{server.url}/?token={token}"
+    say(f"{source.title}: the page is {address} (Ctrl-C ends it)")
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        say("ended; the runs are as they were")
+    finally:
+        server.stop(1.0)
+
+
+def _make_ready(url: str, token: str | None) -> None:
+    """Ask for what a visitor sees first, so that it is there when the address is said."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    def asked(path: str) -> Any:
+        with urlopen(Request(url + path, headers=headers), timeout=60) as answer:
+            return json.load(answer)
+
+    with suppress(OSError, ValueError):  # the page itself says what is wrong
+        for metric in asked("/api/study")["metrics"][:1]:
+            asked(f"/api/curves?metric={quote(metric)}")

@@ -1,0 +1,76 @@
+"""An epoch's order, cut into batches of a size that may change on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rightbatch._training.distributed import Processes
+from rightbatch._workload.batch import Batch
+from rightbatch._workload.normalization import has_batch_norm
+from rightbatch._workload.workload import Workload
+
+
+def order_of(examples: int, seed: int, epoch: int) -> list[int]:
+    """The indices of an epoch, in an order that the seed and the epoch determine."""
+    return torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
+
+
+def cuts(
+    workload: Workload, examples: int, batch_size: int, start: int = 0
+) -> list[tuple[int, int]]:
+    """Where the order from `start` on is cut into batches.
+
+    BatchNorm cannot train on the one example that may be left over; then the last two batches
+    share their examples.
+    """
+    stops = range(start, examples, batch_size)
+    found = [(begin, min(begin + batch_size, examples)) for begin in stops]
+    if workload.drop_last and examples >= batch_size:
+        return [(begin, stop) for begin, stop in found if stop - begin == batch_size]
+    if len(found) > 1 and found[-1][1] - found[-1][0] == 1 and has_batch_norm(workload.model):
+        begin = found[-2][0]
+        middle = begin + (examples - begin + 1) // 2
+        found[-2:] = (
+            [(begin, middle), (middle, examples)] if batch_size > 2 else [(begin, examples)]
+        )
+    return found
+
+
+def batches(
+    workload: Workload,
+    order: Sequence[int],
+    where: Sequence[tuple[int, int]],
+    processes: Processes,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[Batch, int]]:
+    """This process' share of every batch, with the number of examples in all of it."""
+    chosen = [list(order[start:stop]) for start, stop in where]
+    loader: DataLoader[Any] = DataLoader(
+        workload.data,
+        batch_sampler=[processes.share_of(batch) for batch in chosen],
+        num_workers=workload.workers,
+        collate_fn=_Collate(workload.collate),
+        generator=_generator(seed, epoch, processes.rank),  # of what workers draw
+    )
+    for batch, (start, stop) in zip(loader, where, strict=True):
+        yield batch, stop - start
+
+
+def _generator(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + (rank << 40))
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """None for a process that has no example in the last, small batch."""
+
+    collate: Callable[[list[Any]], Batch]
+
+    def __call__(self, items: list[Any]) -> Batch:
+        return self.collate(items) if items else None

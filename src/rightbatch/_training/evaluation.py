@@ -1,0 +1,57 @@
+"""What is measured after an epoch: the loss on evaluation data, and the user's own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rightbatch import _faults
+from rightbatch._device import is_out_of_memory
+from rightbatch._device.caches import release
+from rightbatch._elastic import Elastic
+from rightbatch._workload.workload import Workload
+
+
+def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> dict[str, float]:
+    """`evaluation_loss`, and what the workload's `evaluate` returns; the model trains on after it.
+
+    `ran_out` hears where memory ran out in `evaluate`, which is then called once more.
+    """
+    metrics: dict[str, float] = {}
+    w.model.eval()
+    if w.evaluation_data is not None:
+        total, count = 0.0, 0.0
+        loader: DataLoader[Any] = DataLoader(
+            w.evaluation_data,
+            batch_size=step.micro_batch_size or 1,
+            num_workers=w.workers,
+            collate_fn=w.collate,
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            for loss, n in step.evaluate(batch):
+                total, count = total + float(loss) * n, count + n
+        metrics["evaluation_loss"] = total / count if count else float("nan")
+    if w.evaluate is not None:
+        metrics |= {name: float(value) for name, value in _users(w, ran_out).items()}
+    w.model.train()
+    return metrics
+
+
+def _users(w: Workload, ran_out: Callable[[str], object]) -> Mapping[str, float]:
+    """Called once more with an emptied cache where memory ran out: its batches are its own."""
+    assert w.evaluate is not None
+    try:
+        _faults.enter("evaluation")
+        with torch.no_grad():
+            return w.evaluate(w.model)
+    except BaseException as error:
+        if not is_out_of_memory(error):
+            raise
+    release(next(w.model.parameters()).device)
+    ran_out("memory ran out in the workload's evaluate; emptied the cache to try again")
+    with torch.no_grad():
+        return w.evaluate(w.model)

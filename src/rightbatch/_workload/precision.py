@@ -1,0 +1,24 @@
+"""The precision of a workload's steps: autocast around the loss, a scaler where fp16 needs it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from rightbatch._workload.workload import Workload
+
+
+def autocast(workload: Workload, device: str | torch.device) -> AbstractContextManager[Any]:
+    """The context that the loss and `predict` run in."""
+    if workload.precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float16
+    return torch.autocast(torch.device(device).type, dtype)
+
+
+def scaler(workload: Workload, device: str | torch.device) -> torch.amp.GradScaler:
+    """Does nothing unless the precision is fp16."""
+    kind = torch.device(device).type
+    return torch.amp.GradScaler(kind, enabled=workload.precision == "fp16")

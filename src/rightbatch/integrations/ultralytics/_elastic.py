@@ -1,0 +1,247 @@
+"""Ultralytics' own training, made to survive memory that runs out in any epoch and in validation.
+
+Ultralytics halves its batch when that happens in the first epoch on one GPU, and begins the epoch
+again; later the training ends. Here a batch that does not fit is run in parts within its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import ClassificationModel, RTDETRDetectionModel
+from ultralytics.utils.torch_utils import unwrap_model
+
+from rightbatch import _faults
+from rightbatch._device.caches import release
+from rightbatch._elastic import Elastic, Event
+from rightbatch._elastic.events import tell
+from rightbatch._elastic.gradients import Failure, add_gradients, caught, set_aside
+from rightbatch._errors import NothingFitsError
+
+_OF_OBJECTS = ("cls", "bboxes", "batch_idx", "keypoints", "angle")
+_MASKS = "masks"
+
+
+class ElasticYolo:
+    """Sits in a trainer from `on_train_start` to `on_train_end`, as callbacks.
+
+    The loss of a detector divides by a sum over the batch, so parts are not exactly the whole; as
+    long as memory suffices there is one part, or parts of `micro_batch_size`. Not with DDP, whose
+    processes Ultralytics starts.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        micro_batch_size: int | None = None,
+        on_event: Callable[[Event], object] = tell,
+    ) -> None:
+        self._trainer = trainer
+        self._micro_batch_size, self._on_event = micro_batch_size, on_event
+        self._elastic: Elastic | None = None
+        self._armed = ExitStack()
+        self._items: list[tuple[dict[str, Any], int]] = []
+        self._whole = 1
+        self._validated: Any = None
+        self.evaluation_events = 0
+        for event, callback in (
+            ("on_train_start", self._start),
+            ("on_train_end", self._end),
+            ("on_val_start", self._start_validation),
+            ("on_val_end", self._end_validation),
+        ):
+            trainer.add_callback(event, callback)
+
+    @property
+    def out_of_memory_events(self) -> int:
+        """How often memory ran out and was survived."""
+        counts = self._elastic.counts if self._elastic else {}
+        lost = counts.get("out_of_memory", 0) + counts.get("rolled_back", 0)
+        return lost + self.evaluation_events
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """The size in use; None before the training."""
+        return self._elastic.micro_batch_size if self._elastic else None
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The mean over the images, in one part, that no update is made of."""
+        loss, _ = self._loss_of(batch)
+        mean: Tensor = loss.sum() / self._factor(batch)
+        return mean
+
+    def close(self) -> None:
+        """Give the model back as it was, where a training was left before its end."""
+        if self._elastic is not None:
+            self._end(self._trainer)
+
+    def _start(self, trainer: Any) -> None:
+        model = trainer.model
+        self._loss_of = model.forward
+        self._elastic = Elastic(
+            model,
+            trainer.optimizer,
+            self._loss,
+            micro_batch_size=self._micro_batch_size or int(trainer.batch_size),
+            count=_images,
+            split=split,
+            backward=lambda loss: trainer.scaler.scale(loss * self._whole).backward(),
+            on_event=self._on_event,
+            check=False,  # it is known not to be exact
+        )
+        model.forward = self._forward
+        self._armed.enter_context(self._elastic.atomic_update())
+
+    def _end(self, trainer: Any) -> None:
+        self._armed.close()
+        vars(trainer.model).pop("forward", None)
+
+    def _forward(self, x: Any, *arguments: Any, **keywords: Any) -> Any:
+        """The loss of a batch, whose gradients are there already when `backward` is called."""
+        elastic = self._elastic
+        if elastic is None or not isinstance(x, Mapping) or not torch.is_grad_enabled():
+            return self._loss_of(x, *arguments, **keywords)
+        self._items, self._whole = [], self._factor(x)
+        parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
+        with set_aside(parameters) as found:
+            report = elastic.gradients(x)
+        value = report.mean_loss * self._whole
+        loss = _Differentiated.apply(parameters[0], value, parameters, found)
+        return loss, _mean(self._items[-report.micro_batches :])
+
+    def _loss(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
+        """The mean over images."""
+        torch.clear_autocast_cache()  # it would hold what an earlier part's backward pass freed
+        loss, items = self._loss_of(part)
+        self._items.append((items, _images(part)))
+        mean: Tensor = loss.sum() / self._factor(part)
+        return mean
+
+    def _factor(self, batch: Mapping[str, Any]) -> int:
+        """Ultralytics' loss over the mean: most are sums over the images, some are means."""
+        model = unwrap_model(self._trainer.model)
+        is_mean = isinstance(model, ClassificationModel | RTDETRDetectionModel)
+        return 1 if is_mean else _images(batch)
+
+    def _start_validation(self, validator: Any) -> None:
+        ema = getattr(self._trainer, "ema", None)
+        model = ema.ema if ema else self._trainer.model
+        if "forward" in vars(model):
+            return
+        plain = model.forward
+
+        def forward(x: Any, *arguments: Any, **keywords: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return plain(x, *arguments, **keywords)
+            done = _tried(plain, x, arguments, keywords)
+            if not isinstance(done, Failure):
+                return done
+            release(x.device)
+            if len(x) == 1:
+                raise NothingFitsError(
+                    f"memory ran out in evaluation at one image: {done.message}",
+                    error_type="OutOfMemoryError",
+                    error_message=done.message,
+                )
+            self.evaluation_events += 1
+            half = -(-len(x) // 2)
+            self._on_event(
+                Event(
+                    "out_of_memory",
+                    self._elastic.state_dict()["steps"] if self._elastic else 0,
+                    f"{done.message}; {half} at once are tried",
+                    half,
+                    "evaluation",
+                )
+            )
+            halves = [forward(half, *arguments, **keywords) for half in x.chunk(2)]
+            return _joined(halves, [len(half) for half in x.chunk(2)])
+
+        model.forward = forward
+        self._validated = model
+
+    def _end_validation(self, validator: Any) -> None:
+        if self._validated is not None:  # before a checkpoint is made of the model
+            vars(self._validated).pop("forward", None)
+            self._validated = None
+
+
+class _Differentiated(torch.autograd.Function):
+    """A value whose gradients were computed before; `backward` only adds them.
+
+    They are scaled as the trainer's scaler will scale the loss, so the incoming factor is theirs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, value: Tensor, parameters: list[Any], gradients: list[Any]
+    ) -> Tensor:
+        ctx.parameters, ctx.gradients = parameters, gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Any) -> Any:
+        add_gradients(ctx.parameters, ctx.gradients)
+        return None, None, None, None
+
+
+def split(batch: Mapping[str, Any], n: int) -> Sequence[dict[str, Any]]:
+    """Parts of at most `n` images; objects go with their image."""
+    images = _images(batch)
+    return [_cut(batch, start, min(start + n, images), images) for start in range(0, images, n)]
+
+
+def _cut(batch: Mapping[str, Any], start: int, stop: int, images: int) -> dict[str, Any]:
+    index = batch.get("batch_idx")
+    mine = None if index is None else (index.flatten() >= start) & (index.flatten() < stop)
+
+    def cut(key: str, value: Any) -> Any:
+        per_object = key in _OF_OBJECTS or (key == _MASKS and len(value) != images)
+        if mine is not None and per_object and isinstance(value, Tensor):
+            chosen = value[mine.to(value.device)]
+            return chosen - start if key == "batch_idx" else chosen
+        if isinstance(value, Tensor | list | tuple) and len(value) == images:
+            return value[start:stop]
+        return value
+
+    return {key: cut(key, value) for key, value in batch.items()}
+
+
+def _images(batch: Mapping[str, Any]) -> int:
+    return len(batch["img"])
+
+
+def _mean(items: list[tuple[dict[str, Any], int]]) -> dict[str, Any]:
+    """The parts' losses by name, weighted by their images."""
+    whole = sum(images for _, images in items)
+    return {
+        name: sum(part[name] * (images / whole) for part, images in items) for name in items[0][0]
+    }
+
+
+def _tried(function: Any, x: Tensor, arguments: Any, keywords: Any) -> Any:
+    try:
+        _faults.enter("evaluation")
+        return function(x, *arguments, **keywords)
+    except BaseException as error:
+        return caught(error, "evaluation")
+
+
+def _joined(parts: list[Any], sizes: list[int]) -> Any:
+    """Outputs of parts of the images as one, whatever they are nested in."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        is_per_image = all(
+            part.ndim and len(part) == n for part, n in zip(parts, sizes, strict=True)
+        )
+        return torch.cat(parts) if is_per_image else first
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts], sizes) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(_joined(list(each), sizes) for each in zip(*parts, strict=True))
+    return first

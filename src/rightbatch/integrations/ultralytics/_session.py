@@ -1,0 +1,301 @@
+"""Steps of Ultralytics' own trainer, on the images that need the most memory."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ultralytics import YOLO
+from ultralytics.engine import trainer as engine
+from ultralytics.utils.torch_utils import autocast
+
+from rightbatch._device.caches import synchronize
+from rightbatch._errors import UsageError
+from rightbatch._predict.recorder import arriving
+from rightbatch._workload.workload import StepSeconds
+from rightbatch._workload.worst import smaller_last_batch
+
+if TYPE_CHECKING:
+    from rightbatch.integrations.ultralytics._factory import YoloFactory
+
+_MOSAIC = 4  # images in one, and so as many times the objects
+_FIRST = 2  # what the trainer is set up with; 1 is refused where BatchNorm needs more
+
+
+class YoloSession:
+    """Ultralytics' trainer, set up as `train` sets it up; lives in a probe's process."""
+
+    def __init__(self, factory: YoloFactory, device: str, *, inference: bool) -> None:
+        self._inference = inference
+        self._steps = 0
+        self._folder = tempfile.mkdtemp(prefix="rightbatch-")
+        write_no_caches()
+        self._trainer = _set_up(factory, device, self._folder)
+        self._train_data = self._trainer.train_loader.dataset
+        self._val_data = self._trainer.test_loader.dataset
+        # Of each size of validation images, the largest: rectangles are cut from the square.
+        self._val_data.rect = False
+        # Ultralytics validates with twice the batch, except in tasks with large outputs.
+        is_doubled = self._trainer.test_loader.batch_size > _FIRST or len(self._val_data) <= _FIRST
+        self._val_factor = 2 if is_doubled else 1
+        objects = [len(label["cls"]) for label in getattr(self._train_data, "labels", [])]
+        self._by_objects = sorted(range(len(objects)), key=lambda i: -objects[i])
+        mosaic = self._trainer.args.mosaic > 0 and self._train_data.augment
+        self._most_objects = max(objects, default=0) * (_MOSAIC if mosaic else 1)
+
+    @property
+    def examples(self) -> int | None:
+        return len(self._val_data if self._inference else self._train_data)
+
+    @property
+    def varies(self) -> bool:
+        return False  # every image is resized, and the most objects are on each
+
+    def step(self, batch_size: int) -> None:
+        trainer = self._trainer
+        trainer.batch_size = trainer.args.batch = batch_size
+        self._fill_buffer(batch_size)
+        trainer._model_train()
+        self._steps += 1
+        rest = smaller_last_batch(len(self._train_data), batch_size)
+        images = rest if rest and self._steps % 3 == 0 else batch_size
+        self._batch = arriving(lambda: self._worst_batch(self._train_data, images))
+        self._gradient()
+        self._update(batch_size)
+
+    def timed_step(self, batch_size: int, precision: str | None = None) -> StepSeconds:
+        trainer = self._trainer
+        if precision is not None:
+            raise UsageError("Ultralytics has its own mixed precision: amp=True or False")
+        trainer.batch_size = trainer.args.batch = batch_size
+        trainer._model_train()
+        times = [time.perf_counter()]
+        data = self._train_data
+        chosen = random.choices(range(len(data)), k=batch_size)
+        self._batch = data.collate_fn([data[index] for index in chosen])
+        for do in (self._gradient, lambda: self._update(batch_size)):
+            times.append(time.perf_counter())
+            do()
+            synchronize(trainer.device)
+        times.append(time.perf_counter())
+        return StepSeconds(*(stop - start for start, stop in pairwise(times)))
+
+    def _gradient(self) -> None:
+        trainer = self._trainer
+        amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+        with autocast(amp, device=trainer.device.type), _largest_multi_scale():
+            self._batch = trainer.preprocess_batch(self._batch)
+            if trainer.args.compile:
+                predictions = trainer.model(self._batch["img"])
+                loss, trainer.loss_items = trainer.model.loss(self._batch, predictions)
+            else:
+                loss, trainer.loss_items = trainer.model(self._batch)
+            self._loss = loss.sum()
+        trainer.scaler.scale(self._loss).backward()
+
+    def _update(self, batch_size: int) -> None:
+        trainer = self._trainer
+        trainer.optimizer_step()
+        if batch_size < trainer.args.nbs:
+            # It accumulates: gradients are there already when the next forward begins.
+            for parameter in trainer.model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+
+    def evaluate(self, batch_size: int) -> int:
+        trainer = self._trainer
+        if self._inference:
+            self._predict(arriving(lambda: self._worst_batch(self._val_data, batch_size)))
+            return batch_size
+        # Ultralytics' loaders never hold more than the data set has.
+        count = min(self._val_factor * batch_size, len(self._val_data))
+        trainer.epoch = trainer.start_epoch
+        if not getattr(trainer, "loss_items", None):
+            trainer.loss_items = self._losses()  # no step has told their names yet
+        batch = arriving(lambda: self._worst_batch(self._val_data, count))
+        trainer.validator.dataloader = _OneBatch(batch, self._val_data)
+        with torch.inference_mode():
+            trainer.validator(trainer)
+        return count
+
+    def modules(self) -> list[torch.nn.Module]:
+        """What stays on the device: the model, and the average of its weights."""
+        return [self._trainer.model, self._trainer.ema.ema]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._trainer.optimizer
+        return optimizer
+
+    @contextmanager
+    def as_on_cuda(self) -> Iterator[None]:
+        """Mixed precision as Ultralytics uses it there (its check of the GPU aside)."""
+        trainer = self._trainer
+        kept, trainer.amp = trainer.amp, trainer.args.amp not in (False, "fp32")
+        try:
+            yield
+        finally:
+            trainer.amp = kept
+
+    def _predict(self, batch: dict[str, Any]) -> None:
+        """What prediction and standalone validation do: no loss; the metrics need no memory."""
+        trainer, validator = self._trainer, self._trainer.validator
+        model = trainer.ema.ema.float().eval()
+        validator.device, validator.data = trainer.device, trainer.data
+        validator.init_metrics(model)
+        with torch.inference_mode(), autocast(trainer.amp, device=trainer.device.type):
+            images = validator.preprocess(batch)["img"]
+            self._output = validator.postprocess(model(images))
+
+    def _losses(self) -> dict[str, Any]:
+        """The parts of the loss by their names, of one image; leaves the model as it was."""
+        trainer = self._trainer
+        was_training = trainer.model.training
+        trainer.model.eval()
+        batch = trainer.preprocess_batch(self._worst_batch(self._val_data, 1))
+        with torch.inference_mode():
+            losses: dict[str, Any] = trainer.model.loss(batch)[1]
+        trainer.model.train(was_training)
+        return losses
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _worst_batch(self, data: Any, batch_size: int) -> dict[str, Any]:
+        if data is self._train_data and self._by_objects:
+            ordered = self._by_objects
+        else:
+            ordered = list(range(len(data)))
+        worst = [ordered[i % len(ordered)] for i in range(batch_size)]
+        batch: dict[str, Any] = data.collate_fn([data[i] for i in worst])
+        if data is self._train_data and "batch_idx" in batch:
+            batch = with_objects(batch, batch_size, self._most_objects)
+        return batch
+
+    def _fill_buffer(self, batch_size: int) -> None:
+        """Load what the mosaic would hold in memory after a while: 8 batches, 1000 images at most.
+
+        That is memory of the CPU, so it matters only there.
+        """
+        data = self._train_data
+        if self._trainer.device.type != "cpu" or not hasattr(data, "max_buffer_length"):
+            return
+        data.batch_size = batch_size
+        data.max_buffer_length = min(len(data), batch_size * 8, 1000) if data.augment else 0
+        for index in range(min(data.max_buffer_length, len(data))):
+            if len(data.buffer) >= data.max_buffer_length - 1:
+                break
+            data.load_image(index)
+
+
+def with_objects(batch: dict[str, Any], images: int, objects: int) -> dict[str, Any]:
+    """The batch with `objects` labels on each image, by repeating those it has.
+
+    How many objects remain after a mosaic is left to chance; the most that can remain is what an
+    epoch may need. Fields with one row per object are repeated, the others stay.
+    """
+    owner = batch["batch_idx"].long()
+    total = len(owner)
+    if total == 0 or objects == 0:
+        return batch
+    rows = []
+    for image in range(images):
+        own = torch.nonzero(owner == image).flatten()
+        own = own if len(own) else torch.zeros(1, dtype=torch.long)
+        rows.append(own[torch.arange(max(objects, len(own))) % len(own)])
+    chosen = torch.cat(rows)
+    repeated = {
+        key: value[chosen]
+        for key, value in batch.items()
+        if isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == total
+        if key not in ("img", "im_file", "masks")
+    }
+    counts = torch.tensor([len(row) for row in rows])
+    repeated["batch_idx"] = torch.arange(images).repeat_interleave(counts).to(batch["batch_idx"])
+    return batch | repeated
+
+
+class _OneBatch:
+    """A loader with one batch, for Ultralytics' validator."""
+
+    def __init__(self, batch: dict[str, Any], data: Any) -> None:
+        self._batch = batch
+        self.dataset = data
+        self.batch_size = len(batch["img"])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield self._batch
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
+    """A trainer that is ready to train, and writes into `folder` only."""
+    register_no_trackers()
+    overrides = dict(factory.overrides) | {
+        "project": folder,
+        "name": "probe",
+        "exist_ok": True,
+        "save": False,
+        "plots": False,
+        "batch": _FIRST,
+        "device": device.removeprefix("cuda:"),
+        "mode": "train",
+        "verbose": False,
+    }
+    if overrides.get("cache") == "disk":
+        overrides["cache"] = False  # would write beside the images
+    if factory.live is not None:
+        trainer_class, model = pickle.loads(factory.live)
+    else:
+        yolo = YOLO(overrides["model"])
+        overrides |= {"task": yolo.task, "model": yolo.overrides["model"]}
+        trainer_class = yolo.task_map[yolo.task]["trainer"]
+        model = yolo.model if yolo.ckpt else None
+    trainer = trainer_class(overrides=overrides, _callbacks=defaultdict(list))
+    if model is not None:
+        trainer.model = model
+    try:
+        trainer._setup_train()
+    except ValueError as error:
+        if "BatchNorm" not in str(error):
+            raise
+        raise UsageError(str(error)) from error
+    trainer._oom_retries = 0
+    return trainer
+
+
+def register_no_trackers() -> None:
+    """Trackers of every kind register themselves with a trainer, and some begin a run at once."""
+    engine.callbacks.add_integration_callbacks = lambda *_: None
+
+
+def write_no_caches() -> None:
+    """Keep Ultralytics from writing `labels.cache` beside the user's labels."""
+    import ultralytics.data.dataset as dataset
+
+    def stamp_only(prefix: str, path: Any, cache: dict[str, Any], version: str) -> None:
+        cache["version"] = version
+
+    dataset.save_dataset_cache_file = stamp_only
+
+
+@contextmanager
+def _largest_multi_scale() -> Iterator[None]:
+    """With `multi_scale`, a batch's size is drawn by `random.randrange`: the largest of them."""
+    original = random.randrange
+    random.randrange = lambda start, stop=None, step=1: (stop or start) - step
+    try:
+        yield
+    finally:
+        random.randrange = original

@@ -1,0 +1,490 @@
+"""What a step allocates by its fake tensors, against arithmetic on paper and a real run."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import Dataset
+
+from rightbatch import Workload
+from rightbatch._errors import UsageError
+from rightbatch._predict.cuda_semantics import attention_kernel, cuda_semantics
+from rightbatch._predict.follow import Follower, parameter_bytes
+from rightbatch._predict.recorder import Recorder
+from rightbatch._predict.reduction import reduction_buffers
+from rightbatch._predict.trace import Family, Trace
+from rightbatch._predict.variant import Variant
+
+WIDTH, LAYERS = 64, 8
+LAYER = WIDTH * WIDTH * 4
+WEIGHTS = LAYERS * LAYER
+ROW = WIDTH * 4
+"""Bytes of one activation of one example."""
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+# Copies of all weights that are held (weights, gradients, moments), and copies of one layer's that
+# exist while it is updated: Adam's `sqrt`, its quotient, and the quotient of the layer before.
+COPIES = {"sgd": (2, 0), "momentum": (3, 0), "adam": (4, 3), "adamw": (4, 3)}
+
+
+class Rows(Dataset[Tensor]):
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(self.shape)
+
+
+def perceptron(
+    optimizer: str = "sgd", width: int = WIDTH, layers: int = LAYERS, **fields: Any
+) -> Callable[[], Workload]:
+    def factory() -> Workload:
+        blocks = [(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(layers)]
+        model = nn.Sequential(*(part for block in blocks for part in block))
+        made = OPTIMIZERS[optimizer](model.parameters())
+        known = {"loss": lambda model, batch: model(batch).sum(), "data": Rows(width)}
+        return Workload(model=model, optimizer=made, **(known | fields))
+
+    return factory
+
+
+def peak(factory: Callable[[], Any], batch_size: int = 1, **variant: Any) -> int:
+    """Bytes at the peak, as fake tensors tell them."""
+    follower = Follower(factory)
+    (trace,) = follower.traces([batch_size], Variant(**variant))
+    assert follower.how == "fake"
+    return trace.peak_bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_example_needs_weights_gradients_and_the_optimizers_state(optimizer: str) -> None:
+    copies, temporary = COPIES[optimizer]
+    found = peak(perceptron(optimizer))
+    # On top come the example, two gradients on their way, two scalars, and Adam's counters.
+    on_top = found - (copies * WEIGHTS + temporary * LAYER)
+    assert ROW < on_top <= 3 * ROW + 2 * 4 + 4 * LAYERS
+
+
+def test_each_further_example_needs_its_activations() -> None:
+    sizes = (4096, 8192)
+    small, large = (peak(perceptron(), size) for size in sizes)
+    # The example, what every ReLU keeps, and the gradient that is being computed.
+    kept = 1 + LAYERS + 1
+    assert large - small == (sizes[1] - sizes[0]) * kept * ROW
+    # At the peak, when backward begins, there is the gradient of one layer's weights; and the loss
+    # of this step and of the one before it, as in any loop.
+    assert small == WEIGHTS + LAYER + sizes[0] * kept * ROW + 2 * 4
+
+
+def test_shared_weights_and_buffers_count_once() -> None:
+    def factory() -> Workload:
+        layer = nn.Linear(WIDTH, WIDTH, bias=False)
+        model = nn.Sequential(layer, nn.ReLU(), layer)
+        model.register_buffer("table", torch.zeros(1000))
+        return Workload(
+            model=model,
+            loss=lambda model, batch: model(batch).sum(),
+            optimizer=OPTIMIZERS["sgd"](model.parameters()),
+            data=Rows(WIDTH),
+        )
+
+    # Beside the weights: each use has a gradient of its own until the two are added.
+    assert peak(factory) == pytest.approx((1 + 3) * LAYER + 4000, abs=4 * ROW)
+
+
+def test_a_model_whose_weights_fit_nowhere_is_measured_all_the_same() -> None:
+    width, layers = 65536, 13
+    layer = width * width * 4
+    assert layers * layer > 200 * 2**30
+    found = peak(perceptron("adamw", width=width, layers=layers))
+    assert found == pytest.approx(4 * layers * layer + 3 * layer, rel=1e-5)
+
+
+def test_what_a_step_needs_in_any_case_is_known_from_its_parameters() -> None:
+    for optimizer, (copies, _) in COPIES.items():
+        assert parameter_bytes(perceptron(optimizer)()) == copies * WEIGHTS
+
+
+def test_where_a_step_needs_numbers_real_tensors_are_followed_and_the_operator_is_named() -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        found = model(batch).sum()
+        return found * found.item()  # a fake tensor has no value
+
+    follower = Follower(perceptron("adamw", loss=loss))
+    (trace,) = follower.traces([64], Variant())
+    assert follower.how == "real"
+    assert "_local_scalar_dense" in follower.notes[0]
+    plain = peak(perceptron("adamw", loss=lambda model, batch: model(batch).sum() * 2.0), 64)
+    assert trace.peak_bytes == pytest.approx(plain, rel=0.01)
+
+
+def test_an_error_of_the_workloads_own_is_its_own() -> None:
+    class Broken(Rows):
+        def __getitem__(self, index: int) -> Tensor:
+            raise OSError("no such file")
+
+    with pytest.raises(OSError, match="no such file"):
+        Follower(perceptron(data=Broken(WIDTH))).traces([2], Variant())
+
+
+def test_a_factory_of_something_else_is_wrong_use() -> None:
+    with pytest.raises(UsageError, match="returned Linear, expected"):
+        Follower(lambda: nn.Linear(2, 2))
+
+
+def test_frozen_weights_have_neither_gradients_nor_state_as_with_adapters() -> None:
+    def adapted() -> Workload:
+        frozen, adapter = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        frozen.requires_grad_(False)
+        model = nn.Sequential(frozen, nn.Tanh(), adapter)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return Workload(model, lambda m, x: m(x).sum(), torch.optim.AdamW(trained), Rows(WIDTH))
+
+    (trace,) = Follower(adapted).traces([2], Variant(capability=8.0))
+    found = trace.breakdown()
+    assert found["parameters"] == 4 * (WIDTH * (WIDTH + 1) + WIDTH + 1)
+    assert found["gradients"] == 4 * (WIDTH + 1)
+    assert found["optimizer"] == 2 * 4 * (WIDTH + 1)
+
+
+def test_half_precision_halves_the_activations() -> None:
+    full = peak(perceptron(), 4096)
+    half = peak(perceptron(), 4096, precision="bf16")
+    assert half == peak(perceptron(precision="bf16"), 4096)
+    activations = 4096 * (LAYERS + 1) * ROW
+    assert full - half == pytest.approx(activations / 2, rel=0.15)
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks_and_one_blocks_activations() -> None:
+    inner = 4
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(inner))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x).relu()
+            return x
+
+    def factory() -> Workload:
+        model = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        return Workload(
+            model=model,
+            loss=lambda model, batch: model(batch).sum(),
+            optimizer=OPTIMIZERS["sgd"](model.parameters()),
+            data=Rows(WIDTH),
+        )
+
+    batch_size = 16384
+    found = peak(factory, batch_size)
+    per_example = (found - inner * WEIGHTS) / batch_size / ROW
+    assert per_example == pytest.approx(1 + inner * LAYERS + 1, abs=0.01)
+    less = peak(factory, batch_size, checkpointing=True)
+    left = (less - inner * WEIGHTS) / batch_size / ROW
+    # Every block keeps its input; one block at a time computes its activations again.
+    assert LAYERS + inner <= left <= LAYERS + inner + 4
+
+
+def test_images_of_half_the_sides_need_a_quarter() -> None:
+    side, channels = 64, 16
+
+    def factory() -> Workload:
+        model = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.ReLU(),
+        )
+        return Workload(
+            model=model,
+            loss=lambda model, batch: model(batch).sum(),
+            optimizer=OPTIMIZERS["sgd"](model.parameters()),
+            data=Rows(3, side, side),
+        )
+
+    found = peak(factory, 64)
+    assert peak(factory, 64, halved=True) == pytest.approx(found / 4, rel=0.02)
+    # The image, what each ReLU keeps, and the gradient that is being computed.
+    rows = (3 + 2 * channels + channels) * side * side * 4
+    assert found == pytest.approx(64 * rows, rel=0.02)
+
+
+def single_layer() -> Workload:
+    model = nn.Linear(WIDTH, WIDTH)
+    made = OPTIMIZERS["sgd"](model.parameters())
+    return Workload(model, lambda model, batch: model(batch).sum(), made, Rows(WIDTH))
+
+
+def test_rows_of_numbers_have_no_images_and_a_single_layer_no_stack() -> None:
+    with pytest.raises(UsageError, match="no images"):
+        peak(perceptron(), 64, halved=True)
+    with pytest.raises(UsageError, match="no stack"):
+        peak(single_layer, 64, checkpointing=True)
+
+
+def test_accumulation_needs_the_activations_of_a_part_only() -> None:
+    whole, parts = peak(perceptron(), 8192), peak(perceptron(), 8192, accumulation=4)
+    assert parts == pytest.approx(whole / 4, rel=0.05)
+
+
+def test_the_model_and_the_optimizer_are_left_as_they_were() -> None:
+    made: list[Workload] = []
+
+    def factory() -> Workload:
+        made.append(perceptron("adam")())
+        return made[-1]
+
+    peak(factory, 64, capability=8.0, checkpointing=True)
+    model, optimizer = made[0].model, made[0].optimizer
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["foreach"] is None
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(16, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cells(x)[0]
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "convolutions": (Convolutions, (3, 32, 32)),
+    "encoder": (Encoder, (24, 32)),
+    "recurrent": (Recurrent, (12, 16)),
+}
+
+
+def modelled(name: str, optimizer: str, precision: Any) -> Callable[[], Workload]:
+    make, shape = MODELS[name]
+
+    def factory() -> Workload:
+        model = make()
+        return Workload(
+            model=model,
+            loss=lambda model, batch: model(batch).float().square().mean(),
+            optimizer=OPTIMIZERS[optimizer](model.parameters()),
+            data=Rows(*shape),
+            precision=precision,
+        )
+
+    return factory
+
+
+def after_allocations(trace: Trace) -> list[int]:
+    """Live bytes; autocast frees its copies of weights in no particular order."""
+    levels = zip(trace.order, trace.live_bytes(), strict=True)
+    return [level for event, level in levels if event >= 0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", MODELS)
+def test_fake_tensors_need_what_real_ones_need(name: str, optimizer: str, precision: str) -> None:
+    factory = modelled(name, optimizer, precision)
+    fake, real = Follower(factory), Follower(factory)
+    real._fall_back(RuntimeError("for comparison"))
+    (imagined,), (happened,) = (follower.traces([3], Variant()) for follower in (fake, real))
+    assert imagined.peak_bytes == happened.peak_bytes
+    assert after_allocations(imagined) == after_allocations(happened), "event by event"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_sizes_tell_every_allocation_at_any_other(name: str) -> None:
+    follower = Follower(modelled(name, "adamw", "fp32"))
+    low, high, other = follower.traces([2, 4, 9], Variant(capability=8.0))
+    assert low.is_like(high)
+    family = Family(2, 4, low, high)
+    assert family.at(9).sizes == other.sizes
+    assert family.at(9).order == other.order
+    assert family.at(2) == low
+
+
+def test_the_breakdown_adds_up_to_the_peak_and_names_modules() -> None:
+    follower = Follower(modelled("encoder", "adamw", "fp32"))
+    (trace,) = follower.traces([64], Variant())
+    weights = sum(p.nbytes for p in Encoder().parameters())
+    parts = trace.breakdown()
+    assert sum(parts.values()) == trace.peak_bytes
+    assert parts["parameters"] == weights
+    assert parts["optimizer"] == pytest.approx(2 * weights, rel=0.01)
+    modules = trace.activations()
+    assert sum(modules.values()) == parts["activations"]
+    assert any(name.startswith("layers.layers.1") for name in modules)
+
+
+def test_more_steps_are_the_same_step_again() -> None:
+    follower = Follower(modelled("encoder", "adamw", "fp32"))
+    (trace,) = follower.traces([8], Variant())
+    longer = trace.settled(3)
+    assert longer.peak_bytes == trace.peak_bytes
+    assert list(longer.live_bytes())[-1] == list(trace.live_bytes())[-1], "nothing leaks"
+    step = len(longer.order) - len(trace.order)
+    assert step > 0
+    assert step % 3 == 0
+    alive: set[int] = set()
+    for event in longer.order:
+        if event >= 0:
+            assert event not in alive
+            alive.add(event)
+        else:
+            alive.remove(~event)
+
+
+def test_a_trace_survives_being_sent() -> None:
+    (trace,) = Follower(perceptron("adam")).traces([2], Variant())
+    assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
+
+
+def recorded(function: Callable[[], Any], capability: float | None) -> Trace:
+    with ExitStack() as stack:
+        if capability is not None:
+            stack.enter_context(cuda_semantics(capability))
+        recorder = stack.enter_context(Recorder())
+        kept = function()
+        trace = recorder.trace()
+    del kept
+    return trace
+
+
+def test_dropout_on_cuda_keeps_booleans() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    on_cpu = recorded(lambda: nn.functional.dropout(x, 0.5), None)
+    on_cuda = recorded(lambda: nn.functional.dropout(x, 0.5), 8.0)
+    assert sum(on_cuda.sizes) == 4000 + 1000
+    assert sum(on_cpu.sizes) > sum(on_cuda.sizes)
+
+
+def test_autocast_on_cuda_computes_a_softmax_in_full_precision_and_a_product_in_half() -> None:
+    x = torch.ones(4, 4)
+
+    def types() -> tuple[torch.dtype, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            product = x @ x
+            return product.dtype, product.softmax(-1).dtype, product.pow(2).dtype
+
+    assert types() == (torch.bfloat16,) * 3
+    with cuda_semantics(8.0):
+        assert types() == (torch.bfloat16, torch.float32, torch.float32)
+    assert types() == (torch.bfloat16,) * 3, "and only while it is entered"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "masked", "capability", "kernel"),
+    [
+        (torch.bfloat16, 64, False, 8.0, "flash"),
+        (torch.bfloat16, 64, False, 7.5, "math"),
+        (torch.float16, 64, False, 7.5, "efficient"),
+        (torch.float32, 64, False, 8.0, "efficient"),
+        (torch.float32, 64, True, 8.0, "efficient"),
+        (torch.float32, 7, False, 8.0, "math"),
+        (torch.float64, 64, False, 8.0, "math"),
+        (torch.bfloat16, 512, False, 8.0, "efficient"),
+    ],
+)
+def test_attention_takes_the_kernel_that_cuda_takes(
+    dtype: torch.dtype, width: int, masked: bool, capability: float, kernel: str
+) -> None:
+    q = torch.zeros(1, 2, 16, width, dtype=dtype)
+    mask = torch.zeros(16, 16, dtype=dtype) if masked else None
+    assert attention_kernel(q, q, q, mask, False, capability) == kernel
+
+
+def test_attention_keeps_its_weights_only_in_the_math_kernel() -> None:
+    def attend() -> Tensor:
+        mode = FakeTensorMode()
+        with mode:
+            q = torch.zeros(1, 1, 512, 8, requires_grad=True)
+            return nn.functional.scaled_dot_product_attention(q, q, q)
+
+    weights = 512 * 512 * 4
+    assert recorded(attend, 8.0).peak_bytes < weights
+
+
+def test_on_cuda_an_optimizer_takes_all_parameters_at_once_unless_it_is_fused() -> None:
+    at_once, fused = (
+        peak(perceptron("adam"), capability=8.0, optimizer=o) for o in ("default", "fused")
+    )
+    loop = peak(perceptron("adam"), capability=8.0, optimizer="loop")
+    assert at_once - fused == pytest.approx(WEIGHTS, rel=0.2), "a copy of all weights"
+    assert fused < loop < at_once
+
+
+def test_cublas_takes_a_workspace_forward_and_one_backward() -> None:
+    (trace,) = Follower(perceptron()).traces([2], Variant(capability=8.0))
+    names = [name for _, name in trace.phases]
+    starts = [index for index, _ in trace.phases]
+    assert len(trace.gemms) == 2
+    first, second = (names[bisect_right(starts, at) - 1] for at in trace.gemms)
+    assert (first, second) == ("forward", "backward")
+
+
+def test_the_sum_of_a_real_recording_takes_the_buffers_that_were_recorded() -> None:
+    # cuda-traces/lm_medium: a norm's weight gradient, (4, 256, 1024) summed over the first two.
+    assert reduction_buffers([4, 256, 1024], [0, 1], 4) == (8_388_608, 32)
+    assert reduction_buffers([8, 8], [0], 4) is None
+    assert reduction_buffers([8, 8], [], 4) is None
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.functional.mse_loss,
+        nn.functional.smooth_l1_loss,
+        nn.functional.soft_margin_loss,
+        nn.functional.huber_loss,
+        nn.functional.l1_loss,
+        lambda x, target: nn.functional.binary_cross_entropy(x.sigmoid(), target),
+        lambda x, target: nn.functional.layer_norm(x.bfloat16(), (WIDTH,)).sum(),
+    ],
+)
+def test_a_loss_holds_as_much_with_fake_tensors_as_with_real_ones(loss: Any) -> None:
+    made = perceptron(loss=lambda model, batch: loss(model(batch), torch.zeros_like(batch)))
+    fake, real = Follower(made), Follower(made)
+    real._fall_back(RuntimeError("for comparison"))
+    (imagined,), (happened,) = (one.traces([64], Variant()) for one in (fake, real))
+    assert fake.how == "fake"
+    assert imagined.sizes == happened.sizes

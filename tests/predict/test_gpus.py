@@ -1,0 +1,58 @@
+"""The table of GPUs: complete, plausible, and found by the names that people use."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+
+import pytest
+
+from rightbatch import UsageError
+from rightbatch._predict.gpus import GPU, catalogue, find_gpu
+
+KINDS = {"data-centre", "workstation", "consumer", "laptop", "jetson"}
+
+
+def rows() -> list[dict[str, str]]:
+    text = files("rightbatch._predict").joinpath("gpus.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_there_are_at_least_forty_of_every_kind_together() -> None:
+    assert len(catalogue()) >= 40
+    assert {gpu.kind for gpu in catalogue()} == KINDS
+    assert len({gpu.name for gpu in catalogue()}) == len(catalogue())
+
+
+def test_what_is_verified_names_its_sources() -> None:
+    for row in rows():
+        assert row["verified"] in ("yes", "no")
+        if row["verified"] == "yes":
+            assert row["memory_source"], row["name"]
+            assert row["capability_source"], row["name"]
+
+
+@pytest.mark.parametrize("gpu", catalogue(), ids=str)
+def test_what_cuda_shows_is_less_than_what_is_advertised(gpu: GPU) -> None:
+    assert 0.8 * gpu.memory_bytes <= gpu.usable_bytes <= 1.01 * gpu.memory_bytes
+    assert 5.0 <= gpu.capability < 13
+
+
+@pytest.mark.parametrize(
+    "name", ["RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090", "rtx-4090", "GeForce RTX 4090"]
+)
+def test_a_gpu_is_found_by_any_of_its_spellings(name: str) -> None:
+    assert find_gpu(name).name == "RTX 4090"
+    assert find_gpu(name).capability == 8.9
+
+
+def test_an_unknown_name_lists_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no GPU called 'RTX 4091'.*RTX 4090.*--memory"):
+        find_gpu("RTX 4091")
+    with pytest.raises(UsageError, match="no GPU called ''"):
+        find_gpu("")
+
+
+def test_a_name_of_several_sizes_asks_which() -> None:
+    with pytest.raises(UsageError, match=r"is several GPUs; say which: .*A100 80GB"):
+        find_gpu("A100")

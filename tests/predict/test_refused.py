@@ -1,0 +1,75 @@
+"""What cannot be followed is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightbatch import Workload
+from rightbatch._errors import UsageError
+from rightbatch._predict.follow import Follower
+
+WIDTH = 64
+
+
+class Rows(Dataset[Tensor]):
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(self.width)
+
+
+def of_package(package: str, base: type) -> Any:
+    """A class that says that it is from `package`, which need not be installed."""
+    return type("Theirs", (base,), {"__module__": f"{package}.optim"})
+
+
+@pytest.mark.parametrize("package", ["bitsandbytes", "torchao", "deepspeed"])
+def test_an_optimizer_whose_memory_cannot_be_followed_is_refused_by_name(package: str) -> None:
+    optimizer = of_package(package, torch.optim.SGD)
+
+    def theirs() -> Workload:
+        model = nn.Linear(WIDTH, WIDTH)
+        return Workload(model, lambda m, x: m(x).sum(), optimizer(model.parameters()), Rows(WIDTH))
+
+    with pytest.raises(UsageError, match=rf"{package}.optim.Theirs is not predicted: "):
+        Follower(theirs)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_sharded_and_distributed_models_are_refused_by_name() -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    def sharded() -> nn.Module:
+        model = nn.Linear(WIDTH, WIDTH)
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        return model
+
+    def workload(model: nn.Module) -> Workload:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Workload(model, lambda model, x: model(x).sum(), optimizer, Rows(WIDTH))
+
+    with pytest.raises(UsageError, match="FSDPModule is not predicted"):
+        Follower(lambda: workload(sharded()))
+    with pytest.raises(UsageError, match="--processes adds what DDP takes"):
+        Follower(lambda: workload(DistributedDataParallel(nn.Linear(WIDTH, WIDTH))))

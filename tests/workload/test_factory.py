@@ -1,0 +1,141 @@
+"""What a verb may be given, and what comes of it."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rightbatch import UsageError, Workload
+from rightbatch._workload.factory import FileFactory, resolve
+
+FILE = """\
+from dataclasses import dataclass
+from pathlib import Path
+
+from neighbour import WORD
+
+@dataclass
+class Built:
+    word: str
+    file: str
+
+def workload():
+    return Built(WORD, __file__)
+
+def other():
+    return Built("other", __file__)
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file with two factories, which imports its neighbour."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "neighbour.py").write_text("WORD = 'from the neighbour'\n")
+    (folder / "train.py").write_text(FILE)
+    yield folder / "train.py"
+    for name in ("neighbour", "_rightbatch_train"):
+        sys.modules.pop(name, None)
+
+
+def test_a_callable_is_its_own_factory() -> None:
+    def factory() -> None: ...
+
+    assert resolve(factory) is factory
+
+
+def test_what_makes_its_own_sessions_is_a_factory() -> None:
+    class OwnSessions:
+        def session(self, device: str, inference: bool) -> None: ...
+
+    given = OwnSessions()
+    assert resolve(given) is given
+
+
+@pytest.mark.parametrize("as_text", [str, lambda path: path])
+def test_a_function_in_a_file_is_found_with_its_neighbours(
+    file: Path, as_text: Callable[[Path], Any]
+) -> None:
+    built = resolve(as_text(Path(f"{file}:workload")))()
+    assert built.word == "from the neighbour"
+    assert Path(built.file) == file
+    assert resolve(f"{file}:other")().word == "other"
+
+
+def test_a_file_is_found_from_where_the_user_stands_and_by_whoever_unpickles_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    factory = resolve("train.py:workload")
+    assert factory == FileFactory(file.resolve(), "workload")
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickle.dumps(factory))().word == "from the neighbour"
+
+
+def test_resolving_a_file_does_not_run_it(file: Path) -> None:
+    file.write_text("raise RuntimeError('ran')\n")
+    factory = resolve(f"{file}:workload")
+    with pytest.raises(RuntimeError, match="ran"):
+        factory()
+
+
+def test_an_unknown_function_is_refused_with_those_that_there_are(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.py has no function 'worload'") as caught:
+        resolve(f"{file}:worload")()
+    listed = str(caught.value).split("it has ")[1].split(", ")
+    assert sorted(listed) == ["Built", "other", "workload"], "its own, not what it imported"
+
+
+def test_what_is_no_function_is_not_called(file: Path) -> None:
+    with pytest.raises(UsageError, match="no function 'NUMBER'"):
+        resolve(f"{file}:NUMBER")()
+
+
+def test_a_missing_file_is_refused_with_the_folder_that_was_looked_in(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file .*none\.py; looked in") as caught:
+        resolve(f"{tmp_path / 'none.py'}:workload")
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["unheard-of", "some:thing", "", "model.onnx"])
+def test_an_unknown_spec_is_refused_with_the_integrations_that_were_asked(spec: str) -> None:
+    with pytest.raises(UsageError, match=r"neither file\.py:function nor .*asked: ") as caught:
+        resolve(spec)
+    assert "ultralytics" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_a_file_without_a_function_is_helped() -> None:
+    with pytest.raises(UsageError, match=r"did you mean train\.py:FUNCTION\?"):
+        resolve("train.py")
+
+
+def test_options_are_refused_where_nothing_takes_them(file: Path) -> None:
+    with pytest.raises(UsageError, match="takes no options, got data, imgsz"):
+        resolve(lambda: None, imgsz=64, data="x.yaml")
+    with pytest.raises(UsageError, match="takes no options, got imgsz"):
+        resolve(f"{file}:workload", imgsz=64)
+
+
+def test_a_workload_that_is_built_already_is_refused_with_the_reason() -> None:
+    model = nn.Linear(1, 1)
+    built = Workload(
+        model=model,
+        loss=lambda model, batch: model(batch).sum(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data=[torch.zeros(1)],
+    )
+    for given in (built, 3, None, ["train.py:workload"]):
+        with pytest.raises(UsageError, match=f"builds it.*got {type(given).__name__}"):
+            resolve(given)
