@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._training.random_state import random_state
+from rightbatch._device.random_state import random_state
 from rightbatch._workload.batch import Batch
 from rightbatch._workload.normalization import has_batch_norm
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._training.random_state import random_state, set_random_state
+from rightbatch._device.random_state import random_state, set_random_state
 
 
 class StateBefore:

@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
+from rightbatch._device.random_state import random_state, seed_all, set_random_state
 from rightbatch._elastic import Elastic, Event, StepReport
 from rightbatch._elastic.events import tell
 from rightbatch._errors import UsageError
@@ -31,7 +32,6 @@ from rightbatch._training.checkpoint import Checkpoints
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import batches, cuts, order_of
 from rightbatch._training.evaluation import evaluated
-from rightbatch._training.random_state import random_state, seed_all, set_random_state
 from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.session import move_state
 from rightbatch._units import format_seconds

@@ -53,7 +53,7 @@ def load(header: Header, *, keeps_group: bool = False) -> Any:
     import torch
 
     import rightbatch._training.session  # noqa: F401  what a session needs, before the base is taken
-    from rightbatch._training.random_state import seed_all
+    from rightbatch._device.random_state import seed_all
 
     _first_step(torch)
     seed_all(header.seed)
