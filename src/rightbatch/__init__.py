@@ -43,10 +43,11 @@ if TYPE_CHECKING:
     from rightbatch._study.study import study
     from rightbatch._train.train import TrainResult, train
     from rightbatch._tune import Plan, tune
-    from rightbatch._worker import Probe
+    from rightbatch._fit.probe import Probe
     from rightbatch._workload.batch import count_examples, split_batch
     from rightbatch._workload.normalization import recalibrate_batchnorm
-    from rightbatch._workload.workload import Session, Workload
+    from rightbatch._training.protocol import Session, Training
+    from rightbatch._workload.workload import Workload
 
 __version__ = "0.1.0"
 
@@ -62,13 +63,14 @@ _LAZY = {
     "NoiseScale": "_noise",
     "NormalizationNoise": "_noise",
     "Prediction": "_predict.predict",
-    "Probe": "_worker",
+    "Probe": "_fit.probe",
     "Plan": "_tune",
     "ReplayResult": "_predict.replay",
     "Server": "_serve.serve",
-    "Session": "_workload.workload",
+    "Session": "_training.protocol",
     "StepReport": "_elastic.step",
     "StudyResult": "_study.result",
+    "Training": "_training.protocol",
     "TrainResult": "_train.train",
     "Workload": "_workload.workload",
     "calibrate": "_predict.calibrate",
@@ -107,6 +109,7 @@ __all__ = [
     "StepReport",
     "StudyResult",
     "TrainResult",
+    "Training",
     "UsageError",
     "Workload",
     "WorkloadError",

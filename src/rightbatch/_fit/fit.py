@@ -11,11 +11,13 @@ from typing import Any
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._fit import search as _search
 from rightbatch._fit.nothing_fits import what_is_needed
+from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._progress import Live
 from rightbatch._units import format_bytes, parse_bytes
-from rightbatch._worker import BuildError, Failure, Header, Probe, ProbeProcess, Ready, header_for
-from rightbatch._workload.factory import resolve
+from rightbatch._fit.probe import Probe, ProbeProcess
+from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
+from rightbatch._training.resolve import resolve
 
 _UNBOUNDED = 2**20
 """Where data has no length and the user gave no `max_batch`."""
@@ -199,7 +201,7 @@ class _Search:
             return None
         self._show("predicting the largest batch")
         header = replace(self._header, device="cpu")
-        with ProbeProcess(header, 0) as process:
+        with FollowProcess(header) as process:
             # The context is in the base of what is charged.
             step = FollowedStep(process, inference=header.inference, beside_context=True)
             try:

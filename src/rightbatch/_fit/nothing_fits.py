@@ -7,7 +7,9 @@ from typing import Any
 
 from rightbatch._predict.trace import Trace
 from rightbatch._units import format_bytes
-from rightbatch._worker import BuildError, Header, ProbeProcess, Ready
+from rightbatch._predict.follow_process import FollowProcess
+from rightbatch._worker import BuildError, Header, Ready
+from rightbatch._fit.probe import ProbeProcess
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ _HELPS = 0.99
 
 def what_is_needed(header: Header, ready: Ready | None) -> Needed:
     """Run one example without the user's limit if the device has more, and follow a fake one."""
-    with ProbeProcess(header, 0) as process:
+    with FollowProcess(header) as process:
         estimate, remedies = _followed(process)
     if ready is None or ready.limit_bytes < ready.capacity_bytes:
-        with ProbeProcess(header, 0) as process:
+        with ProbeProcess(header, 0) as prober:
             for batch_size in (1, 2):
                 try:
-                    probe = process.run(batch_size, 2)
+                    probe = prober.run(batch_size, 2)
                 except BuildError:
                     break
                 if probe.is_ok:
@@ -71,7 +73,7 @@ def what_is_needed(header: Header, ready: Ready | None) -> Needed:
     return estimate
 
 
-def _followed(process: ProbeProcess) -> tuple[Needed, dict[str, int]]:
+def _followed(process: FollowProcess) -> tuple[Needed, dict[str, int]]:
     """What one example needs by its tensors' shapes, and what each remedy would save of it."""
     for batch_size in (1, 2):  # one example may be one too few, for BatchNorm
         followed = process.follow([{"batch_size": batch_size}])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -24,11 +24,11 @@ from rightbatch._predict.follow import (
 from rightbatch._predict.recorder import Recorder
 from rightbatch._predict.trace import Trace
 from rightbatch._predict.variant import Variant, optimizer_as
-from rightbatch._workload.workload import Session
+from rightbatch._training.protocol import Session, Training
 
 
 class FollowableSession(Session, Protocol):
-    """A session that can be followed; it loads its batches by `recorder.arriving`."""
+    """What a training with `Ability.FOLLOW` opens; it loads its batches by `recorder.arriving`."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -38,14 +38,14 @@ class FollowableSession(Session, Protocol):
         """While entered, what the framework chooses by device is chosen as on CUDA."""
 
 
-class SessionFollower:
-    """A session whose step can be traced at small batch sizes; for a process of its own."""
+class FrameworkFollower:
+    """Traces the step of a training's session at small batch sizes; for a process of its own."""
 
     how = "real"
     is_copyable = False
 
-    def __init__(self, factory: Any) -> None:
-        self._factory = factory
+    def __init__(self, training: Training) -> None:
+        self._training = training
         self.is_followed = False
         self._session: tuple[bool, FollowableSession] | None = None
         self.notes: list[str] = ["an integration's step was followed with real tensors"]
@@ -80,12 +80,8 @@ class SessionFollower:
         if self._session is None or self._session[0] != inference:
             if self._session is not None:
                 self._session[1].close()
-            session = self._factory.session("cpu", inference)
-            if not hasattr(session, "as_on_cuda"):
-                raise UsageError(
-                    "the step of this integration cannot be followed; `rightbatch fit` measures "
-                    "it, on a machine that has the device"
-                )
+            opened = self._training.session("cpu", seed=0, inference=inference)
+            session = cast(FollowableSession, opened)
             self._session = (inference, session)
             # What a framework makes once, it has made then.
             if not inference:

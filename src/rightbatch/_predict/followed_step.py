@@ -11,7 +11,8 @@ from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.outside import Outside, outside
 from rightbatch._predict.simulate import Simulated, simulate
 from rightbatch._predict.trace import Family, Trace
-from rightbatch._worker import Failure, ProbeProcess
+from rightbatch._predict.follow_process import FollowProcess
+from rightbatch._worker import Failure
 
 LOW, HIGH = 2, 4
 """Batch sizes that are followed; every allocation is a line through them."""
@@ -34,7 +35,7 @@ class FollowedStep:
 
     def __init__(
         self,
-        process: ProbeProcess,
+        process: FollowProcess,
         *,
         processes: int = 1,
         inference: bool = False,

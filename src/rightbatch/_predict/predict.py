@@ -17,8 +17,9 @@ from rightbatch._predict.replay import replay as replay_recording
 from rightbatch._predict.trace import Trace
 from rightbatch._progress import Live
 from rightbatch._units import format_bytes, parse_bytes
-from rightbatch._worker import ProbeProcess, header_for
-from rightbatch._workload.factory import resolve
+from rightbatch._predict.follow_process import FollowProcess
+from rightbatch._worker import header_for
+from rightbatch._training.resolve import resolve
 
 DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
@@ -154,7 +155,7 @@ def predict(
     factory = resolve(workload, **options)
     header = header_for(factory, device="cpu", margin=0.0, seed=seed, inference=inference)
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
-    with Live("predict", enabled=progress) as live, ProbeProcess(header, 1) as process:
+    with Live("predict", enabled=progress) as live, FollowProcess(header) as process:
         live.show("following a step")
         step = FollowedStep(process, processes=processes, inference=inference)
         trace = step.at(batch, capability)

@@ -1,4 +1,4 @@
-"""Batches that grow with the noise scale while a model trains.
+"""A batch size that grows with the noise scale while a model trains.
 
 Early in a training the gradient stands out of the noise and large batches waste examples; later
 they pay. So now and then the weights are held still for a moment, the noise scale is taken again,
@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rightbatch._noise import Look, NoiseEstimate, estimated
+from rightbatch._noise import Look, NoiseEstimate, WeightAverage, estimated
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.noise_windows import noise_windows
+from rightbatch._training.protocol import Observer, StepLoss
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.updates import most_useful
 from rightbatch._tune.decision import decide
@@ -39,8 +42,8 @@ class Grown:
     reason: str
 
 
-class Growth:
-    """Decides when to measure and whether to grow.
+class Growth(Observer):
+    """Measures when it is time, and lets the batch size grow where that is faster.
 
     `samples` are step times by micro-batch size, of which none above `most_at_once` is used.
     Nothing above the largest size that leaves enough updates is chosen.
@@ -50,19 +53,44 @@ class Growth:
         self,
         samples: Mapping[int, Sequence[StepSeconds]],
         *,
-        workers: int,
-        examples: int,
         epochs: int | None,
-        betas: tuple[float, float] | None,
         most_at_once: int | None = None,
     ) -> None:
         most = max(most_at_once or max(samples), min(samples))
         self._samples = {size: tuple(steps) for size, steps in samples.items() if size <= most}
-        self._throughput = Throughput(self._samples, workers=workers)
-        self._most = most_useful(examples, epochs)
-        self._betas = betas
+        self._epochs = epochs
+        self._throughput = Throughput(self._samples)
+        self._most = 1
+        self._betas: tuple[float, float] | None = None
         self._seen = Look()
         self._measured_at = 0.0
+        self._average: WeightAverage | None = None
+
+    def on_start(self, loop: WorkloadLoop) -> None:
+        """Begin to average the weights; what the loop trains bounds the size."""
+        self._average = WeightAverage(loop.model)
+        self._throughput = Throughput(self._samples, workers=loop.facts.workers)
+        self._most = most_useful(loop.examples, self._epochs)
+        self._betas = loop.facts.betas
+
+    def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
+        """Measure if it is time, and take a larger batch if that is faster."""
+        assert self._average is not None
+        self._average.update()
+        at = loop.state
+        seconds = self.window_seconds(at.seconds)
+        if seconds is None:
+            return
+        seen = noise_windows(loop, seconds, self._average)
+        grown = self.grown(seen, at.batch_size, at.seconds)
+        if grown is not None:
+            loop.resize(
+                grown.batch_size,
+                grown.micro_batch_size,
+                batch_factor=grown.scaling.batch_factor,
+                rate_factor=grown.scaling.learning_rate_factor,
+                reason=grown.reason,
+            )
 
     def window_seconds(self, seconds: float) -> float | None:
         """How long to measure now, `seconds` into the training; None while it is too early."""

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import NothingFitsError, RightbatchError, UsageError, WorkloadError
+from rightbatch._train.checkpointing import Checkpointing
+from rightbatch._train.epochs import EpochEvaluation, ProgressLine
+from rightbatch._train.files import TrainingFiles
+from rightbatch._train.growth import Growth, samples_of
+from rightbatch._training.checkpoint import Checkpoints
+from rightbatch._training.distributed import opened
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import (
+    Ability,
+    Betas,
+    LoopPlan,
+    Observer,
+    Training,
+    require,
+)
+from rightbatch._training.resolve import resolve
 from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune import Plan, tune
 from rightbatch._units import format_seconds
-from rightbatch._workload.factory import resolve
-
-if TYPE_CHECKING:
-    from rightbatch._train.growth import Growth
-    from rightbatch._training.checkpoint import Checkpoints
-    from rightbatch._workload.workload import StepSeconds, Workload
+from rightbatch._workload.workload import StepSeconds
 
 
 @dataclass(frozen=True)
@@ -93,24 +103,28 @@ def train(
         NothingFitsError: if not even one example fits.
         WorkloadError: if the workload fails for a reason of its own.
     """
-    factory = resolve(workload, **options)
+    training = resolve(workload, **options)
+    require(training, Ability.LOOP, "train")
+    if resume:
+        require(training, Ability.RESUME, "train --resume")
+    if settings:
+        require(training, Ability.SETTINGS, "train with settings")
     if isinstance(batch, str) and batch.isdigit():
         batch = int(batch)
     if not (batch == "auto" or (isinstance(batch, int) and batch >= 1)):
         raise UsageError(f"batch is 'auto' or a number of at least 1, not {batch!r}")
     if epochs < 1:
         raise UsageError(f"epochs is at least 1, not {epochs}")
+    if adapt:
+        require(training, Ability.GROW, "train --adapt")
+        if batch != "auto":
+            raise UsageError("adapt grows a size that tune has chosen: it takes batch='auto'")
 
-    if adapt and (batch != "auto" or hasattr(factory, "train")):
-        raise UsageError(
-            "adapt grows a size that tune has chosen: it takes batch='auto' and a Workload"
-        )
-
-    def choice(processes: int = 1) -> _Choice:
+    def choose(processes: int) -> _Choice:
         if isinstance(batch, int):
             return _Choice(batch, f"{batch} was asked for", None)
         plan = tune(
-            factory,
+            training,
             budget=budget,
             base_batch=base_batch,
             epochs=epochs,
@@ -125,109 +139,97 @@ def train(
         return _Choice(plan.batch_size, plan.reason, plan)
 
     out = Path(out).expanduser()
-    if hasattr(factory, "train"):
-        if resume:
-            raise UsageError("resume is for a Workload; a framework's trainer has its own")
-        return _by_framework(factory, choice(), epochs, out, device, seed, dict(settings or {}))
-    if settings:
-        raise UsageError(f"a Workload takes no settings, got {', '.join(sorted(settings))}")
-
-    from rightbatch._training.checkpoint import Checkpoints
-    from rightbatch._training.distributed import Processes, opened
-    from rightbatch._training.loop import Loop, built
-    from rightbatch._training.scaling import scale_optimizer
-
-    checkpoints = Checkpoints(out, checkpoint_seconds)
-    if checkpoints.exist and not resume:
-        raise UsageError(
-            f"{out} holds a training: --resume (resume=True) goes on with it, or take another --out"
+    with _workload_errors(), opened(device) as processes:
+        if processes.world_size > 1:
+            require(training, Ability.DISTRIBUTE, "train with torchrun")
+            if adapt:
+                raise UsageError("adapt measures in one process; torchrun trains at one size")
+        checkpoints = None
+        if Ability.RESUME in training.abilities:
+            checkpoints = Checkpoints(out, checkpoint_seconds)
+            if checkpoints.exist and not resume:
+                raise UsageError(
+                    f"{out} holds a training: --resume (resume=True) goes on with it, or take "
+                    "another --out"
+                )
+        if resume and batch == "auto":
+            assert checkpoints is not None
+            began = checkpoints.asked()["batch_size"]
+            chosen = _Choice(began, f"the training began with {began}", None)
+        else:
+            own = choose(processes.world_size) if processes.is_first else None
+            chosen = processes.from_first(own)
+        plan = chosen.plan
+        parts = plan.micro_batch_size if plan is not None and micro_batch == "auto" else micro_batch
+        loop_plan = LoopPlan(
+            batch_size=chosen.batch_size,
+            micro_batch_size=parts,
+            epochs=epochs,
+            schedule_by_examples=adapt,
+            factors=_factors(training, plan),
+            seed=seed,
+            memory=memory,
+            margin=margin,
+            out=out,
+            settings=dict(settings or {}),
         )
-
-    def run(processes: Processes) -> TrainResult:
-        with built(factory, seed, processes) as workload:
-            if resume and batch == "auto":
-                began = checkpoints.asked()["batch_size"]
-                chosen = _Choice(began, f"the training began with {began}", None)
-            else:
-                world = processes.world_size
-                chosen = processes.from_first(choice(world) if processes.is_first else None)
-            plan, parts = chosen.plan, micro_batch
-            if plan is not None:
-                parts = plan.micro_batch_size if parts == "auto" else parts
-            growth = None
+        observers: list[Observer] = [ProgressLine(enabled=progress, shows_batch_size=adapt)]
+        checkpointing = None
+        if checkpoints is not None:  # a framework evaluates and writes by itself
+            observers += [EpochEvaluation(), TrainingFiles(out)]
+            kept: dict[str, Observer] = {}
             if adapt:
                 most = parts if isinstance(parts, int) and micro_batch != "auto" else None
-                growth = _growth(workload, plan, checkpoints if resume else None, epochs, most)
-            loop = Loop(
-                workload,
-                batch_size=chosen.batch_size,
-                micro_batch_size=parts,
-                epochs=epochs,
-                out=out,
-                checkpoints=checkpoints,
-                processes=processes,
-                growth=growth,
-                memory=memory,
-                margin=margin,
-                seed=seed,
-                progress=progress and processes.is_first,
-            )
-            if plan is not None:  # after the schedule is made, which may set rates of its own
-                factor, rate = plan.batch_size / plan.base_batch, plan.learning_rate_factor
-                scale_optimizer(workload.optimizer, factor, rate, loop.scheduler)
+                samples = _samples(plan, checkpoints if resume else None)
+                kept["growth"] = Growth(samples, epochs=epochs, most_at_once=most)
+            checkpointing = Checkpointing(checkpoints, kept)
+            observers += [*kept.values(), checkpointing]
+        with training.loop(loop_plan, processes, observers) as loop:
             if resume:
-                loop.resume()
-            standing = loop.run()
-        return TrainResult(
-            batch_size=standing.batch_size,
-            micro_batch_size=loop.step.micro_batch_size or chosen.batch_size,
-            steps=standing.steps,
-            examples=standing.examples,
-            seconds=standing.seconds,
-            out_of_memory_events=standing.out_of_memory_events,
-            metrics=standing.metrics,
-            out=str(out),
-            reason=chosen.reason,
-            plan=chosen.plan,
-        )
-
-    with _named(), opened(device) as processes:
-        if adapt and processes.world_size > 1:
-            raise UsageError("adapt measures in one process; torchrun trains at one size so far")
-        return run(processes)
-
-
-def _growth(
-    workload: Workload,
-    plan: Plan | None,
-    checkpoints: Checkpoints | None,
-    epochs: int,
-    most_at_once: int | None,
-) -> Growth:
-    """With the step times of the plan, or of the one that a training was begun with."""
-    from rightbatch._train.growth import Growth, samples_of
-
-    if checkpoints is not None:
-        state = checkpoints.read()["growth"]
-        if state is None:
-            raise UsageError("the training in --out was begun without --adapt")
-        samples: Mapping[int, Sequence[StepSeconds]] = samples_of(state)
-    else:
-        assert plan is not None
-        samples = plan.samples
-    return Growth(
-        samples,
-        workers=workload.workers,
-        examples=len(workload.data),  # type: ignore[arg-type]
-        epochs=epochs,
-        betas=workload.optimizer.defaults.get("betas"),
-        most_at_once=most_at_once,
+                assert checkpointing is not None
+                checkpointing.resume(cast(WorkloadLoop, loop))
+            at = loop.run()
+            micro = loop.micro_batch_size
+    return TrainResult(
+        batch_size=at.batch_size,
+        micro_batch_size=micro or chosen.batch_size,
+        steps=at.steps,
+        examples=at.examples,
+        seconds=at.seconds,
+        out_of_memory_events=at.out_of_memory_events,
+        metrics=at.metrics,
+        out=str(out),
+        reason=chosen.reason,
+        plan=plan,
     )
 
 
+def _factors(
+    training: Training, plan: Plan | None
+) -> Callable[[Betas], tuple[float, float]] | None:
+    """By what the optimizer's settings are scaled; a framework keeps to its own rule."""
+    if plan is None or training.base_batch is not None:
+        return None
+    factors = (plan.batch_size / plan.base_batch, plan.learning_rate_factor)
+    return lambda betas: factors
+
+
+def _samples(
+    plan: Plan | None, checkpoints: Checkpoints | None
+) -> Mapping[int, Sequence[StepSeconds]]:
+    """Return the step times of the plan, or of the one that a training was begun with."""
+    if checkpoints is None:
+        assert plan is not None
+        return plan.samples
+    state = checkpoints.read()["observers"].get("growth")
+    if state is None:
+        raise UsageError("the training in --out was begun without --adapt")
+    return samples_of(state)
+
+
 @contextmanager
-def _named() -> Iterator[None]:
-    """What the workload itself raises, as the error that says so."""
+def _workload_errors() -> Iterator[None]:
+    """Raise what the workload itself raises as the error that says so."""
     try:
         yield
     except RightbatchError:
@@ -241,7 +243,7 @@ def _named() -> Iterator[None]:
         if is_out_of_memory(error):
             raise NothingFitsError(f"memory ran out outside of a step: {said}", **what) from error
         trace = "".join(traceback.format_exception(error))
-        reason = f"the workload fails, and not for want of memory: {said}"
+        reason = f"the workload failed with an error other than out-of-memory: {said}"
         raise WorkloadError(reason, traceback=trace, **what) from error
 
 
@@ -250,30 +252,3 @@ class _Choice:
     batch_size: int
     reason: str
     plan: Plan | None
-
-
-def _by_framework(
-    factory: Any,
-    chosen: _Choice,
-    epochs: int,
-    out: Path,
-    device: str | None,
-    seed: int,
-    settings: dict[str, Any],
-) -> TrainResult:
-    size = chosen.batch_size
-    micro = chosen.plan.micro_batch_size if chosen.plan else size
-    about: dict[str, Any] = {"batch": size, "micro_batch": micro, "epochs": epochs, "out": out}
-    done = factory.train(**about, device=device, seed=seed, **settings)
-    return TrainResult(
-        batch_size=size,
-        micro_batch_size=micro,
-        steps=ceil(done.examples / size) * done.epochs,
-        examples=done.examples * done.epochs,
-        seconds=done.seconds,
-        out_of_memory_events=done.out_of_memory_events,
-        metrics=done.metrics,
-        out=str(done.out),
-        reason=chosen.reason,
-        plan=chosen.plan,
-    )

@@ -1,4 +1,4 @@
-"""Steps of a `Workload`: the same loop that a training script has."""
+"""Steps of a `Workload` at any size: the same loop that a training script has."""
 
 from __future__ import annotations
 
@@ -14,30 +14,13 @@ from torch.utils.data import DataLoader
 
 from rightbatch._device.caches import synchronize
 from rightbatch._errors import UsageError
+from rightbatch._training.step import PlainStep, move_state
 from rightbatch._workload.batch import Batch, to_device
-from rightbatch._workload.precision import autocast, scaler
-from rightbatch._workload.workload import Precision, Session, StepSeconds, Workload
+from rightbatch._workload.precision import autocast
+from rightbatch._workload.workload import Precision, StepSeconds, Workload
 from rightbatch._workload.worst import WorstExamples
 
 _LABELS = {"label", "labels", "label_ids", "target", "targets", "y"}
-
-
-def open_session(factory: Any, device: str, *, seed: int, inference: bool) -> Session:
-    """The session that `factory` describes: its own, or that of the `Workload` it returns.
-
-    Raises:
-        UsageError: if the factory returns something else.
-    """
-    own = getattr(factory, "session", None)
-    if own is not None:
-        return own(device, inference)  # type: ignore[no-any-return]
-    workload = factory()
-    if not isinstance(workload, Workload):
-        raise UsageError(
-            f"the factory returned {type(workload).__name__}, expected a rightbatch.Workload"
-        )
-    kind = InferenceSession if inference else WorkloadSession
-    return kind(workload, device, seed=seed)
 
 
 class WorkloadSession:
@@ -50,7 +33,7 @@ class WorkloadSession:
         self._model = workload.model.to(device)
         move_state(workload.optimizer, device)
         self._examples = WorstExamples(workload.data, workload.collate, workload.size, seed)
-        self._scaler = scaler(workload, device)
+        self._step = PlainStep(workload, device)
         self._batches: tuple[int, Iterator[Batch]] | None = None
         # What is held from one step to the next is part of the peak: the batch and the loss stay
         # alive while the next batch is loaded, as they do in `for batch in loader`.
@@ -68,11 +51,13 @@ class WorkloadSession:
     def step(self, batch_size: int) -> None:
         self._model.train()
         self._batch = to_device(next(self._loader(batch_size)), self._device)
-        self._gradient(self._workload)
-        self._update()
+        self._gradient(self._step)
+        self._step.update()
 
     def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
-        w = self._workload if precision is None else replace(self._workload, precision=precision)
+        w, step = self._workload, self._step
+        if precision is not None:
+            step = PlainStep(replace(w, precision=precision), self._device)
         device = torch.device(self._device)
         self._model.train()
         times = [time.perf_counter()]
@@ -80,10 +65,10 @@ class WorkloadSession:
         batch = w.collate([examples.data[index] for index in examples.ordinary(batch_size)])
         times.append(time.perf_counter())
         self._batch = to_device(batch, self._device)
-        self._gradient(w)
+        self._gradient(step)
         synchronize(device)
         times.append(time.perf_counter())
-        self._update()
+        step.update()
         synchronize(device)
         times.append(time.perf_counter())
         return StepSeconds(*(stop - start for start, stop in pairwise(times)))
@@ -91,24 +76,10 @@ class WorkloadSession:
     def modules(self) -> Sequence[nn.Module]:
         return [self._model]
 
-    def _gradient(self, w: Workload) -> None:
-        w.optimizer.zero_grad()
-        with autocast(w, self._device):
-            self._loss = w.loss(self._model, self._batch)
-        if not isinstance(self._loss, torch.Tensor) or self._loss.numel() != 1:
-            raise UsageError(
-                f"Workload.loss returns a scalar tensor, not {type(self._loss).__name__}"
-                + (f" of shape {tuple(self._loss.shape)}" if hasattr(self._loss, "shape") else "")
-            )
-        self._scaler.scale(self._loss).backward()
-
-    def _update(self) -> None:
-        w = self._workload
-        if w.clip_norm is not None:
-            self._scaler.unscale_(w.optimizer)
-            nn.utils.clip_grad_norm_(self._model.parameters(), w.clip_norm)
-        self._scaler.step(w.optimizer)
-        self._scaler.update()
+    def _gradient(self, step: PlainStep) -> None:
+        self._workload.optimizer.zero_grad()
+        self._loss = step.loss(self._model, self._batch)
+        step.backward(self._loss)
 
     def evaluate(self, batch_size: int) -> int:
         w = self._workload
@@ -119,11 +90,7 @@ class WorkloadSession:
         batch = to_device(w.collate([examples.data[index] for index in chosen]), self._device)
         was_training = self._model.training
         self._model.eval()
-        with torch.no_grad(), autocast(self._workload, self._device):
-            if w.predict is not None:
-                w.predict(self._model, batch)
-            else:
-                w.loss(self._model, batch)
+        self._step.evaluate(batch)
         self._model.train(was_training)
         return batch_size
 
@@ -156,10 +123,10 @@ class InferenceSession(WorkloadSession):
         w = self._workload
         self._model.eval()
         self._batch = to_device(next(self._loader(batch_size)), self._device)
-        with torch.no_grad(), autocast(self._workload, self._device):
-            if w.predict is not None:
-                self._output = w.predict(self._model, self._batch)
-            else:
+        if w.predict is not None:
+            self._output = self._step.evaluate(self._batch)
+        else:
+            with torch.no_grad(), autocast(w, self._device):
                 self._output = _forward(self._model, self._batch)
         return batch_size
 
@@ -174,14 +141,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return self._examples.sequence(self._batch_size, drop_last=self._drop_last)
-
-
-def move_state(optimizer: torch.optim.Optimizer, device: str) -> None:
-    """Move what the optimizer holds already; its parameters were moved with the model."""
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and key != "step":
-                state[key] = value.to(device)
 
 
 def _forward(model: nn.Module, batch: Batch) -> Any:

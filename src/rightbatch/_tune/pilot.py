@@ -1,4 +1,4 @@
-"""A short real training of a copy, and the noise scale late in it.
+"""A pilot: a short real training of a copy, and the noise scale late in it.
 
 Early values say little: the noise scale dips, then grows several-fold while a model learns. So half
 of the time is spent on training at a size that is known to train, and only then the weights are
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from torch import nn
-from torch.optim import Optimizer
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._noise import Part, WeightAverage, look
+from rightbatch._noise import Look, WeightAverage
+from rightbatch._training.facts import TrainingFacts
+from rightbatch._training.noise_windows import noise_windows
+from rightbatch._training.protocol import LoopPlan, Observer, StepLoss, TrainingLoop
 from rightbatch._training.targets import is_better
-from rightbatch._workload.normalization import has_batch_norm
 
 WINDOWS = 8
 TRAINING_FIRST = 0.5
@@ -28,6 +27,10 @@ IN_WINDOWS = 0.7
 """Share of the rest that the windows take."""
 SMOOTHING = 0.95
 """Of the training loss: the last 20 steps or so count."""
+EVALUATION_SHARE = 0.1
+"""Of the time at most, where a target is a metric of the evaluation."""
+UNBOUNDED = 10**6
+"""Epochs of a training that is ended from outside."""
 
 
 @dataclass(frozen=True)
@@ -45,139 +48,175 @@ class PilotPlan:
     target: tuple[str, float] | None = None
     seed: int = 0
 
+    def loop_plan(self) -> LoopPlan:
+        """Return how the loop under the pilot trains."""
+        return LoopPlan(
+            batch_size=self.batch_size,
+            micro_batch_size=min(self.micro_batch_size, self.batch_size),
+            epochs=UNBOUNDED,
+            schedule_epochs=self.epochs,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a target was reached; `seconds` are those of the training alone."""
+
+    steps: int
+    examples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PilotReport:
+    """What a pilot measured.
+
+    `losses` are (examples, smoothed training loss). `noise` has |G|² and tr(Σ) of every window, at
+    the weights and at the average of the last ones. `reached` is None where the target was not, or
+    there was none.
+    """
+
+    steps: int
+    examples: int
+    losses: tuple[tuple[int, float], ...]
+    noise: Look
+    reached: Reached | None
+    facts: TrainingFacts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a report of the worker's has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> PilotReport:
+        """Return what `to_dict` made, after it went through JSON."""
+        noise, facts, reached = found["noise"], found["facts"], found["reached"]
+        betas = facts["betas"]
+        return cls(
+            steps=found["steps"],
+            examples=found["examples"],
+            losses=tuple((examples, loss) for examples, loss in found["losses"]),
+            noise=Look(
+                *(tuple((g, s) for g, s in noise[key]) for key in ("at_weights", "at_average"))
+            ),
+            reached=Reached(**reached) if reached else None,
+            facts=TrainingFacts(
+                **facts
+                | {"betas": tuple(betas) if betas else None, "notes": tuple(facts["notes"])}
+            ),
+        )
+
 
 @dataclass
-class PilotReport:
-    """What happened. `losses` are (examples, smoothed training loss); `observations` are those of
-    `NoiseScale`, `at_average` the same at the average of the last weights; `reached` says with how
-    many steps, examples and seconds, where it was. `facts` are those of `facts`."""
+class _Losses:
+    """The training loss, smoothed; early on, the mean of what there is."""
 
-    steps: int = 0
-    examples: int = 0
-    seconds: float = 0.0
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    observations: list[tuple[float, float]] = field(default_factory=list)
-    at_average: list[tuple[float, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    reached: dict[str, float] | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    values: list[tuple[int, float]] = field(default_factory=list)
+    _sum: float = 0.0
+    weight: float = 0.0
+
+    def add(self, examples: int, loss: float) -> None:
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
+        self.values.append((examples, self._sum / self.weight))
 
 
-def facts(model: nn.Module, optimizer: Optimizer, **more: Any) -> dict[str, Any]:
-    """What advice depends on and only the process that has the model can tell."""
-    betas = optimizer.defaults.get("betas")
-    return {
-        "batch_norm": has_batch_norm(model),
-        "betas": list(betas) if betas else None,
-        "optimizer": type(optimizer).__name__,
-        "gradient_bytes": sum(p.nbytes for p in model.parameters() if p.requires_grad),
-        **more,
-    }
+class Pilot(Observer):
+    """Measures when it is time, and ends the training when all is measured."""
 
-
-class Trained(Protocol):
-    """What a pilot needs of a training that goes on: its model, parts for a window, metrics."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    @property
-    def population(self) -> int | None:
-        """The examples of an epoch, if they are the same each time they are drawn."""
-
-    def parts(self) -> Iterator[Part]:
-        """Micro-batches at the weights of now, without end, each example seldom twice."""
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Metrics as after an epoch."""
-
-
-class Pilot:
-    """Told of every step; measures when it is time, and says when all is done."""
+    counts_as_training = False
 
     def __init__(
-        self, trained: Trained, plan: PilotPlan, show: Callable[[str], object] = lambda text: None
+        self, plan: PilotPlan, show: Callable[[str], object] = lambda text: None
     ) -> None:
-        self.report = PilotReport()
-        self._trained, self._plan, self._show = trained, plan, show
-        self._began = time.perf_counter()
-        self._windows, self._looked = 0, self._began
-        self._average = WeightAverage(trained.model)
-        self._smooth, self._weight = 0.0, 0.0
-        self._evaluated, self._evaluating, self._last_evaluation = self._began, 0.0, 0.0
+        self._plan, self._show = plan, show
+        self._began = self._looked = time.perf_counter()
+        self._windows = 0
+        self._average: WeightAverage | None = None
+        self._losses = _Losses()
+        self._noise = Look()
+        self._reached: Reached | None = None
+        self._evaluated, self._evaluation_seconds = self._began, 0.0
 
-    def after_step(self, loss: float, examples: int) -> bool:
-        """An update by `examples` has ended; True once the pilot is over."""
-        report = self.report
-        report.steps, report.examples = report.steps + 1, report.examples + examples
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Begin to average the weights."""
+        self._began = self._looked = self._evaluated = time.perf_counter()
+        self._average = WeightAverage(loop.model)
+
+    def on_step(self, loop: TrainingLoop, report: StepLoss) -> None:
+        """Note the loss, look for the target, and take a window when it is time.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+            UsageError: if the target is no metric of the training.
+        """
+        assert self._average is not None
         self._average.update()
+        at, loss = loop.state, float(report.mean_loss)
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss was {loss} after {report.steps} steps at batch size "
+                f"the loss was {loss} after {at.steps} steps at batch size "
                 f"{self._plan.batch_size}: the learning rate does not suit it. --base-batch says "
                 "which size it was chosen for"
             )
-        self._smooth = SMOOTHING * self._smooth + (1 - SMOOTHING) * loss
-        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
-        report.losses.append((report.examples, self._smooth / self._weight))
-        self._show(f"pilot: loss {report.losses[-1][1]:.4g} after {report.steps} steps")
-        if report.reached is None:
-            report.seconds = time.perf_counter() - self._began - self._evaluating
-            if self._has_reached():
-                counts = {"steps": report.steps, "examples": report.examples}
-                report.reached = {**counts, "seconds": report.seconds}
+        self._losses.add(at.examples, loss)
+        self._show(f"pilot: loss {self._losses.values[-1][1]:.4g} after {at.steps} steps")
+        if self._reached is None and self._has_reached(loop):
+            self._reached = Reached(at.steps, at.examples, at.seconds)
         if self._is_due:
-            self._window()
-        return self._windows == WINDOWS
+            self._take_window(loop)
+        if self._windows == WINDOWS:
+            loop.stop("the pilot has its windows")
+
+    def report(self, loop: TrainingLoop) -> PilotReport:
+        """Return what was measured, when the loop has ended."""
+        return PilotReport(
+            steps=loop.state.steps,
+            examples=loop.state.examples,
+            losses=tuple(self._losses.values),
+            noise=self._noise,
+            reached=self._reached,
+            facts=loop.facts,
+        )
 
     @property
     def _is_due(self) -> bool:
-        """The windows lie on a way, since at one place the noise scale is not that of the next."""
+        """The windows lie along the way, since one place's noise scale is not that of the next."""
         now = time.perf_counter()
         if self._windows:
             return now - self._looked >= (1 - IN_WINDOWS) / IN_WINDOWS * self._window_seconds
         first = TRAINING_FIRST * self._plan.seconds
-        return self.report.reached is not None or now - self._began >= first
+        return self._reached is not None or now - self._began >= first
 
     @property
     def _window_seconds(self) -> float:
         return IN_WINDOWS * (1 - TRAINING_FIRST) * self._plan.seconds / WINDOWS
 
-    def _window(self) -> None:
+    def _take_window(self, loop: TrainingLoop) -> None:
         self._windows += 1
         self._show(f"pilot: noise scale, window {self._windows} of {WINDOWS}")
-        trained = self._trained
-        trained.model.zero_grad()
-        seen = look(
-            trained.model,
-            self._average,
-            trained.parts,
-            trained.population,
-            self._window_seconds,
-        )
-        self.report.observations += seen.at_weights
-        self.report.at_average += seen.at_average
+        loop.model.zero_grad()
+        self._noise += noise_windows(loop, self._window_seconds, self._average)
         self._looked = time.perf_counter()
 
-    def _has_reached(self) -> bool:
+    def _has_reached(self, loop: TrainingLoop) -> bool:
         target = self._plan.target
         if target is None:
             return False
         name, wanted = target
         if name == "loss":
-            return self._weight > 0.5 and self.report.losses[-1][1] <= wanted
+            return self._losses.weight > 0.5 and self._losses.values[-1][1] <= wanted
         now = time.perf_counter()
-        if now - self._evaluated < 9 * self._last_evaluation:  # a tenth of the time at most
+        spacing = (1 - EVALUATION_SHARE) / EVALUATION_SHARE * self._evaluation_seconds
+        if now - self._evaluated < spacing:
             return False
-        metrics = dict(self._trained.evaluate())
+        metrics = loop.evaluate()
         self._evaluated = time.perf_counter()
-        self._last_evaluation = self._evaluated - now
-        self._evaluating += self._last_evaluation
+        self._evaluation_seconds = self._evaluated - now
         if name not in metrics:
             raise UsageError(
                 f"the workload measures no {name!r}; a target is loss, or one of "
                 f"{', '.join(sorted(metrics)) or 'what evaluate returns (it has no evaluate)'}"
             )
-        self.report.metrics = metrics
         return is_better(name, metrics[name], wanted)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from rightbatch._tune.throughput import spread
-from rightbatch._worker import BuildError, Failure, ProbeProcess
+from rightbatch._tune.process import TimedSteps, TuneProcess
+from rightbatch._worker import BuildError
 from rightbatch._workload.workload import StepSeconds
+
+T = TypeVar("T")
 
 TIGHT = 0.02
 """Half of a median's 95% interval, as a share of it, that needs no more samples."""
@@ -27,7 +30,7 @@ class Timing:
     """
 
     def __init__(
-        self, process: ProbeProcess, limit: int | None, show: Callable[[str], object]
+        self, process: TuneProcess, limit: int | None, show: Callable[[str], object]
     ) -> None:
         self._process, self._limit, self._show = process, limit, show
         self.samples: dict[int, list[StepSeconds]] = defaultdict(list)
@@ -47,12 +50,12 @@ class Timing:
                     break
                 self._show(f"timing micro-batches of {size}")
                 report = self._timed(size, burst)
-                if report["outcome"] != "ok":  # memory, at other examples than before
+                if report.outcome != "ok":  # memory, at other examples than before
                     sizes.remove(size)
                     break
-                self.samples[size] += [StepSeconds(**step) for step in report["steps"]]
-                if report["watts"] is not None:
-                    self.watts[size].append(report["watts"])
+                self.samples[size] += report.steps
+                if report.watts is not None:
+                    self.watts[size].append(report.watts)
             rounds += 1
             todo = [size for size in sizes if spread(self.samples[size]) > TIGHT]
         self.bf16 = self._faster_in_bf16()
@@ -67,23 +70,23 @@ class Timing:
             self._show(f"timing micro-batches of {size}")
             began = time.perf_counter()
             report = self._timed(size, 0.0)
-            if report["outcome"] != "ok" and sizes:
+            if report.failure is not None and sizes:
                 break  # memory, that `fit` has found to suffice with other examples
-            if report["outcome"] != "ok":
-                raise Failure(**report["failure"]).as_error("memory ran out in the smallest step")
+            if report.failure is not None:
+                raise report.failure.as_error("memory ran out in the smallest step")
             sizes.append(size)
-            if report["values_per_channel"] is not None:
-                self.values[size] = report["values_per_channel"]
+            if report.values_per_channel is not None:
+                self.values[size] = report.values_per_channel
             if time.perf_counter() - began > seconds and len(sizes) > 2:
                 break
         return sizes
 
-    def _timed(self, size: int, seconds: float, precision: str | None = None) -> dict[str, Any]:
-        report: dict[str, Any] = told(
+    def _timed(self, size: int, seconds: float, precision: str | None = None) -> TimedSteps:
+        report = raise_build_errors(
             lambda: self._process.time(size, seconds, self._limit, precision)
         )
-        if report["outcome"] == "failed" and precision is None:
-            raise Failure(**report["failure"]).as_error(f"the workload fails at batch size {size}")
+        if report.outcome == "failed" and report.failure is not None and precision is None:
+            raise report.failure.as_error(f"the workload failed at batch size {size}")
         return report
 
     def _faster_in_bf16(self) -> float | None:
@@ -93,9 +96,9 @@ class Timing:
         for _ in range(4):
             for precision, seconds in times.items():
                 report = self._timed(size, 0.0, precision)
-                if report["outcome"] != "ok":
+                if report.outcome != "ok":
                     return None
-                seconds.append(report["steps"][0]["computing"])
+                seconds.append(report.steps[0].computing)
         return min(times["fp32"][1:]) / min(times["bf16"][1:])
 
 
@@ -109,9 +112,9 @@ def sizes_between(least: int, most: int) -> list[int]:
     return sorted({least, most, *(p for p in powers if least <= p <= most)})
 
 
-def told(ask: Callable[[], Any]) -> Any:
-    """What a process answers; what it could not do, as the error of a verb."""
+def raise_build_errors(ask: Callable[[], T]) -> T:
+    """Return what a process answers; raise what it could not do as the error of a verb."""
     try:
         return ask()
     except BuildError as error:
-        raise error.failure.as_error("the workload fails while it is tuned") from None
+        raise error.failure.as_error("the workload failed while it was tuned") from None

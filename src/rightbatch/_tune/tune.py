@@ -5,25 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import FitResult, largest_batch
-from rightbatch._noise import Look, estimated
+from rightbatch._noise import estimated
 from rightbatch._progress import Live
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.targets import parse_target
 from rightbatch._training.updates import DEFAULT_BATCH, most_useful
 from rightbatch._tune.advice import Situation, advise
 from rightbatch._tune.decision import Decision, decide
+from rightbatch._tune.branches import BranchPlan
+from rightbatch._tune.pilot import PilotPlan, PilotReport
 from rightbatch._tune.plan import Branch, Plan
+from rightbatch._tune.process import TuneProcess
 from rightbatch._tune.reason import reason
 from rightbatch._tune.throughput import Network, Steps, Throughput, spread
-from rightbatch._tune.timing import Timing, sizes_between, told
+from rightbatch._tune.timing import Timing, raise_build_errors, sizes_between
 from rightbatch._units import parse_bytes, parse_seconds
-from rightbatch._worker import BuildError, Header, ProbeProcess, header_for
-from rightbatch._workload.factory import resolve
+from rightbatch._worker import BuildError, Header, header_for
+from rightbatch._training.facts import TrainingFacts
+from rightbatch._training.protocol import Ability, require
+from rightbatch._training.resolve import resolve
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
@@ -77,9 +82,11 @@ def tune(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is at least 1, not {value}")
-    factory = resolve(workload, **options)
-    if verify and hasattr(factory, "session"):
-        raise UsageError("verify trains branches of a Workload; a framework's trainer has no such")
+    training = resolve(workload, **options)
+    require(training, Ability.STEP, "tune")
+    require(training, Ability.LOOP, "tune")
+    if verify:
+        require(training, Ability.BRANCH, "tune --verify")
     asked = _Asked(
         target=None if target is None else parse_target(target),
         budget=parse_seconds(budget),
@@ -98,7 +105,7 @@ def tune(
         def show(text: str) -> None:
             live.show(text, int(100 * (time.perf_counter() - started) / asked.budget))
 
-        header = header_for(factory, device=device, margin=margin, seed=seed)
+        header = header_for(training, device=device, margin=margin, seed=seed)
         limit = None if memory is None else parse_bytes(memory)
         found = largest or largest_batch(
             header,
@@ -151,7 +158,7 @@ class _Tuning:
     def run(self) -> Plan:
         asked, largest = self._asked, self._largest
         with ExitStack() as processes:
-            process = processes.enter_context(ProbeProcess(self._header, 1))
+            process = processes.enter_context(TuneProcess(self._header))
             timing = Timing(process, self._limit, self._show)
             seconds = self._left() * TIMING / (TIMING + PILOT)
             timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
@@ -162,15 +169,14 @@ class _Tuning:
                     "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
                 )
             trainer, report = self._pilot(processes)
-            notes = tuple(report["notes"])
-            noise = estimated(report["observations"], notes=notes)
-            averaged = estimated(report["at_average"], notes=notes)
+            facts = report.facts
+            noise = estimated(report.noise.at_weights, notes=facts.notes)
+            averaged = estimated(report.noise.at_average, notes=facts.notes)
             if noise is None:
                 raise UsageError(
                     "no gradient of the pilot's windows was finite, so that nothing is known of "
                     "its noise; fp16 may overflow where bf16 does not"
                 )
-            facts = report["facts"]
             throughput, decision, devices = self._decide(timing, report)
             chosen = decision.chosen
             rule = self._scaling(facts, chosen.batch_size, decision.noise_scale)
@@ -183,19 +189,19 @@ class _Tuning:
                 scaling=rule,
                 base_batch=self._base,
                 examples=self._examples,
-                drop_last=bool(facts["drop_last"]),
-                workers=facts["workers"],
-                batch_norm=facts["batch_norm"],
+                drop_last=facts.drop_last,
+                workers=facts.workers,
+                batch_norm=facts.batch_norm,
                 values_per_channel=timing.values.get(chosen.micro_batch_size),
                 loading=throughput.waits_for_loading(chosen.batch_size),
-                bf16=timing.bf16 if facts["precision"] == "fp32" else None,
+                bf16=timing.bf16 if facts.precision == "fp32" else None,
                 unsteady=spread(timing.samples[chosen.micro_batch_size]),
-                losses=[(int(examples), loss) for examples, loss in report["losses"]],
-                target_reached=None if asked.target is None else report["reached"] is not None,
+                losses=list(report.losses),
+                target_reached=None if asked.target is None else report.reached is not None,
             )
         )
         per_epoch = -(-self._examples // chosen.batch_size)
-        if facts["drop_last"]:
+        if facts.drop_last:
             per_epoch = max(self._examples // chosen.batch_size, 1)
         return Plan(
             batch_size=chosen.batch_size,
@@ -220,7 +226,7 @@ class _Tuning:
             reason=reason(decision, largest, asked.objective, branches),
             branches=branches,
             samples={size: tuple(steps) for size, steps in sorted(timing.samples.items())},
-            seen=_seen(report),
+            seen=report.noise,
         )
 
     def _left(self) -> float:
@@ -228,39 +234,39 @@ class _Tuning:
         spent = time.perf_counter() - self._started
         return max(self._asked.budget - spent, 0.5 * self._asked.budget)
 
-    def _pilot(self, processes: ExitStack) -> tuple[ProbeProcess, dict[str, Any]]:
+    def _pilot(self, processes: ExitStack) -> tuple[TuneProcess, PilotReport]:
         """In smaller parts where memory runs out: the average of the weights takes some of it."""
         share = BRANCHES if self._asked.verify else 0.0
-        plan: dict[str, Any] = {
-            "batch_size": self._base,
-            "micro_batch_size": min(self._base, self._largest.batch_size),
-            "seconds": (0.95 - share) * self._left(),
-            "epochs": self._asked.epochs or SCHEDULED_EPOCHS,
-            "target": self._asked.target,
-            "seed": self._asked.seed,
-        }
+        plan = PilotPlan(
+            batch_size=self._base,
+            micro_batch_size=min(self._base, self._largest.batch_size),
+            seconds=(0.95 - share) * self._left(),
+            epochs=self._asked.epochs or SCHEDULED_EPOCHS,
+            target=self._asked.target,
+            seed=self._asked.seed,
+        )
         while True:
-            process = processes.enter_context(ProbeProcess(self._header, 2))
+            process = processes.enter_context(TuneProcess(self._header))
             try:
                 return process, process.pilot(plan, self._limit, self._show)
             except BuildError as error:
                 least = self._largest.smallest_batch_size
-                if error.outcome == "failed" or plan["micro_batch_size"] <= least:
-                    raise error.failure.as_error("the workload fails while it is tuned") from None
+                if error.outcome == "failed" or plan.micro_batch_size <= least:
+                    raise error.failure.as_error("the workload failed while it was tuned") from None
             process.stop()
-            plan["micro_batch_size"] = max(plan["micro_batch_size"] // 2, least)
+            plan = replace(plan, micro_batch_size=max(plan.micro_batch_size // 2, least))
 
-    def _decide(self, timing: Timing, report: dict[str, Any]) -> tuple[Throughput, Decision, int]:
+    def _decide(self, timing: Timing, report: PilotReport) -> tuple[Throughput, Decision, int]:
         """With how many devices, too: cost may be least with fewer than there are."""
-        asked, facts, reached = self._asked, report["facts"], report["reached"]
+        asked, facts, reached = self._asked, report.facts, report.reached
         best: tuple[Throughput, Decision, int] | None = None
         counts = [asked.processes]
         if asked.objective == "cost":
             counts = sizes_between(1, asked.processes)
         for devices in counts:
-            network = Network(devices, asked.bandwidth, facts["gradient_bytes"])
+            network = Network(devices, asked.bandwidth, facts.gradient_bytes)
             throughput = Throughput(
-                timing.samples, workers=facts["workers"], network=network, seed=asked.seed
+                timing.samples, workers=facts.workers, network=network, seed=asked.seed
             )
 
             def price(steps: Steps, devices: int = devices) -> float:
@@ -271,11 +277,11 @@ class _Tuning:
 
             decision = decide(
                 throughput,
-                _seen(report),
+                report.noise,
                 self._candidates(devices),
                 most=self._most(devices),
                 price=price,
-                examples_to_target=(self._base, int(reached["examples"])) if reached else None,
+                examples_to_target=(self._base, reached.examples) if reached else None,
                 seed=asked.seed,
             )
             if best is None or decision.price < best[1].price:
@@ -300,36 +306,27 @@ class _Tuning:
             wanted = min(wanted, useful)
         return max(wanted, self._largest.smallest_batch_size * devices)
 
-    def _scaling(self, facts: dict[str, Any], size: int, noise_scale: float) -> Scaling:
-        betas = facts["betas"]
-        return scaling(tuple(betas) if betas else None, self._base, size, noise_scale)
+    def _scaling(self, facts: TrainingFacts, size: int, noise_scale: float) -> Scaling:
+        return scaling(facts.betas, self._base, size, noise_scale)
 
     def _branches(
-        self, process: ProbeProcess, decision: Decision, facts: dict[str, Any]
+        self, process: TuneProcess, decision: Decision, facts: TrainingFacts
     ) -> tuple[Branch, ...]:
         """Half, once, twice and four times the chosen size, all over as many examples."""
         chosen = decision.chosen
         size, least = chosen.batch_size, self._largest.smallest_batch_size
         sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= self._examples]
         rules = [self._scaling(facts, size, decision.noise_scale) for size in sizes]
-        tries = [
-            {
-                "batch_size": size,
-                "micro_batch_size": min(size, self._largest.batch_size),
-                "batch_factor": rule.batch_factor,
-                "learning_rate_factor": rule.learning_rate_factor,
-            }
+        plans = [
+            BranchPlan(
+                batch_size=size,
+                micro_batch_size=min(size, self._largest.batch_size),
+                batch_factor=rule.batch_factor,
+                learning_rate_factor=rule.learning_rate_factor,
+            )
             for size, rule in zip(sizes, rules, strict=True)
         ]
         seconds = BRANCHES * self._asked.budget / len(sizes)
         examples = int(max(seconds * chosen.examples_per_second, LEAST_UPDATES * sizes[-1]))
-        found = told(lambda: process.branches(tries, examples, self._show))
-        return tuple(Branch(b["batch_size"], b["loss"], b["seconds"], b["examples"]) for b in found)
+        return raise_build_errors(lambda: process.branches(plans, examples, self._show))
 
-
-def _seen(report: dict[str, Any]) -> Look:
-    here, there = (
-        tuple((gradient, noise) for gradient, noise in report[key])
-        for key in ("observations", "at_average")
-    )
-    return Look(here, there)

@@ -1,4 +1,4 @@
-"""What a process that was started to run a workload does first, whatever it runs then."""
+"""What a worker's process does before anything of the user's runs in it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,57 @@ import queue
 import signal
 import sys
 import threading
-import traceback
 from typing import Any, BinaryIO
 
-from rightbatch._worker.wire import Header, receive
+from rightbatch._worker.failure import failure
+from rightbatch._worker.wire import Header, receive, send
 
 _GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+class Channel:
+    """The worker's side of the dialogue: commands come in order, reports go out.
+
+    Commands are read by a thread, so that the process ends at once when its parent is gone.
+    """
+
+    def __init__(self, commands: BinaryIO, reports: BinaryIO) -> None:
+        self._reports = reports
+        self._sending = threading.Lock()
+        self._inbox: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._commands = commands
+        threading.Thread(target=self._read, daemon=True, name="commands").start()
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next command."""
+        return self._inbox.get()
+
+    def send(self, **report: Any) -> None:
+        """Send a report; from any thread."""
+        with self._sending:
+            send(self._reports, **report)
+
+    def forward(self, line: bytes) -> None:
+        """Pass on a report of another process as it came."""
+        with self._sending:
+            self._reports.write(line)
+            self._reports.flush()
+
+    def failed(self, error: BaseException) -> None:
+        """Report an error that ends this worker."""
+        self.send(event="build", **failure(error))
+
+    def _read(self) -> None:
+        while (message := receive(self._commands)) is not None:
+            self._inbox.put(message)
+        os._exit(0)
+
+
 def take_over_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Private pipes to the parent; what the workload prints goes to stderr, its input is empty."""
+    """Return private pipes to the parent.
+
+    What the workload prints goes to stderr from now on, and its input is empty.
+    """
     commands = os.fdopen(os.dup(0), "rb")
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -29,21 +70,11 @@ def take_over_streams() -> tuple[BinaryIO, BinaryIO]:
     return commands, reports
 
 
-def listen(commands: BinaryIO) -> queue.Queue[dict[str, Any]]:
-    """Commands, read by a thread, so that the process ends at once when its parent is gone."""
-    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    def read() -> None:
-        while (message := receive(commands)) is not None:
-            inbox.put(message)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True, name="commands").start()
-    return inbox
-
-
 def load(header: Header, *, keeps_group: bool = False) -> Any:
-    """The factory, where the one who sent it stands; `keeps_group` for what torchrun started."""
+    """Unpickle and load the header's subject in the folder and with the path of its sender.
+
+    `keeps_group` keeps torchrun's variables, for processes that it started.
+    """
     os.chdir(header.folder)
     sys.path[:] = header.sys_path + [p for p in sys.path if p not in header.sys_path]
     sys.argv = ["rightbatch"]
@@ -52,36 +83,15 @@ def load(header: Header, *, keeps_group: bool = False) -> Any:
         os.environ.pop(name, None)
     import torch
 
-    import rightbatch._training.session  # noqa: F401  what a session needs, before the base is taken
     from rightbatch._device.random_state import seed_all
 
-    _first_step(torch)
+    warm_up(torch)
     seed_all(header.seed)
-    factory = pickle.loads(header.factory)
-    load = getattr(factory, "load", None)
-    return load() if load is not None else factory
+    return pickle.loads(header.subject).load()
 
 
-def _first_step(torch: Any) -> None:
-    """What torch itself imports with a process' first optimizer (100 MiB) is no workload's need."""
+def warm_up(torch: Any) -> None:
+    """Take one optimizer step, since what torch imports for it (100 MiB) is no workload's need."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()
     torch.optim.AdamW([parameter]).step()
-
-
-def failure(error: BaseException) -> dict[str, Any]:
-    from rightbatch._device import is_out_of_memory
-
-    out_of_memory = is_out_of_memory(error)
-    try:
-        text = "".join(traceback.format_exception(error))
-    except MemoryError:
-        text = ""
-    return {
-        "outcome": "out_of_memory" if out_of_memory else "failed",
-        "failure": {
-            "type": type(error).__name__,
-            "message": str(error)[:2000],
-            "traceback": text[-20000:],
-        },
-    }

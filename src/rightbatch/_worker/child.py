@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rightbatch._device.out_of_memory import death_by_memory
-from rightbatch._worker.records import Failure, Outcome
+from rightbatch._worker.failure import Failure, Outcome
 from rightbatch._worker.wire import Header, receive, send, send_bytes
 
 
 class Child:
-    """`python -m MODULE`, which is sent a header; a context manager that ends it.
+    """`python -m rightbatch._worker`, which is sent a header; a context manager that ends it.
 
     What it prints is kept for when it dies, its temporary files are deleted with it.
     """
 
-    def __init__(
-        self, module: str, header: Header, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, header: Header, environment: Mapping[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         # It may be killed at any moment, so its temporary files are ours to delete.
         self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True)
@@ -35,7 +33,7 @@ class Child:
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             # -P: the folder where the user stands must not shadow modules of the process.
-            [sys.executable, "-P", "-m", module],
+            [sys.executable, "-P", "-m", "rightbatch._worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

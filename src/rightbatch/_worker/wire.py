@@ -6,19 +6,28 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from rightbatch._errors import UsageError
 
 
+class Subject(Protocol):
+    """What a worker works on; it is unpickled there, and loaded before anything is measured."""
+
+    def load(self) -> Any:
+        """Import what it needs; returns what the entry is given."""
+
+
 @dataclass(frozen=True)
 class Header:
-    """What a probe's process is told once, before it imports anything of the user's.
+    """What a worker is told once, before it imports anything of the user's.
 
-    `factory` is a cloudpickled factory; it is unpickled only when `sys_path` is in place.
+    `entry` is the `module:function` that it runs. `subject` is a cloudpickled `Subject`; it is
+    unpickled only when `sys_path` is in place.
     """
 
-    factory: bytes
+    entry: str
+    subject: bytes
     sys_path: list[str]
     folder: str
     device: str | None
@@ -28,15 +37,22 @@ class Header:
 
 
 def header_for(
-    factory: object, *, device: str | None, margin: float, seed: int, inference: bool = False
+    subject: Subject,
+    *,
+    device: str | None,
+    margin: float,
+    seed: int,
+    inference: bool = False,
+    entry: str = "",
 ) -> Header:
-    """For processes that find modules and files as this one does.
+    """Return a header for processes that find modules and files as this one does.
 
     Raises:
-        UsageError: if the factory cannot be sent to another process.
+        UsageError: if the subject cannot be sent to another process.
     """
     return Header(
-        factory=pickled(factory),
+        entry=entry,
+        subject=pickled(subject),
         sys_path=[path or os.getcwd() for path in sys.path],
         folder=os.getcwd(),
         device=device,
@@ -47,13 +63,18 @@ def header_for(
 
 
 def send_bytes(stream: BinaryIO, data: bytes) -> None:
+    """Write bytes with their length before them."""
     stream.write(len(data).to_bytes(8, "big"))
     stream.write(data)
     stream.flush()
 
 
 def receive_bytes(stream: BinaryIO) -> bytes:
-    """Raises EOFError if the other side has gone."""
+    """Read what `send_bytes` wrote.
+
+    Raises:
+        EOFError: if the other side is gone.
+    """
     size = stream.read(8)
     if len(size) < 8:
         raise EOFError
@@ -61,18 +82,19 @@ def receive_bytes(stream: BinaryIO) -> bytes:
 
 
 def send(stream: BinaryIO, **message: Any) -> None:
+    """Write a message as a line of JSON."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
 def receive(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next message, None if the other side has gone."""
+    """Return the next message, None if the other side is gone."""
     line = stream.readline()
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def pickled(factory: object) -> bytes:
-    """The factory for a `Header`.
+def pickled(subject: object) -> bytes:
+    """Pickle the subject for a `Header`.
 
     Raises:
         UsageError: if it cannot be sent to another process.
@@ -80,7 +102,7 @@ def pickled(factory: object) -> bytes:
     import cloudpickle
 
     try:
-        return bytes(cloudpickle.dumps(factory))
+        return bytes(cloudpickle.dumps(subject))
     except Exception as error:
         raise UsageError(
             f"the factory cannot be sent to a probe's process ({type(error).__name__}: {error}); "

@@ -1,8 +1,6 @@
-"""What a verb is given, made into a factory that can be sent to another process.
+"""A factory in a file, `"file.py:function"`, found again in whatever process calls it.
 
-A callable stays itself. `"file.py:function"` becomes a `FileFactory`. Anything else is offered to
-the integrations, which register a function `from_spec(spec, **options)` under the entry point
-group `rightbatch.specs`. Imports no torch: the process that asks need not have it.
+Imports no torch: the process that asks need not have it.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -53,48 +50,6 @@ class FileFactory:
 
     def __call__(self) -> Any:
         return self.load()()
-
-
-def resolve(workload: object, **options: Any) -> Factory:
-    """A factory from a callable, `"file.py:function"`, or a spec that an integration knows.
-
-    `options` are for integrations (`data=`, `imgsz=`).
-
-    Raises:
-        UsageError: if it is none of these.
-    """
-    if isinstance(workload, str | Path):
-        return _from_text(str(workload), options)
-    if not callable(workload) and not hasattr(workload, "session"):
-        raise UsageError(
-            "a workload is given as a factory, a callable without arguments that builds it, "
-            f"because every probe builds it anew; got {type(workload).__name__}"
-        )
-    if options:
-        raise UsageError(f"a factory takes no options, got {', '.join(sorted(options))}")
-    return workload  # type: ignore[return-value]
-
-
-def _from_text(text: str, options: dict[str, Any]) -> Factory:
-    file, colon, function = text.rpartition(":")
-    if colon and file.endswith(".py"):
-        path = Path(file).expanduser().resolve()
-        if not path.is_file():
-            raise UsageError(f"there is no file {file}; looked in {path.parent}")
-        if options:
-            raise UsageError(f"file.py:function takes no options, got {', '.join(options)}")
-        return FileFactory(path, function)
-    integrations = entry_points(group="rightbatch.specs")
-    for integration in integrations:
-        factory = integration.load()(text, **options)
-        if factory is not None:
-            return factory  # type: ignore[no-any-return]
-    known = ", ".join(sorted(integration.name for integration in integrations)) or "none"
-    hint = f"; did you mean {text}:FUNCTION?" if text.endswith(".py") else ""
-    raise UsageError(
-        f"{text!r} is neither file.py:function nor a model that an integration knows "
-        f"(asked: {known}){hint}"
-    )
 
 
 def _is_own_function(value: object, module: str) -> bool:

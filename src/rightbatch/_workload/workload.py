@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -85,44 +85,6 @@ class StepSeconds:
     loading: float
     computing: float
     updating: float
-
-
-class Session(Protocol):
-    """Something that can run steps of a given size; lives in a probe's process.
-
-    `Workload` makes one by default. A framework that owns its step (Lightning, Ultralytics) has
-    its integration make one, in a factory with a method `session(device, inference)`. Every
-    implementation passes `rightbatch.testing.SessionContract`.
-    """
-
-    @property
-    def examples(self) -> int | None:
-        """How many examples one epoch has; None where nobody knows."""
-
-    @property
-    def varies(self) -> bool:
-        """Whether an epoch's full batches differ in shape; a probe then runs more of them."""
-
-    def step(self, batch_size: int) -> None:
-        """One full training step (forward, backward, optimizer) on the worst examples."""
-
-    def evaluate(self, batch_size: int) -> int:
-        """Evaluate one batch without gradients; returns how many examples it held.
-
-        That is `batch_size`, or what the framework validates with beside such a training batch.
-        """
-
-    def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
-        """One training step on ordinary examples, in another `precision` than its own if asked.
-
-        The device has ended its work when a part's time is taken. The loss' value is of no use.
-        """
-
-    def modules(self) -> Sequence[nn.Module]:
-        """What stays on the device; the trained model is the first."""
-
-    def close(self) -> None:
-        """Stop workers, delete temporary files."""
 
 
 def _kind(value: object) -> str:

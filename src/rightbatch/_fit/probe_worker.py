@@ -1,0 +1,101 @@
+"""The worker's side of a probe: steps of one size after the other, until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import rightbatch._training.session  # noqa: F401  what a session imports is in the base
+from rightbatch._training.protocol import Session, Training
+from rightbatch._worker import Header
+from rightbatch._worker.bootstrap import Channel
+from rightbatch._worker.failure import failure
+from rightbatch._worker.limits import open_limited_device
+
+_SETTLED = 0.002
+"""Growth of the charge over half of the steps, as a share of it, that counts as none."""
+
+
+def run(channel: Channel, header: Header, training: Training) -> None:
+    """Take the device's limit with the first command, open a session, and answer commands."""
+    command = channel.receive()
+    try:
+        session, device = open_session(channel, header, training, command["limit"])
+    except BaseException as error:
+        channel.failed(error)
+        return
+    while command:
+        report = _probe(session, device, command, inference=header.inference)
+        channel.send(event="probe", **report)
+        command = channel.receive()
+    session.close()
+
+
+def open_session(
+    channel: Channel, header: Header, training: Training, limit: int | None
+) -> tuple[Session, Any]:
+    """Open the device below its limit, and a session on it; reports both."""
+    device = open_limited_device(channel, header, limit)
+    session = training.session(device.name, seed=header.seed, inference=header.inference)
+    channel.send(event="ready", examples=session.examples)
+    return session, device
+
+
+def _probe(
+    session: Session, device: Any, command: dict[str, Any], *, inference: bool
+) -> dict[str, Any]:
+    batch_size = command["batch_size"]
+    gc.collect()
+    started = time.perf_counter()
+    report: dict[str, Any] = {"batch_size": batch_size}
+    try:
+        device.reset_peak()
+        step_seconds = 0.0
+        charges: list[int] = []
+        # A few batches of different shapes may happen to be alike.
+        least = max(command["steps"], command["most_steps"] // 2 if session.varies else 0)
+        brief_steps, enough_bytes = command["enough"]
+        whole = True
+        while len(charges) < least or (
+            len(charges) < command["most_steps"] and _growing(charges) > _SETTLED * charges[-1]
+        ):
+            step_started = time.perf_counter()
+            if inference:
+                report["evaluation_batch_size"] = session.evaluate(batch_size)
+            else:
+                session.step(batch_size)
+            # Reading synchronises, so that the time is that of the step.
+            charges.append(device.read().charged_bytes)
+            step_seconds = time.perf_counter() - step_started
+            whole = len(charges) != brief_steps or charges[-1] >= enough_bytes
+            if not whole:
+                break
+        if whole and not inference:
+            report["evaluation_batch_size"] = session.evaluate(batch_size)
+            session.step(batch_size)  # the next epoch begins with what the evaluation left
+        reading = device.read()
+        report |= {
+            "outcome": "ok",
+            "step_seconds": step_seconds,
+            "peak_bytes": reading.peak_bytes,
+            "charged_bytes": reading.charged_bytes,
+            "growing_bytes": _growing(charges) if whole else 0,  # the first steps always grow
+            "steps": len(charges),
+            "whole": whole,
+            "live_bytes": reading.live_bytes,
+            "detail": dict(reading.detail),
+        }
+    except BaseException as error:
+        report |= failure(error)
+    report["seconds"] = time.perf_counter() - started
+    return report
+
+
+def _growing(charges: list[int]) -> int:
+    """Return what the second half of the steps added.
+
+    What an allocator holds beyond what is needed grows with the logarithm of the steps, where no
+    two of them are alike: each doubling adds about as much as the one before.
+    """
+    return charges[-1] - charges[len(charges) // 2 - 1] if len(charges) > 2 else 0

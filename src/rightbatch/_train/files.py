@@ -1,0 +1,69 @@
+"""The files of a training's folder: history, events, weights at the end, and the line in the log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rightbatch._elastic import Event
+from rightbatch._elastic.events import tell
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import Observer
+
+HISTORY, EVENTS, WEIGHTS = "history.jsonl", "events.jsonl", "model.pt"
+
+
+class TrainingFiles(Observer):
+    """Writes `history.jsonl` (a line per epoch), `events.jsonl` (a line per event), `model.pt`.
+
+    Only the first process writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_start(self, loop: WorkloadLoop) -> None:
+        """Make the folder; after a resume, drop what was written after the checkpoint."""
+        if not loop.processes.is_first:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        steps = loop.state.steps
+        self._keep(HISTORY, lambda line: line["steps"] <= steps)
+        self._keep(EVENTS, lambda line: line["step"] < steps)
+
+    def on_epoch(self, loop: WorkloadLoop) -> None:
+        """Write the epoch's line, and the weights after the last epoch."""
+        if not loop.processes.is_first:
+            return
+        at = loop.state
+        line = {
+            "epoch": at.epoch,
+            "steps": at.steps,
+            "examples": at.examples,
+            "seconds": round(at.seconds, 3),
+            "batch_size": at.batch_size,
+            "micro_batch_size": loop.micro_batch_size,
+            **at.metrics,
+        }
+        self._append(HISTORY, line)
+        if at.epoch == loop.plan.epochs:
+            torch.save(loop.model.state_dict(), self._folder / WEIGHTS)
+
+    def on_event(self, loop: WorkloadLoop, event: Event) -> None:
+        """Write the event's line, here and in the log."""
+        tell(event)
+        self._append(EVENTS, event.to_dict())
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self._folder / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        path = self._folder / name
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if wanted(json.loads(line))]
+            path.write_text("".join(f"{line}\n" for line in lines))

@@ -1,0 +1,82 @@
+"""A `Workload` factory as a `Training`. Imports no torch: the process that asks need not have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rightbatch._errors import UsageError
+from rightbatch._training.protocol import Ability, LoopPlan, Observer, Session, Training
+from rightbatch._workload.factory import Factory, FileFactory
+
+if TYPE_CHECKING:
+    from rightbatch._training.distributed import Processes
+    from rightbatch._training.loop import WorkloadLoop
+    from rightbatch._workload.workload import Workload
+
+
+@dataclass(frozen=True)
+class WorkloadTraining(Training):
+    """What a factory of a `Workload` describes, whether it is a function or stands in a file."""
+
+    factory: Factory | FileFactory
+
+    integration = "a Workload"
+    abilities = frozenset(Ability) - {Ability.SETTINGS}
+
+    def load(self) -> WorkloadTraining:
+        """Run the factory's file, where it has one."""
+        is_file = isinstance(self.factory, FileFactory)
+        return WorkloadTraining(self.factory.load()) if is_file else self
+
+    def build(self) -> Workload:
+        """Call the factory.
+
+        Raises:
+            UsageError: if it returns something else than a workload.
+        """
+        return checked(self.factory())
+
+    def session(self, device: str, *, seed: int, inference: bool) -> Session:
+        """Open the plain PyTorch loop on the worst examples."""
+        from rightbatch._training.session import InferenceSession, WorkloadSession
+
+        kind = InferenceSession if inference else WorkloadSession
+        return kind(self.build(), device, seed=seed)
+
+    @contextmanager
+    def loop(
+        self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
+    ) -> Iterator[WorkloadLoop]:
+        """Build the workload from the plan's seed, and open its loop.
+
+        The caller's random states are as before in the end.
+        """
+        from rightbatch._device.random_state import random_state, seed_all, set_random_state
+        from rightbatch._training.loop import WorkloadLoop
+
+        before = random_state(processes.device)
+        try:
+            seed_all(plan.seed)
+            workload = self.build()
+            seed_all(plan.seed + processes.rank)  # dropout is not the same in every process
+            yield WorkloadLoop(workload, plan, processes, observers)
+        finally:
+            set_random_state(before, processes.device)
+
+
+def checked(made: Any) -> Workload:
+    """Return what a factory made, if it is a `Workload`.
+
+    Raises:
+        UsageError: if it is something else.
+    """
+    from rightbatch._workload.workload import Workload
+
+    if not isinstance(made, Workload):
+        raise UsageError(
+            f"the factory returned {type(made).__name__}, expected a rightbatch.Workload"
+        )
+    return made

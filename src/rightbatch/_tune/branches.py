@@ -1,0 +1,105 @@
+"""Branches: short trainings at several batch sizes that begin at one state of a training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rightbatch._device.caches import synchronize
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import LoopPlan, Observer, StepLoss
+from rightbatch._training.step import PlainStep
+from rightbatch._tune.pilot import UNBOUNDED
+from rightbatch._tune.plan import Branch
+from rightbatch._workload.batch import to_device
+
+_HELD_OUT = 512
+"""Examples that branches are compared on, where the workload has no data for evaluation."""
+_AT_ONCE = 64
+"""Of these, at most."""
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """A branch at `batch_size`, whose optimizer is scaled by the two factors."""
+
+    batch_size: int
+    micro_batch_size: int
+    batch_factor: float
+    learning_rate_factor: float
+
+
+def train_branches(
+    loop: WorkloadLoop,
+    plans: Sequence[BranchPlan],
+    examples: int,
+    show: Callable[[str], object] = lambda text: None,
+) -> tuple[Branch, ...]:
+    """Train each branch for at least `examples` from where `loop` is, and compare their losses.
+
+    All see the same examples in the same order, without the workload's schedule. `loop` is then as
+    it was.
+    """
+    before = copy.deepcopy(loop.state_dict())
+    plain = replace(loop.workload, scheduler=None)
+    found = []
+    try:
+        for number, plan in enumerate(plans, start=1):
+            show(f"branch {number} of {len(plans)}: batch size {plan.batch_size}")
+            loop.load_state_dict(copy.deepcopy(before))
+            factors = (plan.batch_factor, plan.learning_rate_factor)
+            branch = WorkloadLoop(
+                plain,
+                LoopPlan(
+                    batch_size=plan.batch_size,
+                    micro_batch_size=plan.micro_batch_size,
+                    epochs=UNBOUNDED,
+                    schedule_epochs=1,
+                    factors=lambda betas, factors=factors: factors,  # type: ignore[misc]
+                    seed=loop.plan.seed,
+                ),
+                loop.processes,
+                [_StopAfter(examples)],
+            )
+            began = time.perf_counter()
+            at = branch.run()
+            synchronize(loop.device)
+            seconds = time.perf_counter() - began
+            found.append(Branch(plan.batch_size, unseen_loss(loop), seconds, at.examples))
+    finally:
+        loop.load_state_dict(before)
+    return tuple(found)
+
+
+def unseen_loss(loop: WorkloadLoop) -> float:
+    """Return the mean loss on evaluation data, or on a fixed sample of the training data."""
+    w, step = loop.workload, PlainStep(loop.workload, loop.device)
+    data: Any = w.data if w.evaluation_data is None else w.evaluation_data
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(data), generator=generator)[:_HELD_OUT].tolist()
+    size = min(loop.micro_batch_size or 1, _AT_ONCE)
+    total, weight = 0.0, 0.0
+    loop.model.eval()
+    with torch.no_grad():
+        for start in range(0, len(chosen), size):
+            batch = w.collate([data[index] for index in chosen[start : start + size]])
+            count = float(w.count(batch))
+            if count:
+                total += float(step.loss(loop.model, to_device(batch, loop.device))) * count
+                weight += count
+    loop.model.train()
+    return total / weight if weight else float("nan")
+
+
+class _StopAfter(Observer):
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+
+    def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
+        if loop.state.examples >= self._examples:
+            loop.stop("the branch has its examples")

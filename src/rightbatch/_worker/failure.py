@@ -1,0 +1,54 @@
+"""An error in a worker's process, as its parent receives it."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rightbatch._errors import RightbatchError, UsageError, WorkloadError
+
+Outcome = Literal["ok", "out_of_memory", "killed", "failed"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error in a worker's process: its type, its message, its own traceback."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+    def as_error(self, what: str, measured: dict[str, Any] | None = None) -> RightbatchError:
+        """Return the error that a verb raises: wrong use stays that, the rest is the workload's.
+
+        `what` says what failed, `measured` has the fields of a result that exist without an answer.
+        """
+        if self.type in ("UsageError", "MissingExtraError"):
+            return UsageError(self.message)
+        return WorkloadError(
+            f"{what}: {self.type}: {self.message}",
+            error_type=self.type,
+            error_message=self.message,
+            traceback=self.traceback,
+            measured=measured,
+        )
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return `outcome` and the fields of a `Failure`, as a report of the worker's has them."""
+    from rightbatch._device import is_out_of_memory
+
+    out_of_memory = is_out_of_memory(error)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except MemoryError:
+        text = ""
+    return {
+        "outcome": "out_of_memory" if out_of_memory else "failed",
+        "failure": {
+            "type": type(error).__name__,
+            "message": str(error)[:2000],
+            "traceback": text[-20000:],
+        },
+    }
