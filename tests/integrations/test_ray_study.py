@@ -21,7 +21,8 @@ import rightbatch as rb
 from rightbatch._device import open_device
 from rightbatch._predict.outside import CONTEXT
 from rightbatch._study.records import Ended, Point, RunKey
-from rightbatch._study.runs.training import RunPlan, Teller, run
+from rightbatch._study.runs.plan import RunPlan
+from rightbatch._study.runs.training import Teller, run
 from rightbatch._study.sweep import Sweep
 from rightbatch._worker.wire import Header, header_for
 from rightbatch._workload.factory import FileFactory, resolve

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rightbatch._study.records import Ended, Point, RunKey
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import TRIES, LostError, Stopped, Sweep
 
 FINISHED = Ended("finished", "1 epochs", steps=3)

@@ -25,8 +25,8 @@ from rightbatch._study.pruning import (
     seconds_of,
 )
 from rightbatch._study.records import Curve, Ended, Point, Run, RunKey, Status, Target
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import Sweep
 
 optuna = pytest.importorskip("optuna")

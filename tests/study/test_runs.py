@@ -18,8 +18,9 @@ import study_workloads
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._study.records import Ended, RunKey, Target
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said, said_by
-from rightbatch._study.runs.training import RunPlan, Teller, learning_rate_factors
+from rightbatch._study.runs.training import Teller, learning_rate_factors
 from rightbatch._study.runs.training import run as run_here
 from rightbatch._units import parse_bytes
 from rightbatch._worker.wire import header_for
@@ -154,7 +155,7 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
         from rightbatch._worker.wire import header_for
         from rightbatch._study.runs.process import said_by
         from rightbatch._study.records import RunKey
-        from rightbatch._study.runs.training import RunPlan
+        from rightbatch._study.runs.plan import RunPlan
 
         header = header_for(
             resolve({str(HERE / "study_workloads.py")!r} + ":slow"), device="cpu", margin=0, seed=0

@@ -10,8 +10,8 @@ import pytest
 
 from rightbatch._errors import WorkloadError
 from rightbatch._study.records import Ended, Point, RunKey
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import Sweep
 
 PATIENCE = 20.0

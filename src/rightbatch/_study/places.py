@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 
 from rightbatch._errors import UsageError
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said, said_by, threads_of
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import Place
 from rightbatch._worker.child import Child
 from rightbatch._worker.wire import Header

@@ -8,7 +8,7 @@ from typing import Any
 
 from rightbatch._study.config import Asked
 from rightbatch._study.records import SCHEMA, Run, RunKey
-from rightbatch._study.runs.training import RunPlan
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.run_log import RunLog
 

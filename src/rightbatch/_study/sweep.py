@@ -11,8 +11,8 @@ from contextlib import closing
 from typing import Any, Protocol
 
 from rightbatch._study.records import Ended, Point, RunKey
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 
 TRIES = 3
 """At a run whose machine or worker is lost; it may be the run itself that brings it down."""

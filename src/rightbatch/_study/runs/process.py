@@ -13,7 +13,7 @@ from rightbatch._worker.process import EXACT_MALLOC
 from rightbatch._worker.records import Failure
 from rightbatch._worker.wire import Header
 from rightbatch._study.records import Ended, Point
-from rightbatch._study.runs.training import RunPlan
+from rightbatch._study.runs.plan import RunPlan
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rightbatch._errors import UsageError
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.predict import DEFAULT_CAPABILITY
-from rightbatch._study.runs.training import RunPlan
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._worker import ProbeProcess
 from rightbatch._worker.wire import Header
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
 from rightbatch._study.records import Ended, Point
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._study.sweep import LostError
 from rightbatch._worker.wire import Header
 from rightbatch.integrations.ray._resources import Needs, nodes_of, wants_gpus

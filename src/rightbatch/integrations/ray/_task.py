@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rightbatch._study.places import ThisMachine
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said
-from rightbatch._study.runs.training import RunPlan
 from rightbatch._worker.wire import Header, pickled
 from rightbatch._workload.factory import FileFactory
 
