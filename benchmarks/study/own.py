@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rightbatch._study.runs.watch import Watch
 
 from benchmarks.elastic.overhead import interval_of_ratio
 from benchmarks.study.workload import convolution
 from rightbatch._elastic import StepReport
 from rightbatch._study.runs.training import Teller
-from rightbatch._study.runs.watch import Watch
 from rightbatch._training.distributed import Processes
 from rightbatch._training.loop import Loop, Watching, built
 from rightbatch._worker.wire import send

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rightbatch._workload.factory import FileFactory
 from rightbatch.integrations.ultralytics._factory import from_spec
+
+from rightbatch._workload.factory import FileFactory
 
 NAMES = ("resnet18", "vit_tiny", "characters", "unet3d", "yolo26n", "bert")
 

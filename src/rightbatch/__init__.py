@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rightbatch._elastic.exactness import Exactness
     from rightbatch._elastic.step import Elastic, StepReport
     from rightbatch._fit.fit import FitResult, fit
+    from rightbatch._fit.probe import Probe
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
     from rightbatch._predict.calibrate import Calibration, calibrate
     from rightbatch._predict.predict import Prediction, predict, replay
@@ -42,11 +43,11 @@ if TYPE_CHECKING:
     from rightbatch._study.result import StudyResult
     from rightbatch._study.study import study
     from rightbatch._train.train import TrainResult, train
-    from rightbatch._tune import Plan, tune
-    from rightbatch._fit.probe import Probe
+    from rightbatch._training.protocol import Session, Training
+    from rightbatch._tune.plan import Plan
+    from rightbatch._tune.tune import tune
     from rightbatch._workload.batch import count_examples, split_batch
     from rightbatch._workload.normalization import recalibrate_batchnorm
-    from rightbatch._training.protocol import Session, Training
     from rightbatch._workload.workload import Workload
 
 __version__ = "0.1.0"
@@ -64,7 +65,7 @@ _LAZY = {
     "NormalizationNoise": "_noise",
     "Prediction": "_predict.predict",
     "Probe": "_fit.probe",
-    "Plan": "_tune",
+    "Plan": "_tune.plan",
     "ReplayResult": "_predict.replay",
     "Server": "_serve.serve",
     "Session": "_training.protocol",
@@ -83,7 +84,7 @@ _LAZY = {
     "split_batch": "_workload.batch",
     "study": "_study.study",
     "train": "_train.train",
-    "tune": "_tune",
+    "tune": "_tune.tune",
 }
 
 __all__ = [

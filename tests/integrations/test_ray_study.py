@@ -228,7 +228,7 @@ def test_what_is_stopped_or_closed_leaves_nothing_behind(
     here = place(header_of(file))
     forever = [replace(plan_of(key), epochs=10_000) for key in KEYS[:2]]
     with nothing_left_in(folder) as seen:
-        saying = here.said_by(forever[0])
+        saying = here.stream_events(forever[0])
         while not seen:
             seen |= processes_of(next(saying).points)
         saying.close()  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ def test_what_is_stopped_or_closed_leaves_nothing_behind(
             Sweep(here, written.begin, written, jobs=2).run(forever)
         assert not any(psutil.pid_exists(pid) for pid in seen), "it waits until they are gone"
     assert [ends for _, _, ends in written.logs] == [[], []]
-    assert list(here.said_by(forever[0])) == []
+    assert list(here.stream_events(forever[0])) == []
 
 
 @pytest.mark.slow

@@ -202,9 +202,9 @@ def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
     It changes Ultralytics' modules, as it may in a probe's process; here they are given back.
     """
     import ultralytics.data.dataset as dataset
+    from rightbatch.integrations.ultralytics._factory import from_spec
     from ultralytics.engine import trainer as engine
 
-    from rightbatch.integrations.ultralytics._factory import from_spec
     from rightbatch.integrations.ultralytics._session import YoloSession
 
     kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks

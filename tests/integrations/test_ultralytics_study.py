@@ -18,13 +18,14 @@ from rightbatch.testing import inject_out_of_memory
 pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
 
-from rightbatch._device import open_device  # noqa: E402
-from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
 from rightbatch._study.runs.framework import factors, named_as_logged  # noqa: E402
-from rightbatch._study.runs.plan import RunPlan  # noqa: E402
-from rightbatch._study.runs.training import BrokenError, Teller, run  # noqa: E402
 from rightbatch.integrations.ultralytics._factory import YoloFactory, from_spec  # noqa: E402
 from rightbatch.integrations.ultralytics._study import arguments_of, averaging  # noqa: E402
+
+from rightbatch._device import open_device  # noqa: E402
+from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
+from rightbatch._study.runs.plan import RunPlan  # noqa: E402
+from rightbatch._study.runs.training import BrokenError, Teller, run  # noqa: E402
 
 IMAGES, BATCH, SIZE = 10, 4, 64
 STEPS = 3

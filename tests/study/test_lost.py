@@ -9,7 +9,7 @@ import pytest
 
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import TRIES, LostError, Stopped, Sweep
 
 FINISHED = Ended("finished", "1 epochs", steps=3)
@@ -42,14 +42,14 @@ class Losing:
         self.began_: list[RunKey] = []
         self.sweep: Sweep | None = None
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         for step in (1, 2):
-            yield Said(points=(Point(step, step, step, 0, {"loss": 1.0}, 0),))
-        yield Said(event={"steps": 2})
+            yield RunEvent(points=(Point(step, step, step, 0, {"loss": 1.0}, 0),))
+        yield RunEvent(event={"steps": 2})
         if self.times:
             self.times -= 1
             raise LostError("its worker was lost after 2 steps")
-        yield Said(ended=FINISHED)
+        yield RunEvent(ended=FINISHED)
 
     def stop(self) -> None: ...
 
@@ -114,7 +114,7 @@ def test_what_is_lost_again_and_again_has_failed() -> None:
 
 def test_what_is_lost_because_the_sweep_was_stopped_is_not_begun_anew() -> None:
     class Stopping(Losing):
-        def said_by(self, plan: RunPlan) -> Iterator[Said]:
+        def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
             sweep._stopped.set()
             raise LostError("all is down")
             yield

@@ -26,7 +26,7 @@ from rightbatch._study.pruning import (
 )
 from rightbatch._study.records import Curve, Ended, Point, Run, RunKey, Status, Target
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import Sweep
 
 optuna = pytest.importorskip("optuna")
@@ -309,10 +309,10 @@ class InOrder:
         self.logged: dict[RunKey, Ended] = {}
         self.key = RunKey(0, 0)
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         for point in points_of(self.way(plan.key)):
-            yield Said(points=(point,))
-        yield Said(ended=FINISHED)
+            yield RunEvent(points=(point,))
+        yield RunEvent(ended=FINISHED)
 
     def begin(self, plan: RunPlan) -> InOrder:
         self.key = plan.key

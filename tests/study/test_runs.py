@@ -19,7 +19,7 @@ from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._study.records import Ended, RunKey, Target
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said, said_by
+from rightbatch._study.runs.process import RunEvent, stream_events
 from rightbatch._study.runs.training import Teller, learning_rate_factors
 from rightbatch._study.runs.training import run as run_here
 from rightbatch._units import parse_bytes
@@ -30,15 +30,15 @@ HERE = Path(__file__).parent
 PATIENCE = 60.0
 
 
-def run(function: str, batch_size: int = 16, **about: Any) -> list[Said]:
+def run(function: str, batch_size: int = 16, **about: Any) -> list[RunEvent]:
     factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
     header = header_for(factory, device="cpu", margin=0.05, seed=0)
     told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
     plan = RunPlan(RunKey(batch_size, 0), **told | about)
-    return list(said_by(header, plan, threads=1))
+    return list(stream_events(header, plan, threads=1))
 
 
-def ended(said: list[Said]) -> Ended:
+def ended(said: list[RunEvent]) -> Ended:
     """The last that was said, and said only once."""
     found = [one.ended for one in said if one.ended is not None]
     assert len(found) == 1
@@ -153,7 +153,7 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
         sys.path.insert(0, {str(HERE)!r})
         from rightbatch._workload.factory import resolve
         from rightbatch._worker.wire import header_for
-        from rightbatch._study.runs.process import said_by
+        from rightbatch._study.runs.process import stream_events
         from rightbatch._study.records import RunKey
         from rightbatch._study.runs.plan import RunPlan
 
@@ -161,7 +161,7 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
             resolve({str(HERE / "study_workloads.py")!r} + ":slow"), device="cpu", margin=0, seed=0
         )
         plan = RunPlan(RunKey(16, 0), epochs=10_000, base_batch=16, micro_batch=16)
-        for said in said_by(header, plan, on_start=lambda c: print(c.pid, flush=True)):
+        for said in stream_events(header, plan, on_start=lambda c: print(c.pid, flush=True)):
             if said.points:
                 print("trains", flush=True)
     """

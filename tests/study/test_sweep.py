@@ -11,7 +11,7 @@ import pytest
 from rightbatch._errors import WorkloadError
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import Sweep
 
 PATIENCE = 20.0
@@ -25,11 +25,11 @@ def point(steps: int, **values: float) -> Point:
     return Point(steps, 8.0 * steps, 0.1 * steps, 0.5 * steps, values, 0.0)
 
 
-def well(plan: RunPlan) -> Iterator[Said]:
-    yield Said(points=(point(1, loss=2.0), point(2, loss=1.0)))
-    yield Said(event={"kind": "found"})
-    yield Said(points=(point(3, loss=0.5),))
-    yield Said(ended=Ended("finished", "1 epochs", steps=3))
+def well(plan: RunPlan) -> Iterator[RunEvent]:
+    yield RunEvent(points=(point(1, loss=2.0), point(2, loss=1.0)))
+    yield RunEvent(event={"kind": "found"})
+    yield RunEvent(points=(point(3, loss=0.5),))
+    yield RunEvent(ended=Ended("finished", "1 epochs", steps=3))
 
 
 class Somewhere:
@@ -37,14 +37,14 @@ class Somewhere:
 
     jobs = 1
 
-    def __init__(self, behaviour: Callable[[RunPlan], Iterator[Said]] = well) -> None:
+    def __init__(self, behaviour: Callable[[RunPlan], Iterator[RunEvent]] = well) -> None:
         self._behaviour = behaviour
         self._lock = threading.Lock()
         self.began: list[RunKey] = []
         self.at_once = self.most_at_once = 0
         self.is_stopped = threading.Event()
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         with self._lock:
             self.began.append(plan.key)
             self.at_once += 1
@@ -115,7 +115,7 @@ def test_runs_go_one_by_one_in_their_order_unless_more_are_asked_for() -> None:
 def test_as_many_runs_go_at_a_time_as_are_asked_for() -> None:
     together = threading.Barrier(3)
 
-    def meeting(plan: RunPlan) -> Iterator[Said]:
+    def meeting(plan: RunPlan) -> Iterator[RunEvent]:
         together.wait(PATIENCE)  # only if three are there at once does any of them end
         yield from well(plan)
 
@@ -132,14 +132,14 @@ def test_whatever_becomes_of_a_run_is_its_result_and_the_others_go_on() -> None:
         32: Ended("failed", "bug"),
         64: Ended("finished", "done"),
     }
-    place = Somewhere(lambda plan: iter([Said(ended=ends[plan.key.batch_size])]))
+    place = Somewhere(lambda plan: iter([RunEvent(ended=ends[plan.key.batch_size])]))
     book = Book()
     found = Sweep(place, book.begin, book).run(plans(8, 16, 32, 64))
     assert {key.batch_size: ended for key, ended in found.items()} == ends
 
 
 def test_what_every_run_would_meet_ends_the_sweep() -> None:
-    def broken(plan: RunPlan) -> Iterator[Said]:
+    def broken(plan: RunPlan) -> Iterator[RunEvent]:
         raise WorkloadError("cannot be loaded", error_type="E", error_message="m")
         yield
 
@@ -154,12 +154,12 @@ def test_what_every_run_would_meet_ends_the_sweep() -> None:
 def test_an_interruption_ends_all_runs_and_none_counts_as_ended() -> None:
     place = Somewhere()
 
-    def endless(plan: RunPlan) -> Iterator[Said]:
+    def endless(plan: RunPlan) -> Iterator[RunEvent]:
         steps = 0
         while not place.is_stopped.wait(0.01):
             steps += 1
-            yield Said(points=(point(steps),))
-        yield Said(ended=Ended("failed", "killed"))
+            yield RunEvent(points=(point(steps),))
+        yield RunEvent(ended=Ended("failed", "killed"))
 
     place._behaviour = endless
     book = Book()

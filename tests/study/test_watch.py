@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import study_workloads
 import torch
+from rightbatch._study.runs.watch import EVALUATIONS, SPACING, DivergedError, Watch
 from torch import nn
 
 import rightbatch as rb
 from rightbatch._study.records import Point, Target
-from rightbatch._study.runs.watch import EVALUATIONS, SPACING, DivergedError, Watch
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import cuts, order_of
 from rightbatch._training.loop import Loop, built

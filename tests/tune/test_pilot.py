@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import tune_workloads as made
+from rightbatch._tune.workload_pilot import WorkloadPilot
 from torch import nn
 
 import rightbatch as rb
 from rightbatch._noise import WeightAverage, estimated, look, window
 from rightbatch._tune.pilot import WINDOWS, PilotPlan, is_better
-from rightbatch._tune.workload_pilot import WorkloadPilot
 
 
 def pilot(workload: rb.Workload, seconds: float = 2.0, **fields: Any) -> WorkloadPilot:

@@ -11,13 +11,13 @@ from typing import Any
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._fit import search as _search
 from rightbatch._fit.nothing_fits import what_is_needed
+from rightbatch._fit.probe import Probe, ProbeProcess
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._progress import Live
-from rightbatch._units import format_bytes, parse_bytes
-from rightbatch._fit.probe import Probe, ProbeProcess
-from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
 from rightbatch._training.resolve import resolve
+from rightbatch._units import format_bytes, parse_bytes
+from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
 
 _UNBOUNDED = 2**20
 """Where data has no length and the user gave no `max_batch`."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rightbatch._fit.probe import ProbeProcess
+from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.trace import Trace
 from rightbatch._units import format_bytes
-from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._worker import BuildError, Header, Ready
-from rightbatch._fit.probe import ProbeProcess
 
 
 @dataclass(frozen=True)

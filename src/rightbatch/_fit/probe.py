@@ -104,6 +104,4 @@ class ProbeProcess(Worker):
             seconds = time.perf_counter() - started
             return Probe(batch_size, error.outcome, seconds, self.number, failure=error.failure)
         failure = report.pop("failure", None)
-        return Probe(
-            process=self.number, failure=Failure(**failure) if failure else None, **report
-        )
+        return Probe(process=self.number, failure=Failure(**failure) if failure else None, **report)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rightbatch._worker import Probe
+from rightbatch._fit.probe import Probe
 
 TOLERANCE = 0.03
 """The search ends when at most this share of the answer could still be gained."""

@@ -8,10 +8,10 @@ from typing import Any
 from rightbatch._errors import UsageError
 from rightbatch._predict.allocator import AllocatorSettings
 from rightbatch._predict.calibrate import Calibration, calibrated
+from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.outside import Outside, outside
 from rightbatch._predict.simulate import Simulated, simulate
 from rightbatch._predict.trace import Family, Trace
-from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._worker import Failure
 
 LOW, HIGH = 2, 4

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import NothingFitsError, UsageError
+from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.gpus import GPU, catalogue, find_gpu
 from rightbatch._predict.outside import Outside
@@ -16,10 +17,9 @@ from rightbatch._predict.replay import ReplayResult, read_recording
 from rightbatch._predict.replay import replay as replay_recording
 from rightbatch._predict.trace import Trace
 from rightbatch._progress import Live
-from rightbatch._units import format_bytes, parse_bytes
-from rightbatch._predict.follow_process import FollowProcess
-from rightbatch._worker import header_for
 from rightbatch._training.resolve import resolve
+from rightbatch._units import format_bytes, parse_bytes
+from rightbatch._worker import header_for
 
 DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)

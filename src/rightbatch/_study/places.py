@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from rightbatch._errors import UsageError
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said, said_by, threads_of
+from rightbatch._study.runs.process import RunEvent, stream_events, threads_of
 from rightbatch._study.sweep import Place
 from rightbatch._worker.child import Child
 from rightbatch._worker.wire import Header
@@ -24,7 +24,7 @@ class ThisMachine:
         self._lock = threading.Lock()
         self._is_stopped = False
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         """As in `Place`."""
         started: list[Child] = []
 
@@ -36,7 +36,7 @@ class ThisMachine:
                     child.kill()
 
         try:
-            yield from said_by(self._header, plan, threads=self._threads, on_start=on_start)
+            yield from stream_events(self._header, plan, threads=self._threads, on_start=on_start)
         finally:
             with self._lock:
                 self._children.difference_update(started)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from rightbatch._study.result import StudyResult, result_of
 from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.reader import Reader
 from rightbatch._study.sweep import Sweep
+from rightbatch._training.protocol import Training
+from rightbatch._training.resolve import resolve
 from rightbatch._training.targets import parse_target
 from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._units import parse_bytes, parse_seconds
 from rightbatch._worker.wire import header_for
-from rightbatch._workload.factory import resolve
 
 
 def study(
@@ -84,7 +85,7 @@ def study(
         seconds=None if budget is None else parse_seconds(budget),
         rule=rule,
         learning_rates=tuple(learning_rates),
-        base_batch=base_batch or int(getattr(factory, "base_batch", DEFAULT_BATCH)),
+        base_batch=base_batch or factory.base_batch or DEFAULT_BATCH,
         noise_scale=noise_scale,
         micro_batch=micro_batch,
         processes=processes,
@@ -171,11 +172,10 @@ def _epochs(epochs: int | None, target: str | None, budget: float | str | None) 
     return UNBOUNDED
 
 
-def _target(factory: Any, text: str) -> Target:
+def _target(training: Training, text: str) -> Target:
     """By the name that the metric has in the store, where a framework knows it by others, too."""
     name, value = parse_target(text)
-    named: Callable[[str], str] = getattr(factory, "metric_name", str)
-    return Target(named(name), value)
+    return Target(training.metric_name(name), value)
 
 
 def _name_of(workload: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
 
 TRIES = 3
 """At a run whose machine or worker is lost; it may be the run itself that brings it down."""
@@ -25,7 +25,7 @@ class Place(Protocol):
     def jobs(self) -> int:
         """How many runs it takes at a time."""
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         """Train, and say what comes of it, the end last; closing the iterator ends the run.
 
         Raises:
@@ -151,7 +151,7 @@ class Sweep:
         """A try at a run, written down as it goes."""
         key = plan.key
         ended: Ended | None = None
-        with closing(self._place.said_by(plan)) as saying:  # type: ignore[type-var]
+        with closing(self._place.stream_events(plan)) as saying:  # type: ignore[type-var]
             for said in saying:
                 if self._stopped.is_set():
                     raise Stopped

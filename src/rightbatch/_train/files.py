@@ -1,4 +1,4 @@
-"""The files of a training's folder: history, events, weights at the end, and the line in the log."""
+"""The files of a training's folder: history, events, and the weights at the end."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ from rightbatch._training.protocol import (
 )
 from rightbatch._training.resolve import resolve
 from rightbatch._training.updates import DEFAULT_BATCH
-from rightbatch._tune import Plan, tune
+from rightbatch._tune.plan import Plan
+from rightbatch._tune.tune import tune
 from rightbatch._units import format_seconds
 from rightbatch._workload.workload import StepSeconds
 

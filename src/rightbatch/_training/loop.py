@@ -1,11 +1,9 @@
-"""The training of a `Workload`, epoch after epoch, with observers at the boundaries of its steps."""
+"""The training of a `Workload`, epoch after epoch, with observers at its steps."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +14,7 @@ from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._elastic import Event, StepReport
 from rightbatch._errors import UsageError
 from rightbatch._noise import Part
+from rightbatch._training.clock import Clock
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import batches, cuts, order_of
 from rightbatch._training.evaluation import evaluated
@@ -74,8 +73,9 @@ class WorkloadLoop:
         if plan.factors is not None:  # after the schedule is made, which may set rates of its own
             batch_factor, rate_factor = plan.factors(workload.optimizer.defaults.get("betas"))
             scale_optimizer(workload.optimizer, batch_factor, rate_factor, self.scheduler)
+        self.learning_rate = float(workload.optimizer.param_groups[0]["lr"])
         self._stopped = ""
-        self._clock = _Clock()
+        self._clock = Clock()
 
     @property
     def population(self) -> int | None:
@@ -247,32 +247,3 @@ class WorkloadLoop:
         if self.processes.is_first:
             for observer in self._observers:
                 observer.on_event(self, event)
-
-
-class _Clock:
-    """Seconds of training, without those of observers that do not count as training."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def lap(self, step: int | None = None) -> float:
-        """Return the seconds since the last lap.
-
-        Where `step` counts steps from 1, the first one, which finds the micro-batch and starts the
-        device, counts as the second one.
-        """
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        return seconds * {1: 0, 2: 2}.get(step or 0, 1)
-
-    @contextmanager
-    def observing(self, observer: Observer) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            if not observer.counts_as_training:
-                self._since += time.perf_counter() - began

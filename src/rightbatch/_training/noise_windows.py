@@ -10,9 +10,7 @@ from rightbatch._training.protocol import TrainingLoop
 from rightbatch._workload.normalization import least_examples
 
 
-def noise_windows(
-    loop: TrainingLoop, seconds: float, average: WeightAverage | None = None
-) -> Look:
+def noise_windows(loop: TrainingLoop, seconds: float, average: WeightAverage | None = None) -> Look:
     """Measure |G|² and tr(Σ) for `seconds`: at the weights, and at their `average` if there is one.
 
     The training goes on as if nothing had been measured. Nothing is found where memory does not

@@ -68,10 +68,11 @@ class LoopPlan:
     """How a loop trains.
 
     `batch_size` examples an update, in parts of `micro_batch_size` (`"auto"`: found at the first
-    step, within `memory` less `margin`), for `epochs`; a schedule is made for `schedule_epochs`
-    (default: as many), and goes by steps, or by examples where the batch size changes on the way. `factors(betas)` returns the factors on the batch size and on the learning
-    rate that the optimizer's settings are scaled by. `out` is a folder for what a framework's own
-    trainer writes; without it nothing is kept. `settings` are arguments of that trainer.
+    step, within `memory` less `margin`), for `epochs`. A schedule is made for `schedule_epochs`
+    (default: as many), and goes by steps, or by examples where the batch size changes on the way.
+    `factors(betas)` returns the factors on the batch size and on the learning rate that the
+    optimizer's settings are scaled by. `out` is a folder for what a framework's own trainer writes;
+    without it nothing is kept. `settings` are arguments of that trainer.
     """
 
     batch_size: int
@@ -85,6 +86,10 @@ class LoopPlan:
     margin: float = 0.05
     out: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BatchTooLargeError(Exception):
+    """A batch that the data set does not fill."""
 
 
 class Session(Protocol):
@@ -161,6 +166,10 @@ class TrainingLoop(Protocol):
         """What advice depends on."""
 
     @property
+    def learning_rate(self) -> float | None:
+        """The rate that it is configured with, after scaling and without its schedule."""
+
+    @property
     def is_evaluated(self) -> bool:
         """Whether `evaluate` measures anything."""
 
@@ -232,6 +241,14 @@ class Training(Protocol):
         """The batch size that its learning rate is for; None where only its author knows."""
         return None
 
+    @property
+    def loss_may_rise(self) -> bool:
+        """Whether a healthy training's loss may rise far above its first value.
+
+        A detector's does, from next to nothing, as its objects are found.
+        """
+        return False
+
     def metric_name(self, name: str) -> str:
         """Return the name under which a metric is logged that a person calls `name`."""
         return name
@@ -242,13 +259,19 @@ class Training(Protocol):
 
     def session(self, device: str, *, seed: int, inference: bool) -> Session:
         """Open a session; needs `Ability.STEP`, or `Ability.EVALUATE` for `inference`."""
-        raise NotImplementedError
+        raise _undeclared(self, Ability.EVALUATE if inference else Ability.STEP)
 
     def loop(
         self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
     ) -> AbstractContextManager[TrainingLoop]:
         """Open a loop that trains as planned; needs `Ability.LOOP`."""
-        raise NotImplementedError
+        raise _undeclared(self, Ability.LOOP)
+
+
+def _undeclared(training: Training, ability: Ability) -> UsageError:
+    return UsageError(
+        f"{training.integration} offers no {ability.value} here: {WAY_ROUND[ability]}"
+    )
 
 
 def require(training: Training, ability: Ability, verb: str) -> None:

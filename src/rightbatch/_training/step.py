@@ -1,7 +1,7 @@
 """One training step of a `Workload`, as its parts: everything that trains a workload uses these.
 
-`PlainStep` is the step of a plain PyTorch loop: one forward and backward pass, one update. `elastic`
-makes the same step one that survives memory that runs out.
+`PlainStep` is the step of a plain PyTorch loop: one forward and backward pass, one update. Its
+`elastic` makes the same step one that survives memory that runs out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A `Workload` factory as a `Training`. Imports no torch: the process that asks need not have it."""
+"""A `Workload` factory as a `Training`; imports no torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class WorkloadTraining(Training):
 
     def load(self) -> WorkloadTraining:
         """Run the factory's file, where it has one."""
-        is_file = isinstance(self.factory, FileFactory)
-        return WorkloadTraining(self.factory.load()) if is_file else self
+        if isinstance(self.factory, FileFactory):
+            return WorkloadTraining(self.factory.load())
+        return self
 
     def build(self) -> Workload:
         """Call the factory.

@@ -102,8 +102,7 @@ class PilotReport:
             ),
             reached=Reached(**reached) if reached else None,
             facts=TrainingFacts(
-                **facts
-                | {"betas": tuple(betas) if betas else None, "notes": tuple(facts["notes"])}
+                **facts | {"betas": tuple(betas) if betas else None, "notes": tuple(facts["notes"])}
             ),
         )
 
@@ -127,9 +126,7 @@ class Pilot(Observer):
 
     counts_as_training = False
 
-    def __init__(
-        self, plan: PilotPlan, show: Callable[[str], object] = lambda text: None
-    ) -> None:
+    def __init__(self, plan: PilotPlan, show: Callable[[str], object] = lambda text: None) -> None:
         self._plan, self._show = plan, show
         self._began = self._looked = time.perf_counter()
         self._windows = 0

@@ -48,9 +48,7 @@ class TuneProcess(Worker):
         report = self.ask({"time": batch_size, **about}, "timed")
         failure = report.pop("failure", None)
         steps = tuple(StepSeconds(**step) for step in report.pop("steps", ()))
-        return TimedSteps(
-            steps=steps, failure=Failure(**failure) if failure else None, **report
-        )
+        return TimedSteps(steps=steps, failure=Failure(**failure) if failure else None, **report)
 
     def pilot(
         self, plan: PilotPlan, limit: int | None, show: Callable[[str], object]

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TypeVar
 
-from rightbatch._tune.throughput import spread
 from rightbatch._tune.process import TimedSteps, TuneProcess
+from rightbatch._tune.throughput import spread
 from rightbatch._worker import BuildError
 from rightbatch._workload.workload import StepSeconds
 

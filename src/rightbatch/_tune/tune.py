@@ -12,12 +12,15 @@ from rightbatch._errors import UsageError
 from rightbatch._fit.fit import FitResult, largest_batch
 from rightbatch._noise import estimated
 from rightbatch._progress import Live
+from rightbatch._training.facts import TrainingFacts
+from rightbatch._training.protocol import Ability, require
+from rightbatch._training.resolve import resolve
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.targets import parse_target
 from rightbatch._training.updates import DEFAULT_BATCH, most_useful
 from rightbatch._tune.advice import Situation, advise
-from rightbatch._tune.decision import Decision, decide
 from rightbatch._tune.branches import BranchPlan
+from rightbatch._tune.decision import Decision, decide
 from rightbatch._tune.pilot import PilotPlan, PilotReport
 from rightbatch._tune.plan import Branch, Plan
 from rightbatch._tune.process import TuneProcess
@@ -26,9 +29,6 @@ from rightbatch._tune.throughput import Network, Steps, Throughput, spread
 from rightbatch._tune.timing import Timing, raise_build_errors, sizes_between
 from rightbatch._units import parse_bytes, parse_seconds
 from rightbatch._worker import BuildError, Header, header_for
-from rightbatch._training.facts import TrainingFacts
-from rightbatch._training.protocol import Ability, require
-from rightbatch._training.resolve import resolve
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
@@ -329,4 +329,3 @@ class _Tuning:
         seconds = BRANCHES * self._asked.budget / len(sizes)
         examples = int(max(seconds * chosen.examples_per_second, LEAST_UPDATES * sizes[-1]))
         return raise_build_errors(lambda: process.branches(plans, examples, self._show))
-

@@ -62,9 +62,7 @@ def _timed(session: Session, command: dict[str, Any]) -> dict[str, Any]:
         values.close()
 
 
-def _pilot(
-    channel: Channel, header: Header, training: Training, command: dict[str, Any]
-) -> None:
+def _pilot(channel: Channel, header: Header, training: Training, command: dict[str, Any]) -> None:
     """Train a pilot; the loop stays open for branches."""
 
     def show(text: str) -> None:

@@ -1,19 +1,18 @@
 """Contracts of what others may write, as tests to subclass, and memory that runs out on purpose.
 
-`DeviceContract`, `SessionContract` and `IntegrationContract` are what a device, a session and an
-integration of `Elastic` have to do, `FrameSourceContract` and `ModelContract` what `serve` relies
-on in what frames come from and in what runs on them; these two need the extra `serve`.
+`DeviceContract`, `TrainingContract` and `IntegrationContract` are what a device, a training (its
+sessions and loops) and an integration of `Elastic` have to do, `FrameSourceContract` and
+`ModelContract` what `serve` relies on in what frames come from and in what runs on them; these two
+need the extra `serve`.
 `inject_out_of_memory` fails at a named place, `limited_memory` at a limit that the operating system
 enforces.
 
 A test module subclasses one and defines its fixture; pytest runs every test of the contract::
 
-    class TestMySession(SessionContract):
+    class TestMyTraining(TrainingContract):
         @pytest.fixture
-        def session(self):
-            session = MySession("cpu")
-            yield session
-            session.close()
+        def training(self):
+            return MyTraining("model.yaml").load()
 
 `pytest.register_assert_rewrite("rightbatch.testing")` in a `conftest.py` makes failures show the
 values that they compare.
@@ -29,7 +28,7 @@ from rightbatch._errors import MissingExtraError
 from rightbatch.testing._device import DeviceContract
 from rightbatch.testing._faults import Injected, inject_out_of_memory, limited_memory
 from rightbatch.testing._integration import IntegrationContract
-from rightbatch.testing._session import SessionContract
+from rightbatch.testing._training import TrainingContract
 
 if TYPE_CHECKING:
     from rightbatch.testing._frame_source import FrameSourceContract
@@ -41,7 +40,7 @@ __all__ = [
     "Injected",
     "IntegrationContract",
     "ModelContract",
-    "SessionContract",
+    "TrainingContract",
     "inject_out_of_memory",
     "limited_memory",
 ]

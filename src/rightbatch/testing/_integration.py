@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from unittest import SkipTest
 
 import pytest
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from rightbatch._faults import PLACES, Place
-from rightbatch._fit.fit import fit
-from rightbatch._tune import tune
 from rightbatch.testing._faults import inject_out_of_memory
 
 
@@ -24,8 +22,7 @@ class IntegrationContract:
     Batches are larger than `micro_batch_size`, and no part is left with one example. Override
     `resumed` where the framework resumes. `is_exact` is False where parts do not make the whole
     (BatchNorm, a loss that does not split); then `tolerance` is not looked at. A failure comes at
-    the `when`-th entry of each place. `factory` is what `fit` and `tune` are given for the same
-    training.
+    the `when`-th entry of each place.
     """
 
     micro_batch_size: ClassVar[int] = 4
@@ -41,10 +38,6 @@ class IntegrationContract:
     def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
         """The same training, ended in the middle and resumed from what was saved."""
         raise SkipTest("it does not resume")
-
-    def factory(self) -> object:
-        """The same training as a factory."""
-        raise SkipTest("its objects are those of a plain loop")
 
     @pytest.fixture
     def undisturbed(self, tmp_path: Path) -> Sequence[Tensor]:
@@ -92,17 +85,6 @@ class IntegrationContract:
     ) -> None:
         ended = [t.detach().clone() for t in self.resumed(tmp_path, self.micro_batch_size)]
         assert _equal(ended, undisturbed)
-
-    def test_fit_and_tune_go_through_it(self) -> None:
-        asked: dict[str, Any] = {"max_batch": 8, "device": "cpu", "progress": False}
-        factory = self.factory()
-        largest = fit(factory, **asked)
-        assert largest.batch_size == 8
-        assert {probe.outcome for probe in largest.probes} == {"ok"}
-        plan = tune(factory, largest=largest, budget=2, **asked)
-        assert 1 <= plan.batch_size <= 8
-        assert len(plan.seen.at_weights) >= 2
-        assert plan.expected[0].examples_per_second > 0
 
     def _trained(self, folder: Path, micro_batch_size: int) -> list[Tensor]:
         folder.mkdir()

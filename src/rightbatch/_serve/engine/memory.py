@@ -10,6 +10,7 @@ from rightbatch._device import open_device
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import FitResult, fit
 from rightbatch._serve.models import Model, open_model
+from rightbatch._training.protocol import Ability, Training
 from rightbatch._units import parse_bytes
 
 if TYPE_CHECKING:
@@ -75,15 +76,18 @@ def _is_file(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Served:
-    """A factory: in the probe's process it opens the model anew."""
+class _Served(Training):
+    """A model that is served, as a training that evaluates only; a probe opens it anew."""
 
     model: Any
     shape: tuple[int, ...]
     device: str | None
     options: dict[str, Any] = field(default_factory=dict)
 
-    def session(self, device: str, inference: bool) -> _Session:
+    integration = "a model that is served"
+    abilities = frozenset({Ability.EVALUATE})
+
+    def session(self, device: str, *, seed: int, inference: bool) -> _Session:
         return _Session(open_model(self.model, device=self.device, **self.options), self.shape)
 
 

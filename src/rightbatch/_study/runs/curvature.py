@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._workload.batch import to_device
+from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._errors import MissingExtraError
-from rightbatch._training.loop import Loop
-from rightbatch._training.random_state import random_state, set_random_state
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._workload.batch import to_device
 
 EXAMPLES = 512
 """The same ones each time, so that the curve is of the weights and not of the sample."""
@@ -43,7 +43,7 @@ class _Same(nn.Module):
         return loss
 
 
-def largest_eigenvalue(loop: Loop) -> float:
+def largest_eigenvalue(loop: WorkloadLoop) -> float:
     """The algebraically largest one, on a fixed sample of the training data, in evaluation mode.
 
     Raises:
@@ -86,10 +86,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _sample(loop: Loop) -> Iterator[tuple[dict[str, Any], Tensor]]:
+def _sample(loop: WorkloadLoop) -> Iterator[tuple[dict[str, Any], Tensor]]:
     w = loop.workload
     data: Any = w.data
-    size = loop.step.micro_batch_size or 1
+    size = loop.micro_batch_size or 1
     chosen = range(0, loop.examples, max(1, loop.examples // EXAMPLES))[:EXAMPLES]
     for start in range(0, len(chosen), size):
         cut = chosen[start : start + size]

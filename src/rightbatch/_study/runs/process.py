@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rightbatch._worker.child import Child
-from rightbatch._worker.process import EXACT_MALLOC
-from rightbatch._worker.records import Failure
-from rightbatch._worker.wire import Header
 from rightbatch._study.records import Ended, Point
 from rightbatch._study.runs.plan import RunPlan
+from rightbatch._worker import Failure, Header
+from rightbatch._worker.child import Child
+from rightbatch._worker.dialogue import EXACT_MALLOC
+
+_ENTRY = "rightbatch._study.runs.worker:run"
 
 
 @dataclass(frozen=True)
-class Said:
+class RunEvent:
     """What came from a run: points, an event of `Elastic`, or its end."""
 
     points: tuple[Point, ...] = ()
@@ -25,16 +26,16 @@ class Said:
     ended: Ended | None = None
 
 
-def said_by(
+def stream_events(
     header: Header,
     plan: RunPlan,
     *,
     threads: int | None = None,
     on_start: Callable[[Child], object] = lambda child: None,
-) -> Iterator[Said]:
-    """Train in a process of its own, and say what comes of it; the last that is said is its end.
+) -> Iterator[RunEvent]:
+    """Train in a process of its own, and yield what comes of it; the last event is its end.
 
-    A process that dies without a word is out of memory where the system killed it for that, and
+    A process that dies without a report is out of memory where the system killed it for that, and
     has failed otherwise. Closing the iterator kills it. `threads` are the CPU's for this run.
 
     Raises:
@@ -44,8 +45,8 @@ def said_by(
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if plan.memory is not None:  # freed memory that malloc keeps would count against the limit
         environment |= EXACT_MALLOC
-    with Child("rightbatch._study.runs", header, environment=environment) as child:
-        child.send_bytes(pickle.dumps(plan))
+    with Child(replace(header, entry=_ENTRY), environment=environment) as child:
+        child.send(plan=pickle.dumps(plan).hex())
         on_start(child)
         last = Point(0, 0, 0.0, 0.0, {}, 0.0)
         while (report := child.receive()) is not None:
@@ -53,16 +54,16 @@ def said_by(
             if event == "points":
                 points = tuple(Point(**point) for point in report["points"])
                 last = points[-1]
-                yield Said(points=points)
+                yield RunEvent(points=points)
             elif event == "happened":
-                yield Said(event=report["what"])
+                yield RunEvent(event=report["what"])
             elif event == "ended":
-                yield Said(ended=Ended(**report["ended"]))
+                yield RunEvent(ended=Ended(**report["ended"]))
                 return
-            elif event == "broken":
+            elif event in ("build", "broken"):
                 raise Failure(**report["failure"]).as_error("the workload cannot be loaded")
         outcome, failure = child.death()
-        yield Said(
+        yield RunEvent(
             ended=Ended(
                 "out_of_memory" if outcome == "killed" else "failed",
                 failure.message,
@@ -76,5 +77,5 @@ def said_by(
 
 
 def threads_of(jobs: int) -> int | None:
-    """The CPU's threads for each of so many runs at a time; None leaves them alone."""
+    """Return the CPU's threads for each of so many runs at a time; None leaves them alone."""
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from rightbatch._device import Device, is_out_of_memory
+from rightbatch._elastic import Event
 from rightbatch._errors import NothingFitsError, UsageError
-from rightbatch._study.records import Ended, Point
+from rightbatch._study.records import Ended, Point, Target
+from rightbatch._study.runs.measurements import DivergedError, Measurements
 from rightbatch._study.runs.plan import RunPlan
-
-
-class TooLargeError(Exception):
-    """A batch that the data set does not fill."""
+from rightbatch._training.distributed import opened
+from rightbatch._training.protocol import (
+    Ability,
+    BatchTooLargeError,
+    Betas,
+    LoopPlan,
+    Observer,
+    Training,
+    TrainingLoop,
+    require,
+)
+from rightbatch._training.scaling import scaling
 
 
 class BrokenError(Exception):
-    """The workload cannot be built; its cause is the workload's own error."""
+    """The training cannot be built; its cause is the workload's own error."""
 
 
-class Teller:
-    """What a run says to whoever started it."""
+class Reporter:
+    """Sends what becomes of a run to whoever started it."""
 
     def __init__(self, send: Callable[..., object]) -> None:
         self._send = send
 
     def points(self, points: list[Point]) -> None:
+        """Send points that were measured."""
         self._send(event="points", points=[vars(point) for point in points])
 
     def happened(self, event: dict[str, Any]) -> None:
+        """Send an event of `Elastic`."""
         self._send(event="happened", what=event)
 
     def ended(self, ended: Ended) -> None:
+        """Send the end."""
         self._send(event="ended", ended=vars(ended))
 
 
-def run(factory: Any, plan: RunPlan, device: Device, limit: int, teller: Teller) -> Ended:
+def train_run(
+    training: Training, plan: RunPlan, device: Device, limit: int, reporter: Reporter
+) -> Ended:
     """Train as the plan says; whatever becomes of it is the result, and no exception.
 
     `limit` is what the device may use, in bytes.
@@ -45,29 +62,15 @@ def run(factory: Any, plan: RunPlan, device: Device, limit: int, teller: Teller)
     Raises:
         UsageError, BrokenError: for what would be wrong in every run.
     """
-    from rightbatch._study.runs.framework import by_framework
-    from rightbatch._study.runs.watch import DivergedError
-
-    train = by_framework if hasattr(factory, "train") else _by_loop
     facts: dict[str, Any] = {"device": device.name, "limit_bytes": limit}
     try:
         device.reset_peak()
-        train(factory, plan, device.name, teller, facts)
+        _train(training, plan, device.name, reporter, facts)
         status, reason, error = "finished", facts.pop("reason"), None
     except (UsageError, BrokenError):
         raise
     except BaseException as raised:
-        status, reason = "failed", f"{type(raised).__name__}: {raised}"
-        if isinstance(raised, NothingFitsError):
-            status, reason = "out_of_memory", str(raised)
-        elif is_out_of_memory(raised):
-            status = "out_of_memory"
-        elif isinstance(raised, DivergedError):
-            status, reason = "diverged", str(raised)
-        elif isinstance(raised, TooLargeError):
-            reason = str(raised)
-        elif isinstance(raised, KeyboardInterrupt):
-            status, reason = "stopped", str(raised) or "interrupted"
+        status, reason = _status_of(raised)
         facts.pop("reason", None)
         error = {"type": type(raised).__name__, "message": str(raised)[:2000]}
         error["traceback"] = _trace(raised)
@@ -78,93 +81,142 @@ def run(factory: Any, plan: RunPlan, device: Device, limit: int, teller: Teller)
     return Ended(status, reason, error=error, **facts)  # type: ignore[arg-type]
 
 
-def _by_loop(
-    factory: Any, plan: RunPlan, device: str, teller: Teller, facts: dict[str, Any]
+def _status_of(raised: BaseException) -> tuple[str, str]:
+    if isinstance(raised, NothingFitsError):
+        return "out_of_memory", str(raised)
+    if is_out_of_memory(raised):
+        return "out_of_memory", f"{type(raised).__name__}: {raised}"
+    if isinstance(raised, DivergedError):
+        return "diverged", str(raised)
+    if isinstance(raised, BatchTooLargeError):
+        return "failed", str(raised)
+    if isinstance(raised, KeyboardInterrupt):
+        return "stopped", str(raised) or "interrupted"
+    return "failed", f"{type(raised).__name__}: {raised}"
+
+
+def _train(
+    training: Training, plan: RunPlan, device: str, reporter: Reporter, facts: dict[str, Any]
 ) -> None:
-    from rightbatch._training.loop import Loop, built
-    from rightbatch._training.distributed import opened
-    from rightbatch._training.scaling import scale_optimizer
-    from rightbatch._study.runs.watch import Watch
-
-    with (
-        opened(device) as processes,
-        built(lambda: _made(factory), plan.key.seed, processes) as workload,
-    ):
-        is_first = processes.is_first
-        tell = teller.points if is_first else (lambda points: None)
-        watch = Watch(plan.target, tell, seconds=plan.seconds, sharpness=plan.sharpness)
-        loop = Loop(
-            workload,
-            batch_size=plan.key.batch_size,
-            micro_batch_size=plan.micro_batch,
-            epochs=plan.epochs,
-            processes=processes,
-            watch=watch,
-            on_event=lambda event: teller.happened(event.to_dict()) if is_first else None,
-            memory=plan.memory,
-            margin=plan.margin,
-            seed=plan.key.seed,
-            progress=False,
+    """Train, and write into `facts` what becomes of it."""
+    check_abilities(training, plan)
+    target = plan.target
+    if target is not None:
+        target = Target(training.metric_name(target.metric), target.value)
+    loop_plan = LoopPlan(
+        batch_size=plan.key.batch_size,
+        micro_batch_size=plan.micro_batch,
+        epochs=plan.epochs,
+        factors=lambda betas: factors_of(training, plan, betas),
+        seed=plan.key.seed,
+        memory=plan.memory,
+        margin=plan.margin,
+        settings=plan.settings or {},
+    )
+    with opened(device) as processes:
+        measurements = Measurements(
+            target,
+            reporter.points if processes.is_first else (lambda points: None),
+            seconds=plan.seconds,
+            sharpness=plan.sharpness,
+            loss_may_rise=training.loss_may_rise,
         )
-        if loop.examples < plan.key.batch_size:
-            raise TooLargeError(
-                f"the data set has {loop.examples} examples, fewer than a batch of "
-                f"{plan.key.batch_size}: leave that size out of --batches"
-            )
-        betas = workload.optimizer.defaults.get("betas")
-        batch_factor, rate = learning_rate_factors(plan, betas)
-        scale_optimizer(workload.optimizer, batch_factor, rate, loop.scheduler)
-        facts["learning_rate"] = float(workload.optimizer.param_groups[0]["lr"])
+        start = _Start()
+        observers = [start, measurements, _Events(reporter)]
+        loop: TrainingLoop | None = None
         try:
-            loop.run()
-            watch.flush()
-        except BaseException:
-            with suppress(Exception):  # what is still there when the device has failed
-                watch.flush()
+            with training.loop(loop_plan, processes, observers) as loop:
+                loop.run()
+        except (UsageError, NothingFitsError, BatchTooLargeError):
             raise
+        except Exception as error:
+            if start.has_begun or is_out_of_memory(error):
+                raise
+            raise BrokenError from error
         finally:
-            at = loop.standing
-            facts |= {
-                "steps": at.steps,
-                "examples": at.examples,
-                "seconds": at.seconds,
-                "epochs": at.examples / loop.examples,
-                "out_of_memory_events": at.out_of_memory_events,
-                "metrics": dict(at.metrics) | watch.metrics,
-                "micro_batch_size": loop.step.micro_batch_size,
-            }
-        facts["reason"] = watch.reason or f"{plan.epochs} epochs"
+            with suppress(Exception):  # what is in flight when the device has failed
+                measurements.flush()
+            if loop is not None:
+                facts |= _facts_of(loop, measurements)
+        facts["reason"] = measurements.reason or f"{plan.epochs} epochs"
 
 
-def _made(factory: Callable[[], Any]) -> Any:
-    try:
-        return factory()
-    except Exception as error:
-        if isinstance(error, UsageError) or is_out_of_memory(error):
-            raise
-        raise BrokenError from error
+def check_abilities(training: Training, plan: RunPlan) -> None:
+    """Refuse what the training cannot do.
+
+    Raises:
+        UsageError: naming the ability.
+    """
+    require(training, Ability.LOOP, "study")
+    if plan.processes > 1:
+        require(training, Ability.DISTRIBUTE, "study --processes")
+    if plan.sharpness:
+        require(training, Ability.CURVATURE, "study --sharpness")
+    if plan.settings:
+        require(training, Ability.SETTINGS, "study with settings")
 
 
-def learning_rate_factors(plan: RunPlan, betas: tuple[float, float] | None) -> tuple[float, float]:
-    """The factor on the batch size by which an optimizer's other settings change, and that on the
-    learning rate.
+def _facts_of(loop: TrainingLoop, measurements: Measurements) -> dict[str, Any]:
+    at = loop.state
+    return {
+        "steps": at.steps,
+        "examples": at.examples,
+        "seconds": at.seconds,
+        "epochs": at.examples / loop.examples if loop.examples else 0.0,
+        "out_of_memory_events": at.out_of_memory_events,
+        "metrics": dict(at.metrics) | measurements.metrics,
+        "micro_batch_size": loop.micro_batch_size,
+        "learning_rate": loop.learning_rate,
+    }
+
+
+@dataclass
+class _Start(Observer):
+    """Refuses a batch that the data set does not fill, before the first step."""
+
+    has_begun: bool = False
+
+    def on_start(self, loop: TrainingLoop) -> None:
+        self.has_begun = True
+        size = loop.plan.batch_size
+        if loop.examples < size:
+            raise BatchTooLargeError(
+                f"the data set has {loop.examples} examples, fewer than a batch of {size}: leave "
+                "that size out of --batches"
+            )
+
+
+class _Events(Observer):
+    """Reports events; they count as training."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def on_event(self, loop: TrainingLoop, event: Event) -> None:
+        self._reporter.happened(event.to_dict())
+
+
+def factors_of(training: Training, plan: RunPlan, betas: Betas) -> tuple[float, float]:
+    """Return the factor on the batch size by which an optimizer's settings change, and on its rate.
+
+    A framework's rates are linear in the batch size for SGD where no noise scale is known (Goyal et
+    al. 2017, arXiv 1706.02677): the size that they are for need not be among those compared.
 
     Raises:
         UsageError: if the rule needs a noise scale that is not known.
     """
-    from rightbatch._training.scaling import scaling
-
     own, size, base = plan.key.learning_rate_factor, plan.key.batch_size, plan.base_batch
     if plan.rule == "none" or size == base:
         return 1.0, own
-    if betas is None and plan.noise_scale is None:
+    is_known = plan.noise_scale is not None or training.base_batch is not None
+    if betas is None and not is_known:
         raise UsageError(
             f"how SGD's learning rate goes from batches of {base} to {size} depends on the noise "
             f"scale, which a run at {base} would show: add {base} to the batches, name the size "
             "that the learning rate was chosen for with --base-batch, give --noise-scale, or keep "
             "the rate with --rule none"
         )
-    noise_scale = float("inf") if plan.noise_scale is None else plan.noise_scale
+    noise_scale = math.inf if plan.noise_scale is None else plan.noise_scale
     found = scaling(betas, base, size, noise_scale)
     return found.batch_factor, found.learning_rate_factor * own
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rightbatch._errors import UsageError
+from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.predict import DEFAULT_CAPABILITY
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._worker import ProbeProcess
 from rightbatch._worker.wire import Header
 
 LEAST_SHARE = 0.25
@@ -55,7 +55,7 @@ class Needs:
         self._nodes, self._gpu_bytes = nodes, gpu_bytes
         self._is_gpu = wants_gpus(header, nodes)
         self._lock = threading.Lock()
-        self._process: ProbeProcess | None = None
+        self._process: FollowProcess | None = None
         self._step: FollowedStep | None = None
         self._bytes: dict[int, int | None] = {}
         self._is_closed = False
@@ -115,7 +115,7 @@ class Needs:
     def _predicted(self, batch_size: int) -> int | None:
         """As `predict` has it, from one process for all sizes."""
         if self._step is None:
-            self._process = ProbeProcess(self._header, 1)
+            self._process = FollowProcess(self._header)
             self._step = FollowedStep(self._process)
         if self._is_closed:
             self.close()

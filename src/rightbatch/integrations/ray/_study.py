@@ -18,8 +18,9 @@ from typing import Any
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
 from rightbatch._study.records import Ended, Point
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import LostError
+from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header
 from rightbatch.integrations.ray._resources import Needs, nodes_of, wants_gpus
 from rightbatch.integrations.ray._task import Sources, gpu_bytes, sources_of, train
@@ -77,7 +78,7 @@ class RayPlace:
         self._is_stopped = False
         self.jobs = needs.at_once
 
-    def said_by(self, plan: RunPlan) -> Iterator[Said]:
+    def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
         """As in `Place`."""
         task = self._begun(plan)
         if task is None:
@@ -86,7 +87,7 @@ class RayPlace:
         errors = self._ray.exceptions
         try:
             for reference in task.stream:
-                said: Said = self._ray.get(reference)
+                said: RunEvent = self._ray.get(reference)
                 last = said.points[-1] if said.points else last
                 yield said
         except GeneratorExit:
@@ -96,7 +97,7 @@ class RayPlace:
                     self._ray.get(reference)
             raise
         except errors.OutOfMemoryError as error:  # Ray's, before the system itself runs short
-            yield Said(ended=_short_of_memory(last, str(error)))
+            yield RunEvent(ended=_short_of_memory(last, str(error)))
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
             if not self._is_stopped:
                 kind = "machine" if isinstance(error, errors.NodeDiedError) else "worker"
@@ -196,9 +197,10 @@ def _smallest_gpu(ray: Any) -> int | None:
 def _factory_of(header: Header) -> object:
     """What the header carries; None for what only the run's process can load."""
     try:
-        return pickle.loads(header.factory)
+        subject = pickle.loads(header.subject)
     except Exception:
         return None
+    return subject.factory if isinstance(subject, WorkloadTraining) else None
 
 
 def _short_of_memory(last: Point, why: str) -> Ended:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rightbatch._study.places import ThisMachine
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.process import Said
+from rightbatch._study.runs.process import RunEvent
+from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header, pickled
 from rightbatch._workload.factory import FileFactory
 
@@ -56,13 +57,13 @@ def at_home(header: Header, sources: Sources | None) -> Iterator[Header]:
             for file, content in sources.files.items():
                 (folder / file).write_bytes(content)
             factory = FileFactory(folder / sources.factory.path.name, sources.factory.function)
-            header = replace(header, factory=pickled(factory))
+            header = replace(header, subject=pickled(WorkloadTraining(factory)))
         if (header.device or "").startswith("cuda"):
             header = replace(header, device="cuda")  # which one is Ray's to say
         yield header
 
 
-def train(header: Header, plan: RunPlan, sources: Sources | None) -> Iterator[Said]:
+def train(header: Header, plan: RunPlan, sources: Sources | None) -> Iterator[RunEvent]:
     """In the worker: what the run says. Cancelling the task ends the run's process."""
     try:
         with at_home(header, sources) as mine:
@@ -73,14 +74,14 @@ def train(header: Header, plan: RunPlan, sources: Sources | None) -> Iterator[Sa
     time.sleep(_LINGERS)
 
 
-def _heard(machine: ThisMachine, plan: RunPlan) -> Iterator[Said]:
+def _heard(machine: ThisMachine, plan: RunPlan) -> Iterator[RunEvent]:
     """Ray interrupts a worker between two instructions, so none may wait for the run for long."""
     os.environ["OMP_NUM_THREADS"] = "1"  # Ray counts a processor for each process
-    heard: queue.SimpleQueue[Said | BaseException | None] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[RunEvent | BaseException | None] = queue.SimpleQueue()
 
     def listen() -> None:
         try:
-            for said in machine.said_by(plan):
+            for said in machine.stream_events(plan):
                 heard.put(said)
             heard.put(None)
         except BaseException as error:
@@ -110,7 +111,9 @@ def gpu_bytes() -> list[int]:
         return []
 
 
-def _next(heard: queue.SimpleQueue[Said | BaseException | None]) -> Said | BaseException | None:
+def _next(
+    heard: queue.SimpleQueue[RunEvent | BaseException | None],
+) -> RunEvent | BaseException | None:
     while True:
         try:
             return heard.get(timeout=_HEARS)

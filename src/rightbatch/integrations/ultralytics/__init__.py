@@ -1,15 +1,13 @@
 """Ultralytics: `batch=-1` measured instead of guessed (`install`), and YOLO models by their names.
 
-`factory` describes a training for every verb, `session` runs its steps, `elastic` survives memory.
+`_training` describes a training for every verb, `_session` and `_loop` run it, `_elastic` survives
+memory that runs out, `_model` serves.
 """
 
 from __future__ import annotations
 
-from rightbatch.integrations.ultralytics._factory import (
-    YoloFactory,
-    from_spec,
-    install,
-    uninstall,
-)
+from rightbatch.integrations.ultralytics._install import install, uninstall
+from rightbatch.integrations.ultralytics._isolation import without_trackers
+from rightbatch.integrations.ultralytics._training import UltralyticsTraining, from_spec
 
-__all__ = ["YoloFactory", "from_spec", "install", "uninstall"]
+__all__ = ["UltralyticsTraining", "from_spec", "install", "uninstall", "without_trackers"]

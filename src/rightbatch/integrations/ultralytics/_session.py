@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from ultralytics import YOLO
-from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import autocast
 
 from rightbatch._device.caches import synchronize
@@ -23,23 +22,25 @@ from rightbatch._errors import UsageError
 from rightbatch._predict.recorder import arriving
 from rightbatch._workload.workload import StepSeconds
 from rightbatch._workload.worst import smaller_last_batch
-
-if TYPE_CHECKING:
-    from rightbatch.integrations.ultralytics._factory import YoloFactory
+from rightbatch.integrations.ultralytics._isolation import register_no_trackers, write_no_caches
+from rightbatch.integrations.ultralytics._step import UltralyticsStep, largest_multi_scale
 
 _MOSAIC = 4  # images in one, and so as many times the objects
 _FIRST = 2  # what the trainer is set up with; 1 is refused where BatchNorm needs more
 
 
-class YoloSession:
+class UltralyticsSession:
     """Ultralytics' trainer, set up as `train` sets it up; lives in a probe's process."""
 
-    def __init__(self, factory: YoloFactory, device: str, *, inference: bool) -> None:
+    def __init__(
+        self, overrides: dict[str, Any], live: bytes | None, device: str, *, inference: bool
+    ) -> None:
         self._inference = inference
         self._steps = 0
         self._folder = tempfile.mkdtemp(prefix="rightbatch-")
         write_no_caches()
-        self._trainer = _set_up(factory, device, self._folder)
+        self._trainer = _set_up(overrides, live, device, self._folder)
+        self._step = UltralyticsStep(self._trainer)
         self._train_data = self._trainer.train_loader.dataset
         self._val_data = self._trainer.test_loader.dataset
         # Of each size of validation images, the largest: rectangles are cut from the square.
@@ -90,21 +91,14 @@ class YoloSession:
         return StepSeconds(*(stop - start for start, stop in pairwise(times)))
 
     def _gradient(self) -> None:
-        trainer = self._trainer
-        amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
-        with autocast(amp, device=trainer.device.type), _largest_multi_scale():
-            self._batch = trainer.preprocess_batch(self._batch)
-            if trainer.args.compile:
-                predictions = trainer.model(self._batch["img"])
-                loss, trainer.loss_items = trainer.model.loss(self._batch, predictions)
-            else:
-                loss, trainer.loss_items = trainer.model(self._batch)
-            self._loss = loss.sum()
-        trainer.scaler.scale(self._loss).backward()
+        with largest_multi_scale():
+            self._batch = self._step.prepare(self._batch)
+            self._loss = self._step.loss(self._batch)
+        self._step.backward(self._loss)
 
     def _update(self, batch_size: int) -> None:
         trainer = self._trainer
-        trainer.optimizer_step()
+        self._step.update()
         if batch_size < trainer.args.nbs:
             # It accumulates: gradients are there already when the next forward begins.
             for parameter in trainer.model.parameters():
@@ -239,10 +233,10 @@ class _OneBatch:
         return 1
 
 
-def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
+def _set_up(overrides: dict[str, Any], live: bytes | None, device: str, folder: str) -> Any:
     """A trainer that is ready to train, and writes into `folder` only."""
     register_no_trackers()
-    overrides = dict(factory.overrides) | {
+    overrides = overrides | {
         "project": folder,
         "name": "probe",
         "exist_ok": True,
@@ -255,8 +249,8 @@ def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
     }
     if overrides.get("cache") == "disk":
         overrides["cache"] = False  # would write beside the images
-    if factory.live is not None:
-        trainer_class, model = pickle.loads(factory.live)
+    if live is not None:
+        trainer_class, model = pickle.loads(live)
     else:
         yolo = YOLO(overrides["model"])
         overrides |= {"task": yolo.task, "model": yolo.overrides["model"]}
@@ -273,29 +267,3 @@ def _set_up(factory: YoloFactory, device: str, folder: str) -> Any:
         raise UsageError(str(error)) from error
     trainer._oom_retries = 0
     return trainer
-
-
-def register_no_trackers() -> None:
-    """Trackers of every kind register themselves with a trainer, and some begin a run at once."""
-    engine.callbacks.add_integration_callbacks = lambda *_: None
-
-
-def write_no_caches() -> None:
-    """Keep Ultralytics from writing `labels.cache` beside the user's labels."""
-    import ultralytics.data.dataset as dataset
-
-    def stamp_only(prefix: str, path: Any, cache: dict[str, Any], version: str) -> None:
-        cache["version"] = version
-
-    dataset.save_dataset_cache_file = stamp_only
-
-
-@contextmanager
-def _largest_multi_scale() -> Iterator[None]:
-    """With `multi_scale`, a batch's size is drawn by `random.randrange`: the largest of them."""
-    original = random.randrange
-    random.randrange = lambda start, stop=None, step=1: (stop or start) - step
-    try:
-        yield
-    finally:
-        random.randrange = original

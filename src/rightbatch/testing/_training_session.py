@@ -1,31 +1,38 @@
-"""What a probe relies on in every `Session`."""
+"""The part of `TrainingContract` that is about sessions."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import ClassVar
-from unittest import SkipTest
 
+import pytest
 import torch
-from torch import Tensor, nn
 
-from rightbatch._workload.workload import Session
+from rightbatch._training.protocol import Ability, Session, Training
+from rightbatch.testing._comparison import copies, equal, skip_without
 
 
-class SessionContract:
-    """Subclass it with a fixture `session`: a new `Session` for every test.
-
-    `sizes` are batch sizes that it can run, in a growing order; without 1 for a model with
-    BatchNorm. `trains` is False for a session of inference, which has no step. Override `model_of`
-    where the model can be reached, and the contract sees to it that only steps change it.
-    """
+class SessionTests:
+    """Steps and evaluations of any size."""
 
     sizes: ClassVar[tuple[int, ...]] = (1, 2, 3)
-    trains: ClassVar[bool] = True
 
-    def model_of(self, session: Session) -> nn.Module | None:
-        """The model that the session trains; None where it cannot be reached."""
-        return None
+    @pytest.fixture
+    def session(self, training: Training) -> Iterator[Session]:
+        """A new session that trains."""
+        skip_without(training, Ability.STEP)
+        opened = training.session("cpu", seed=0, inference=False)
+        yield opened
+        opened.close()
+
+    @pytest.fixture
+    def evaluation(self, training: Training) -> Iterator[Session]:
+        """A new session of inference."""
+        skip_without(training, Ability.EVALUATE)
+        opened = training.session("cpu", seed=0, inference=True)
+        yield opened
+        opened.close()
 
     def test_examples_are_a_count_or_unknown(self, session: Session) -> None:
         examples = session.examples
@@ -36,50 +43,42 @@ class SessionContract:
 
     def test_it_runs_growing_sizes_and_small_ones_again(self, session: Session) -> None:
         for size in (*self.sizes, self.sizes[0], self.sizes[0]):
-            if self.trains:
-                session.step(size)
-                session.step(size)
+            session.step(size)
+            session.step(size)
             session.evaluate(size)
 
     def test_an_evaluation_says_how_many_examples_it_held(self, session: Session) -> None:
         for size in self.sizes:
-            if self.trains:
-                session.step(size)
+            session.step(size)
             held = session.evaluate(size)
             assert isinstance(held, int)
             assert held > 0
 
     def test_a_step_trains_whatever_was_evaluated_before(self, session: Session) -> None:
-        model = self.model_of(session)
-        if model is None or not self.trains:
-            raise SkipTest("it does not train, or its model cannot be reached")
+        model = session.modules()[0]
         session.step(self.sizes[-1])
         session.evaluate(self.sizes[-1])
-        before = _copies(model)
+        before = copies(model)
         session.step(self.sizes[-1])
-        assert not _equal(before, model), "a step left every parameter as it was"
+        assert not equal(before, model), "a step left every parameter as it was"
 
     def test_a_timed_step_trains_and_its_parts_are_its_time(self, session: Session) -> None:
-        if not self.trains:
-            raise SkipTest("it does not train")
         model = session.modules()[0]
         session.timed_step(self.sizes[-1])
-        before, began = _copies(model), time.perf_counter()
+        before, began = copies(model), time.perf_counter()
         seconds = session.timed_step(self.sizes[-1])
         parts = (seconds.loading, seconds.computing, seconds.updating)
         assert all(part > 0 for part in parts)
         assert sum(parts) <= time.perf_counter() - began
-        assert not _equal(before, model), "a timed step left every parameter as it was"
+        assert not equal(before, model), "a timed step left every parameter as it was"
 
     def test_an_evaluation_changes_no_parameter_and_leaves_no_gradient(
         self, session: Session
     ) -> None:
-        model = self.model_of(session)
-        if model is None:
-            raise SkipTest("its model cannot be reached")
-        before = _copies(model)
+        model = session.modules()[0]
+        before = copies(model)
         session.evaluate(self.sizes[-1])
-        assert _equal(before, model), "an evaluation changed a parameter"
+        assert equal(before, model), "an evaluation changed a parameter"
         assert all(p.grad is None for p in model.parameters()), "it computed gradients"
 
     def test_an_evaluation_leaves_gradients_enabled(self, session: Session) -> None:
@@ -87,8 +86,7 @@ class SessionContract:
         assert torch.is_grad_enabled()
 
     def test_closing_twice_is_closing_once(self, session: Session) -> None:
-        if self.trains:
-            session.step(self.sizes[0])
+        session.step(self.sizes[0])
         session.evaluate(self.sizes[0])
         session.close()
         session.close()
@@ -96,11 +94,12 @@ class SessionContract:
     def test_a_session_that_never_ran_can_be_closed(self, session: Session) -> None:
         session.close()
 
-
-def _copies(model: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def _equal(before: list[Tensor], model: nn.Module) -> bool:
-    now = list(model.parameters())
-    return all(torch.equal(one, other) for one, other in zip(before, now, strict=True))
+    def test_inference_runs_every_size_and_changes_no_parameter(self, evaluation: Session) -> None:
+        modules = evaluation.modules()
+        before = [copies(module) for module in modules]
+        for size in self.sizes:
+            assert evaluation.evaluate(size) > 0
+        for kept, module in zip(before, modules, strict=True):
+            assert equal(kept, module), "an evaluation changed a parameter"
+            assert all(p.grad is None for p in module.parameters()), "it computed gradients"
+        assert torch.is_grad_enabled()

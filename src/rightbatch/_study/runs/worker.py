@@ -1,0 +1,88 @@
+"""The worker's side of a run: it trains, and reports points, events and its end.
+
+Several processes that train together are started here by torchrun, each with this module again,
+and find what they are to do in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rightbatch._study.runs.plan import RunPlan
+from rightbatch._study.runs.training import Reporter, train_run
+from rightbatch._training.protocol import Training
+from rightbatch._worker import Header
+from rightbatch._worker.bootstrap import Channel, load, take_over_streams
+from rightbatch._worker.failure import failure
+
+RUN_FILE = "RIGHTBATCH_STUDY_RUN"
+"""In the environment of processes that torchrun started: the file that says what to do."""
+
+
+def run(channel: Channel, header: Header, training: Training) -> None:
+    """Train as the first command's plan says; the report that comes last is the run's end."""
+    plan: RunPlan = pickle.loads(bytes.fromhex(channel.receive()["plan"]))
+    if plan.processes > 1:
+        _run_together(channel, header, plan)
+    else:
+        _train(channel, header, training, plan)
+
+
+def main() -> None:
+    """Run one of the processes that torchrun started."""
+    commands, reports = take_over_streams()
+    header, plan = pickle.loads(Path(os.environ[RUN_FILE]).read_bytes())
+    channel = Channel(commands, reports)
+    try:
+        training = load(header, keeps_group=True)
+    except BaseException as error:
+        channel.send(event="broken", **failure(error))
+        return
+    _train(channel, header, training, plan)
+
+
+def _train(channel: Channel, header: Header, training: Training, plan: RunPlan) -> None:
+    from rightbatch._device import open_device
+
+    try:
+        device = open_device(header.device)
+        device.prepare()
+        capacity = device.capacity()
+        limit = capacity if plan.memory is None else min(plan.memory, capacity)
+        if plan.memory is not None:
+            device.enforce(int(limit * (1 - max(header.margin, device.unrepeatable))))
+        ended = train_run(training, plan, device, limit, Reporter(channel.send))
+    except BaseException as error:
+        channel.send(event="broken", **failure(error.__cause__ or error))
+        return
+    if int(os.environ.get("RANK", "0")) == 0:
+        Reporter(channel.send).ended(ended)
+
+
+def _run_together(channel: Channel, header: Header, plan: RunPlan) -> None:
+    """Start processes that train together, and pass on what the first one reports."""
+    with tempfile.TemporaryDirectory(prefix="rightbatch-") as folder:
+        file = Path(folder) / "run"
+        file.write_bytes(pickle.dumps((header, plan)))
+        command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={plan.processes}", "-m", __name__]
+        environment: dict[str, Any] = os.environ | {RUN_FILE: str(file)}
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # by whose end they all notice that this process is gone
+            stdout=subprocess.PIPE,
+            env=environment,
+        ) as together:
+            assert together.stdout is not None
+            for line in together.stdout:
+                channel.forward(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Seconds of training, without those of observers that do not count as training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rightbatch._training.protocol import Observer
+
+
+class Clock:
+    """A stopwatch that is read at the boundaries of steps."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Forget the time since the last lap."""
+        self._since = time.perf_counter()
+
+    def lap(self, step: int | None = None) -> float:
+        """Return the seconds since the last lap.
+
+        Where `step` counts steps from 1, the first one, which finds the micro-batch and starts the
+        device, counts as the second one.
+        """
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds * {1: 0, 2: 2}.get(step or 0, 1)
+
+    @contextmanager
+    def observing(self, observer: Observer) -> Iterator[None]:
+        """Leave the time inside out, unless the observer's time counts as training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if not observer.counts_as_training:
+                self._since += time.perf_counter() - began

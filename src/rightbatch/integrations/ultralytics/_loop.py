@@ -1,0 +1,325 @@
+"""Ultralytics' own training with observers at its updates; for every verb that trains."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics import YOLO
+
+from rightbatch._elastic import Event
+from rightbatch._elastic.events import tell
+from rightbatch._errors import NothingFitsError, UsageError
+from rightbatch._noise import Part
+from rightbatch._training.clock import Clock
+from rightbatch._training.distributed import Processes
+from rightbatch._training.facts import TrainingFacts, facts_of
+from rightbatch._training.protocol import BatchTooLargeError, LoopPlan, Observer
+from rightbatch._training.scaling import scale_optimizer
+from rightbatch._training.state import TrainingState
+from rightbatch.integrations.ultralytics._arguments import averaging, loop_arguments
+from rightbatch.integrations.ultralytics._elastic import ElasticYolo
+from rightbatch.integrations.ultralytics._isolation import register_no_trackers, write_no_caches
+from rightbatch.integrations.ultralytics._metrics import logged_name
+from rightbatch.integrations.ultralytics._step import UltralyticsStep
+
+_NOTE = "YOLO's loss divides by a sum over the micro-batch, so parts are not exactly the whole"
+_HELD_IMAGES = ("buffer", "ims", "im_hw0", "im_hw")
+"""Images that a data set holds; mosaics are made of those in the buffer."""
+
+
+class _Over(Exception):
+    """Ends Ultralytics' training where an observer stopped it."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What observers are told of an update."""
+
+    mean_loss: Tensor
+
+
+class UltralyticsLoop:
+    """Trains with an update every `plan.batch_size` images.
+
+    With `plan.out` the training is Ultralytics' own, with its validation, files and accumulation.
+    Without, nothing is kept, observers say when to evaluate, a batch is run in parts by
+    `ElasticYolo` instead of being accumulated, and the warm-up keeps to the batch size, too. Where
+    the plan has factors, the learning rate, that of the biases at first, and the average of the
+    weights that is validated go with the batch size.
+    """
+
+    def __init__(
+        self,
+        overrides: Mapping[str, Any],
+        plan: LoopPlan,
+        processes: Processes,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.plan, self.processes = plan, processes
+        self.device = processes.device
+        self._weights = overrides["model"]
+        self._arguments = loop_arguments(overrides, plan, str(processes.device))
+        self._observers = observers
+        self._trainer: Any = None
+        self._elastic: ElasticYolo | None = None
+        self._step: UltralyticsStep | None = None
+        self._clock, self._pending, self._seen = Clock(), 0, 0
+        self._updated = False
+        self._stopped = ""
+        self.examples = 0
+        self.learning_rate: float | None = None
+        self.state = TrainingState(plan.batch_size)
+
+    @property
+    def model(self) -> nn.Module:
+        model: nn.Module = self._trainer.model
+        return model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self._trainer.optimizer
+        return optimizer
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Images that are run at once."""
+        return self._elastic.micro_batch_size if self._elastic else None
+
+    @property
+    def population(self) -> int | None:
+        """Of images that are the same each time; None with augmentation."""
+        return None if self._is_augmented else self.examples
+
+    @property
+    def is_evaluated(self) -> bool:
+        return True
+
+    @property
+    def facts(self) -> TrainingFacts:
+        return facts_of(
+            self.model,
+            self.optimizer,
+            workers=self._trainer.args.workers,
+            drop_last=False,
+            precision=None,
+            notes=(_NOTE,),
+        )
+
+    def run(self) -> TrainingState:
+        """Train to the end.
+
+        Raises:
+            BatchTooLargeError: if the data set leaves one image for the last batch.
+            NothingFitsError: if memory runs out where parts do not help.
+        """
+        model = YOLO(self._weights)
+        for event, callback in (
+            ("on_pretrain_routine_start", self._on_prepare),
+            ("on_train_start", self._on_start),
+            ("on_train_epoch_start", self._on_epoch_start),
+            ("on_train_batch_end", self._on_batch_end),
+            ("on_train_epoch_end", self._on_epoch_end),
+            ("on_fit_epoch_end", self._on_validated),
+        ):
+            model.add_callback(event, callback)
+        try:
+            if self.plan.out is not None:
+                self._clock.start()
+                model.train(**self._arguments)
+                self._finish(model)
+            else:
+                self._run_without_files(model)
+        finally:
+            if self._elastic is not None:
+                self._elastic.close()
+            if self._trainer is not None:
+                for observer in self._observers:
+                    observer.on_end(self)
+        return self.state
+
+    def stop(self, reason: str) -> None:
+        """End the training after this update; with files, after this epoch."""
+        self._stopped = reason
+        self._trainer.stop = True
+
+    def evaluate(self) -> dict[str, float]:
+        """Validate; metrics and losses by the names that Ultralytics logs, and the losses' sum."""
+        trainer = self._trainer
+        found, _ = trainer.validate()
+        found = (found or {}) | trainer.label_loss_items(trainer.tloss, prefix="train")
+        if trainer.args.freeze:
+            trainer._model_train()  # an evaluation ends with all layers in training
+        losses = [float(value) for name, value in found.items() if name.startswith("val/")]
+        values = {logged_name(name): float(value) for name, value in found.items()}
+        return {"evaluation_loss": sum(losses), **values}
+
+    def micro_batches(self, most: int | None = None) -> Iterator[Part]:
+        """Yield micro-batches, without end where augmentation makes every image anew.
+
+        The data set is as before in the end.
+        """
+        trainer = self._trainer
+        data = trainer.train_loader.dataset
+        size = min(self.micro_batch_size or 1, most or self.plan.batch_size)
+        size = min(max(size, 2), self.examples)  # BatchNorm at 32 pixels has one value an image
+        generator = random.Random(self.plan.seed + self.state.steps)
+        with _kept_images(data):
+            while True:
+                order = generator.sample(range(self.examples), self.examples)
+                for start in range(0, len(order) - size + 1, size):
+                    items = [data[index] for index in order[start : start + size]]
+                    loss = partial(self._loss, trainer.train_loader.collate_fn(items))
+                    yield loss, size, size * trainer.scaler.get_scale()
+                if not self._is_augmented:
+                    return
+
+    @property
+    def _is_augmented(self) -> bool:
+        return bool(getattr(self._trainer.train_loader.dataset, "augment", True))
+
+    def _loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss per image."""
+        assert self._elastic is not None and self._step is not None
+        with self._step.precision():
+            return self._elastic.loss(self._step.prepare(batch))
+
+    def _run_without_files(self, model: YOLO) -> None:
+        register_no_trackers()
+        write_no_caches()
+        with tempfile.TemporaryDirectory(
+            prefix="rightbatch-", ignore_cleanup_errors=True
+        ) as folder:
+            try:
+                model.train(**self._arguments, project=folder)
+            except _Over:
+                pass
+            except ValueError as error:
+                if "BatchNorm" not in str(error):
+                    raise
+                raise BatchTooLargeError(str(error)) from error
+
+    def _on_prepare(self, trainer: Any) -> None:
+        self._trainer = trainer
+        if int(trainer.world_size or 1) > 1:
+            raise UsageError(
+                "rightbatch trains with Ultralytics on one device; on several, let "
+                "rightbatch.integrations.ultralytics.install() measure the batch of your own script"
+            )
+        micro = self.plan.micro_batch_size
+        parts = min(int(micro), self.plan.batch_size) if micro != "auto" else None
+        if self.plan.out is not None:
+            parts = None  # Ultralytics accumulates by itself
+        self._elastic = ElasticYolo(trainer, micro_batch_size=parts, on_event=self._on_event)
+
+    def _on_start(self, trainer: Any) -> None:
+        self._step = UltralyticsStep(trainer)
+        self.examples = len(trainer.train_loader.dataset)
+        self.device = trainer.device
+        rate = 1.0
+        if self.plan.factors is not None:
+            betas = trainer.optimizer.param_groups[0].get("betas")
+            batch_factor, rate = self.plan.factors(betas)
+            scale_optimizer(trainer.optimizer, batch_factor, rate, trainer.scheduler)
+            trainer.args.warmup_bias_lr *= rate
+            trainer.ema.decay = averaging(trainer.ema.decay, batch_factor)
+        self.learning_rate = float(trainer.args.lr0) * rate
+        if self.plan.schedule_epochs is not None:
+            trainer.epochs = self.plan.epochs  # an observer ends it
+        trainer.optimizer.register_step_post_hook(lambda *_: setattr(self, "_updated", True))
+        for observer in self._observers:
+            observer.on_start(self)
+
+    def _on_epoch_start(self, trainer: Any) -> None:
+        if self.plan.out is None and getattr(trainer, "_oom_retries", False):
+            # With half of the batch, from the epoch's start: another training.
+            raise NothingFitsError(
+                f"memory ran out outside of a step, with a batch of {self.plan.batch_size}",
+                error_type="OutOfMemoryError",
+                error_message="Ultralytics would go on with half of it",
+            )
+        self._pending, self._seen = 0, 0
+        if self.plan.out is None:
+            self._clock.start()
+
+    def _on_batch_end(self, trainer: Any) -> None:
+        at = self.state
+        images = min(trainer.batch_size, self.examples - self._seen)
+        self._seen, self._pending = self._seen + images, self._pending + images
+        if not self._updated and self.plan.out is not None:
+            return
+        self._updated = False
+        at.steps += 1
+        at.examples, self._pending = at.examples + self._pending, 0
+        is_measured = not all(observer.counts_as_training for observer in self._observers)
+        at.seconds += self._clock.lap(at.steps if is_measured else None)
+        update = _Update(_total(trainer.loss_items))
+        for observer in self._observers:
+            with self._clock.observing(observer):
+                observer.on_step(self, update)
+        self._end_if_stopped()
+
+    def _on_epoch_end(self, trainer: Any) -> None:
+        if self.plan.out is not None:
+            return
+        at = self.state
+        metrics = {"loss": float(_total(trainer.tloss))}
+        for observer in self._observers:
+            with self._clock.observing(observer):
+                metrics |= observer.measure_epoch(self)
+        at.metrics = metrics
+        at.epoch += 1
+        for observer in self._observers:
+            observer.on_epoch(self)
+        if at.epoch == self.plan.epochs:
+            raise _Over
+        self._end_if_stopped()
+
+    def _on_validated(self, trainer: Any) -> None:
+        if self.plan.out is None:
+            return
+        self.state.epoch = trainer.epoch + 1
+        self.state.metrics = {name: float(value) for name, value in trainer.metrics.items()}
+        for observer in self._observers:
+            observer.on_epoch(self)
+
+    def _end_if_stopped(self) -> None:
+        if self._stopped and self.plan.out is None:
+            raise _Over
+
+    def _finish(self, model: YOLO) -> None:
+        at, trainer = self.state, self._trainer
+        at.examples += self._pending
+        at.seconds += self._clock.lap()
+        at.out_of_memory_events += trainer._oom_retries
+        results = getattr(model.metrics, "results_dict", None) or {}
+        at.metrics = {name: float(value) for name, value in results.items()}
+
+    def _on_event(self, event: Event) -> None:
+        self.state.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
+        if self.plan.out is not None:
+            tell(event)
+        for observer in self._observers:
+            observer.on_event(self, event)
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
+
+
+@contextmanager
+def _kept_images(data: Any) -> Iterator[None]:
+    """Leave no trace of what is loaded inside in the images that the data set holds."""
+    kept = {name: list(held) for name in _HELD_IMAGES if (held := getattr(data, name, None))}
+    try:
+        yield
+    finally:
+        for name, held in kept.items():
+            getattr(data, name)[:] = held

@@ -1,0 +1,62 @@
+"""One training step of Ultralytics, as its parts: what a session and a loop both use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils.torch_utils import autocast
+
+
+class UltralyticsStep:
+    """The step of a trainer that is set up; the numbers are those of Ultralytics' own loop."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def precision(self) -> Any:
+        """Return the trainer's autocast."""
+        trainer = self._trainer
+        amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+        return autocast(amp, device=trainer.device.type)
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch on the device, as the trainer preprocesses it."""
+        with self.precision():
+            prepared: dict[str, Any] = self._trainer.preprocess_batch(batch)
+            return prepared
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Return the loss of a prepared batch as Ultralytics sums it."""
+        trainer = self._trainer
+        with self.precision():
+            if trainer.args.compile:
+                predictions = trainer.model(batch["img"])
+                loss, trainer.loss_items = trainer.model.loss(batch, predictions)
+            else:
+                loss, trainer.loss_items = trainer.model(batch)
+            total: Tensor = loss.sum()
+            return total
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients, scaled by the trainer's scaler."""
+        self._trainer.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        """Clip, step, and update the average of the weights, as the trainer does."""
+        self._trainer.optimizer_step()
+
+
+@contextmanager
+def largest_multi_scale() -> Iterator[None]:
+    """Take the largest of the sizes that `multi_scale` draws by `random.randrange`."""
+    original = random.randrange
+    random.randrange = lambda start, stop=None, step=1: (stop or start) - step
+    try:
+        yield
+    finally:
+        random.randrange = original

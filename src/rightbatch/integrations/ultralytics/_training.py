@@ -1,0 +1,109 @@
+"""A YOLO model, its data and the arguments of its training as a `Training`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._training.protocol import Ability, LoopPlan, Observer, Session, Training
+from rightbatch.integrations.ultralytics._isolation import isolate
+from rightbatch.integrations.ultralytics._metrics import full_name
+
+if TYPE_CHECKING:
+    from rightbatch._training.distributed import Processes
+    from rightbatch.integrations.ultralytics._loop import UltralyticsLoop
+
+_FAMILIES = ("yolo", "rtdetr")
+_NOMINAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class UltralyticsTraining(Training):
+    """What `overrides`, the arguments of `YOLO.train`, describe; can be sent to another process.
+
+    From a script come `live`, the class of its trainer and its model, pickled by themselves so that
+    ultralytics is not imported before `load`; and `settings`, those of Ultralytics there.
+    """
+
+    overrides: dict[str, Any]
+    live: bytes | None = field(default=None, repr=False)
+    settings: dict[str, Any] | None = field(default=None, repr=False)
+
+    integration = "Ultralytics' trainer"
+    abilities = frozenset(
+        {Ability.STEP, Ability.EVALUATE, Ability.FOLLOW, Ability.LOOP, Ability.SETTINGS}
+    )
+    loss_may_rise = True
+
+    @property
+    def base_batch(self) -> int:
+        """The batch size that Ultralytics' learning rates are for."""
+        return int(self.overrides.get("nbs", _NOMINAL_BATCH))
+
+    def metric_name(self, name: str) -> str:
+        """Return `metrics/mAP50B` for `mAP50` and for `metrics/mAP50(B)`."""
+        return full_name(name)
+
+    def load(self) -> UltralyticsTraining:
+        """Import ultralytics with settings of its own, so that no file of the user's is written."""
+        isolate(self.settings)
+        return self
+
+    def session(self, device: str, *, seed: int, inference: bool) -> Session:
+        """Open Ultralytics' own trainer, set up as `train` sets it up; after `load`."""
+        from rightbatch.integrations.ultralytics._session import UltralyticsSession
+
+        return UltralyticsSession(self.overrides, self.live, device, inference=inference)
+
+    @contextmanager
+    def loop(
+        self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
+    ) -> Iterator[UltralyticsLoop]:
+        """Open a training by Ultralytics' own trainer.
+
+        With `plan.out` it writes there what Ultralytics writes, else nothing.
+        """
+        from rightbatch.integrations.ultralytics._loop import UltralyticsLoop
+
+        yield UltralyticsLoop(self.overrides, plan, processes, observers)
+
+
+def from_spec(
+    spec: str, *, data: str | None = None, imgsz: int | None = None, **options: Any
+) -> UltralyticsTraining | None:
+    """Return a training for `yolo26n.yaml`, `yolo26n.pt` and the like; None for other names.
+
+    Raises:
+        UsageError: without `data`, or if `data` is a file that does not exist.
+        MissingExtraError: if ultralytics is not installed.
+    """
+    path = Path(spec)
+    if path.suffix not in (".yaml", ".yml", ".pt"):
+        return None
+    if not path.stem.lower().startswith(_FAMILIES) and not path.is_file():
+        return None
+    require_ultralytics()
+    if data is None:
+        raise UsageError(
+            f"{spec} needs a data set: --data DATA.yaml (data= in Python), in YOLO's layout"
+        )
+    if Path(data).suffix in (".yaml", ".yml") and len(Path(data).parts) > 1:
+        if not Path(data).expanduser().is_file():
+            raise UsageError(f"there is no data set file {data}")
+        data = str(Path(data).expanduser().resolve())
+    overrides: dict[str, Any] = {"model": str(path.resolve()) if path.is_file() else spec}
+    overrides |= {"data": data, **options}
+    if imgsz is not None:
+        overrides["imgsz"] = imgsz
+    return UltralyticsTraining(overrides)
+
+
+def require_ultralytics() -> None:
+    """Raise `MissingExtraError` unless ultralytics is installed."""
+    if find_spec("ultralytics") is None:
+        raise MissingExtraError("ultralytics", "yolo")

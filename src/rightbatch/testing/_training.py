@@ -1,0 +1,61 @@
+"""What every verb relies on in a `Training`, its sessions and its loops."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from rightbatch._errors import UsageError
+from rightbatch._fit.fit import fit
+from rightbatch._training.protocol import Ability, Training, require
+from rightbatch._tune.tune import tune
+from rightbatch.testing._comparison import skip_without
+from rightbatch.testing._training_loop import LoopTests
+from rightbatch.testing._training_session import SessionTests
+
+
+class TrainingContract(SessionTests, LoopTests):
+    """Subclass it with a fixture `training`: a `Training` that has been loaded.
+
+    It is the same training each time it is opened. `sizes` are batch sizes that it can run, in a
+    growing order; without 1 for a model with BatchNorm. `batch_size` is one for loops, of which an
+    epoch has three or more. The fixture `description` is the training before it is loaded, as a
+    verb is given it; by default the loaded one.
+    """
+
+    @pytest.fixture
+    def description(self, training: Training) -> object:
+        """What `fit` and `tune` are given."""
+        return training
+
+    def test_it_can_be_sent_to_another_process(self, training: Training) -> None:
+        sent = pickle.loads(cloudpickle.dumps(training))
+        assert sent.abilities == training.abilities
+        assert sent.base_batch == training.base_batch
+
+    def test_a_verb_is_refused_by_the_name_of_the_ability_that_is_missing(
+        self, training: Training
+    ) -> None:
+        assert isinstance(training, Training)
+        assert training.integration
+        for ability in frozenset(Ability) - training.abilities:
+            with pytest.raises(UsageError) as refused:
+                require(training, ability, "verb")
+            assert ability.value in str(refused.value)
+            assert training.integration in str(refused.value)
+        for ability in training.abilities:
+            require(training, ability, "verb")
+
+    def test_fit_and_tune_go_through_it(self, training: Training, description: object) -> None:
+        skip_without(training, Ability.LOOP)
+        options: dict[str, Any] = {"max_batch": 8, "device": "cpu", "progress": False}
+        largest = fit(description, **options)
+        assert largest.batch_size == 8
+        assert {probe.outcome for probe in largest.probes} == {"ok"}
+        plan = tune(description, largest=largest, budget=2, **options)
+        assert 1 <= plan.batch_size <= 8
+        assert len(plan.seen.at_weights) >= 2
+        assert plan.expected[0].examples_per_second > 0
