@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
     from rightbatch._elastic.step import Elastic, StepReport
-    from rightbatch._fit.fit import FitResult, fit
+    from rightbatch._fit.fit import fit
+    from rightbatch._fit.result import FitResult
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
     from rightbatch._predict.calibrate import Calibration, calibrate
     from rightbatch._predict.predict import Prediction, predict, replay
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from rightbatch._study.result import StudyResult
     from rightbatch._study.study import study
     from rightbatch._train.train import TrainResult, train
-    from rightbatch._tune import Plan, tune
+    from rightbatch._tune.plan import Plan
+    from rightbatch._tune.tune import tune
     from rightbatch._worker import Probe
     from rightbatch._workload.batch import count_examples, split_batch
     from rightbatch._workload.normalization import recalibrate_batchnorm
@@ -57,13 +59,13 @@ _LAZY = {
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
     "Exactness": "_elastic.exactness",
-    "FitResult": "_fit.fit",
+    "FitResult": "_fit.result",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
     "NormalizationNoise": "_noise",
     "Prediction": "_predict.predict",
     "Probe": "_worker",
-    "Plan": "_tune",
+    "Plan": "_tune.plan",
     "ReplayResult": "_predict.replay",
     "Server": "_serve.serve",
     "Session": "_workload.workload",
@@ -81,7 +83,7 @@ _LAZY = {
     "split_batch": "_workload.batch",
     "study": "_study.study",
     "train": "_train.train",
-    "tune": "_tune",
+    "tune": "_tune.tune",
 }
 
 __all__ = [

@@ -163,7 +163,7 @@ def tune(
 
     Example: rightbatch tune train.py:workload --target loss=0.45 --budget 3min
     """
-    from rightbatch._tune import tune
+    from rightbatch._tune.tune import tune
 
     result = tune(
         workload,

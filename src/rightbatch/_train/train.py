@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import NothingFitsError, RightbatchError, UsageError, WorkloadError
-from rightbatch._training.updates import DEFAULT_BATCH
-from rightbatch._tune import Plan, tune
+from rightbatch._train.options import TrainOptions
+from rightbatch._tune.plan import Plan
+from rightbatch._tune.tune import tune
 from rightbatch._units import format_seconds
 from rightbatch._workload.factory import resolve
+from rightbatch._workload.verb import takes
 
 if TYPE_CHECKING:
     from rightbatch._train.growth import Growth
@@ -55,27 +57,8 @@ class TrainResult:
         return document | {"plan": self.plan.to_dict() if self.plan else None}
 
 
-def train(
-    workload: object,
-    *,
-    batch: int | str = "auto",
-    epochs: int,
-    out: str | Path,
-    micro_batch: int | str = "auto",
-    budget: float | str = "1min",
-    base_batch: int = DEFAULT_BATCH,
-    adapt: bool = False,
-    resume: bool = False,
-    memory: int | str | None = None,
-    margin: float = 0.05,
-    max_batch: int | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    checkpoint_seconds: float = 30.0,
-    progress: bool = True,
-    settings: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> TrainResult:
+@takes(TrainOptions)
+def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
     """Train a workload, or a model of an integration through that framework's own trainer.
 
     `batch` is the batch size, or `"auto"`: what `tune` answers within `budget`, with its learning
@@ -85,22 +68,16 @@ def train(
     out; the batch size stays. Everything is written into the folder `out`, from which `resume` goes
     on at the next example. Started by torchrun, the processes train together.
 
-    `checkpoint_seconds` lie between two saves. `settings` go to a framework's training as they are,
-    `options` to its spec (`data=`, `imgsz=`).
+    `checkpoint_seconds` lie between two checkpoints. `settings` go to a framework's training as
+    they are; any other keyword goes to its spec (`data=`, `imgsz=`).
 
     Raises:
-        UsageError: for what cannot be meant, or an `out` that holds another training.
+        UsageError: for an option that cannot be used, or an `out` that holds another training.
         NothingFitsError: if not even one example fits.
-        WorkloadError: if the workload fails for a reason of its own.
+        WorkloadError: if the workload failed with an error other than out-of-memory.
     """
-    factory = resolve(workload, **options)
-    if isinstance(batch, str) and batch.isdigit():
-        batch = int(batch)
-    if not (batch == "auto" or (isinstance(batch, int) and batch >= 1)):
-        raise UsageError(f"batch is 'auto' or a number of at least 1, not {batch!r}")
-    if epochs < 1:
-        raise UsageError(f"epochs is at least 1, not {epochs}")
-
+    factory = resolve(workload, **spec)
+    batch, epochs, resume, adapt = options.batch_size, options.epochs, options.resume, options.adapt
     if adapt and (batch != "auto" or hasattr(factory, "train")):
         raise UsageError(
             "adapt grows a size that tune has chosen: it takes batch='auto' and a Workload"
@@ -111,24 +88,25 @@ def train(
             return _Choice(batch, f"{batch} was asked for", None)
         plan = tune(
             factory,
-            budget=budget,
-            base_batch=base_batch,
+            budget=options.budget,
+            base_batch=options.base_batch,
             epochs=epochs,
             processes=processes,
-            memory=memory,
-            margin=margin,
-            max_batch=max_batch,
-            device=device,
-            seed=seed,
-            progress=progress,
+            memory=options.memory,
+            margin=options.margin,
+            max_batch=options.max_batch,
+            device=options.device,
+            seed=options.seed,
+            progress=options.progress,
         )
         return _Choice(plan.batch_size, plan.reason, plan)
 
-    out = Path(out).expanduser()
+    out = Path(options.out).expanduser()
+    settings = dict(options.settings or {})
     if hasattr(factory, "train"):
         if resume:
             raise UsageError("resume is for a Workload; a framework's trainer has its own")
-        return _by_framework(factory, choice(), epochs, out, device, seed, dict(settings or {}))
+        return _by_framework(factory, choice(), epochs, out, options.device, options.seed, settings)
     if settings:
         raise UsageError(f"a Workload takes no settings, got {', '.join(sorted(settings))}")
 
@@ -137,26 +115,26 @@ def train(
     from rightbatch._training.loop import Loop, built
     from rightbatch._training.scaling import scale_optimizer
 
-    checkpoints = Checkpoints(out, checkpoint_seconds)
+    checkpoints = Checkpoints(out, options.checkpoint_seconds)
     if checkpoints.exist and not resume:
         raise UsageError(
             f"{out} holds a training: --resume (resume=True) goes on with it, or take another --out"
         )
 
     def run(processes: Processes) -> TrainResult:
-        with built(factory, seed, processes) as workload:
+        with built(factory, options.seed, processes) as workload:
             if resume and batch == "auto":
                 began = checkpoints.asked()["batch_size"]
                 chosen = _Choice(began, f"the training began with {began}", None)
             else:
                 world = processes.world_size
                 chosen = processes.from_first(choice(world) if processes.is_first else None)
-            plan, parts = chosen.plan, micro_batch
+            plan, parts = chosen.plan, options.micro_batch_size
             if plan is not None:
                 parts = plan.micro_batch_size if parts == "auto" else parts
             growth = None
             if adapt:
-                most = parts if isinstance(parts, int) and micro_batch != "auto" else None
+                most = None if options.micro_batch_size == "auto" else options.micro_batch_size
                 growth = _growth(workload, plan, checkpoints if resume else None, epochs, most)
             loop = Loop(
                 workload,
@@ -167,10 +145,10 @@ def train(
                 checkpoints=checkpoints,
                 processes=processes,
                 growth=growth,
-                memory=memory,
-                margin=margin,
-                seed=seed,
-                progress=progress and processes.is_first,
+                memory=options.memory,
+                margin=options.margin,
+                seed=options.seed,
+                progress=options.progress and processes.is_first,
             )
             if plan is not None:  # after the schedule is made, which may set rates of its own
                 factor, rate = plan.batch_size / plan.base_batch, plan.learning_rate_factor
@@ -191,7 +169,7 @@ def train(
             plan=chosen.plan,
         )
 
-    with _named(), opened(device) as processes:
+    with _named(), opened(options.device) as processes:
         if adapt and processes.world_size > 1:
             raise UsageError("adapt measures in one process; torchrun trains at one size so far")
         return run(processes)

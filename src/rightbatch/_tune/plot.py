@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rightbatch._errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from rightbatch._tune import Plan
+    from rightbatch._tune.plan import Plan
 
 # Told apart by people with any colour vision (Okabe and Ito).
 _THROUGHPUT, _EFFICIENCY, _GOODPUT, _LIMIT = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -27,7 +27,7 @@ from rightbatch.examples.parts import CLASSES, render_parts
 
 if TYPE_CHECKING:
     from rightbatch._serve.engine.calibration import Calibration
-    from rightbatch._tune import Plan
+    from rightbatch._tune.plan import Plan
     from rightbatch.integrations.ultralytics._factory import Trained
 
 MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
@@ -85,7 +85,7 @@ def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
         "YOLO_CONFIG_DIR": str((out / "settings").resolve()),
     }
     from rightbatch._fit.fit import fit
-    from rightbatch._tune import tune
+    from rightbatch._tune.tune import tune
     from rightbatch.integrations.ultralytics._factory import from_spec, without_trackers
 
     with _bars(console) as bars:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rightbatch._faults import PLACES, Place
 from rightbatch._fit.fit import fit
-from rightbatch._tune import tune
+from rightbatch._tune.tune import tune
 from rightbatch.testing._faults import inject_out_of_memory
 
 

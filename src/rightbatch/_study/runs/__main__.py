@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rightbatch._worker.bootstrap import failure, listen, load, take_over_streams
-from rightbatch._worker.wire import Header, receive_bytes, send
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.training import Teller, run
+from rightbatch._worker.bootstrap import failure, listen, load, take_over_streams
+from rightbatch._worker.wire import Header, receive_bytes, send
 
 TOLD = "RIGHTBATCH_STUDY_RUN"
 """In the environment of processes that torchrun started: the file that says what to do."""

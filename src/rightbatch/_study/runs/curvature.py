@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch._workload.batch import to_device
+from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._errors import MissingExtraError
 from rightbatch._training.loop import Loop
-from rightbatch._training.random_state import random_state, set_random_state
+from rightbatch._workload.batch import to_device
 
 EXAMPLES = 512
 """The same ones each time, so that the curve is of the weights and not of the sample."""

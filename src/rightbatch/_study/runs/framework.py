@@ -12,11 +12,16 @@ from torch import nn
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import NothingFitsError, UsageError
-from rightbatch._training.loop import Standing
 from rightbatch._study.records import Target
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.training import BrokenError, Teller, TooLargeError, learning_rate_factors
+from rightbatch._study.runs.training import (
+    BrokenError,
+    Teller,
+    TooLargeError,
+    learning_rate_factors,
+)
 from rightbatch._study.runs.watch import DivergedError, Watch
+from rightbatch._training.loop import Standing
 
 Betas = tuple[float, float] | None
 """Of Adam and its kin; None for SGD."""

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rightbatch._study.records import Ended, Point
+from rightbatch._study.runs.plan import RunPlan
 from rightbatch._worker.child import Child
 from rightbatch._worker.process import EXACT_MALLOC
 from rightbatch._worker.records import Failure
 from rightbatch._worker.wire import Header
-from rightbatch._study.records import Ended, Point
-from rightbatch._study.runs.plan import RunPlan
 
 
 @dataclass(frozen=True)

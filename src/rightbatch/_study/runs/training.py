@@ -81,10 +81,10 @@ def run(factory: Any, plan: RunPlan, device: Device, limit: int, teller: Teller)
 def _by_loop(
     factory: Any, plan: RunPlan, device: str, teller: Teller, facts: dict[str, Any]
 ) -> None:
-    from rightbatch._training.loop import Loop, built
-    from rightbatch._training.distributed import opened
-    from rightbatch._training.scaling import scale_optimizer
     from rightbatch._study.runs.watch import Watch
+    from rightbatch._training.distributed import opened
+    from rightbatch._training.loop import Loop, built
+    from rightbatch._training.scaling import scale_optimizer
 
     with (
         opened(device) as processes,

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
+from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._elastic import StepReport
+from rightbatch._noise import window
+from rightbatch._study.records import Point, Target
 from rightbatch._training.evaluation import evaluated
 from rightbatch._training.loop import Loop
-from rightbatch._noise import window
-from rightbatch._workload.normalization import least_examples
-from rightbatch._training.random_state import random_state, set_random_state
-from rightbatch._study.records import Point, Target
 from rightbatch._training.targets import is_better
+from rightbatch._workload.normalization import least_examples
 
 SPACING = 1.02
 """Points lie 2% of the steps apart: as dense for every batch size, and few however long it is."""

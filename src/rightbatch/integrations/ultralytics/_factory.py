@@ -31,7 +31,7 @@ import cloudpickle
 from rightbatch._errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from rightbatch._fit.fit import FitResult
+    from rightbatch._fit.result import FitResult
     from rightbatch._tune.pilot import PilotPlan, PilotReport
     from rightbatch._workload.workload import Session
     from rightbatch.integrations.ultralytics._elastic import ElasticYolo
