@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,8 @@ pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
 
 from rightbatch._device import open_device  # noqa: E402
+from rightbatch._study.config import StudyConfig  # noqa: E402
+from rightbatch._study.options import StudyOptions  # noqa: E402
 from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
 from rightbatch._study.runs.framework import factors, named_as_logged  # noqa: E402
 from rightbatch._study.runs.plan import RunPlan  # noqa: E402
@@ -28,7 +29,19 @@ from rightbatch.integrations.ultralytics._study import arguments_of, averaging  
 
 IMAGES, BATCH, SIZE = 10, 4, 64
 STEPS = 3
-PLAN = RunPlan(RunKey(BATCH, 0), epochs=1, base_batch=64)
+
+
+def plan_of(
+    key: RunKey = RunKey(BATCH, 0),  # noqa: B008  frozen
+    target: Target | None = None,
+    noise_scale: float | None = None,
+    **options: Any,
+) -> RunPlan:
+    asked = StudyOptions(batches=(key.batch_size,), out="unused", **{"epochs": 1} | options)
+    return RunPlan(key, StudyConfig("parts", asked, base_batch=64, target=target), noise_scale)
+
+
+PLAN = plan_of()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +90,7 @@ def watched(
     folder = tmp_path_factory.mktemp("here")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ended, points, _ = ran(factory, replace(PLAN, rule="none", epochs=2))
+        ended, points, _ = ran(factory, plan_of(rule="none", epochs=2))
     return ended, points, folder
 
 
@@ -162,7 +175,7 @@ def test_a_run_leaves_nothing_behind(
 
 
 def test_the_target_ends_a_run_where_it_is_reached(factory: YoloFactory) -> None:
-    ended, points, _ = ran(factory, replace(PLAN, target=Target("mAP50", 0.0)))
+    ended, points, _ = ran(factory, plan_of(target=Target("mAP50", 0.0)))
     assert ended.status == "finished"
     assert ended.reason == "metrics/mAP50B reached 0, 0 was asked for"
     assert (ended.steps, points[-1].steps) == (1, 1)
@@ -170,11 +183,11 @@ def test_the_target_ends_a_run_where_it_is_reached(factory: YoloFactory) -> None
 
 def test_a_target_that_is_no_metric_is_refused_with_those_there_are(factory: YoloFactory) -> None:
     with pytest.raises(rb.UsageError, match=r"no metric 'mAP51'; .*metrics/mAP50B.* and loss"):
-        ran(factory, replace(PLAN, target=Target("mAP51", 0.5)))
+        ran(factory, plan_of(target=Target("mAP51", 0.5)))
 
 
 def test_time_that_is_up_ends_a_run(factory: YoloFactory) -> None:
-    ended, _, _ = ran(factory, replace(PLAN, seconds=1e-6))
+    ended, _, _ = ran(factory, plan_of(budget=1e-6))
     assert ended.status == "finished"
     assert (ended.steps, ended.examples) == (2, 8), "the first step is not timed"
     assert "s of training, as was asked for" in ended.reason
@@ -198,14 +211,14 @@ def test_memory_that_is_too_small_for_one_image_is_a_result(factory: YoloFactory
 
 def test_a_loss_that_is_no_number_is_a_result(factory: YoloFactory) -> None:
     key = RunKey(BATCH, 0, learning_rate_factor=1e30)
-    ended, points, _ = ran(factory, replace(PLAN, key=key))
+    ended, points, _ = ran(factory, plan_of(key))
     assert ended.status == "diverged"
     assert "nan" in ended.reason
     assert math.isnan(points[-1].values["loss"])
 
 
 def test_a_batch_that_the_data_set_does_not_fill_is_a_result(factory: YoloFactory) -> None:
-    ended, points, _ = ran(factory, replace(PLAN, key=RunKey(16, 0)))
+    ended, points, _ = ran(factory, plan_of(RunKey(16, 0)))
     assert (ended.status, ended.steps, points) == ("failed", 0, [])
     assert "has 10 images, fewer than a batch of 16" in ended.reason
 
@@ -215,14 +228,14 @@ def test_a_last_batch_of_one_small_image_is_a_result_as_normalization_has_nothin
 ) -> None:
     factory = from_spec("yolo26n.yaml", data=str(data), imgsz=32)
     assert factory is not None
-    ended, _, _ = ran(factory, replace(PLAN, key=RunKey(3, 0)))
+    ended, _, _ = ran(factory, plan_of(RunKey(3, 0)))
     assert ended.status == "failed"
     assert "BatchNorm a single value per channel" in ended.reason
 
 
 def test_what_would_fail_in_every_run_is_no_result(factory: YoloFactory) -> None:
     with pytest.raises(BrokenError) as broken:
-        ran(factory, replace(PLAN, settings={"no_such_argument": 1}))
+        ran(factory, plan_of(settings={"no_such_argument": 1}))
     assert "no_such_argument" in str(broken.value.__cause__)
 
 
@@ -231,13 +244,13 @@ def test_the_learning_rate_goes_with_the_batch_size_from_ultralytics_nominal_one
 ) -> None:
     assert factory.base_batch == 64
     assert YoloFactory({"model": "yolo26n.yaml", "nbs": 32}).base_batch == 32
-    sgd = [factors(replace(PLAN, key=RunKey(n, 0)), None) for n in (4, 64, 128)]
+    sgd = [factors(plan_of(RunKey(n, 0)), None) for n in (4, 64, 128)]
     assert sgd == [(1 / 16, 1 / 16), (1, 1), (2, 2)], "linear, where no noise scale is known"
-    known = factors(replace(PLAN, key=RunKey(128, 0, 0.5), noise_scale=64), None)
+    known = factors(plan_of(RunKey(128, 0, 0.5), noise_scale=64), None)
     assert known == pytest.approx((2, 0.5 * 2 / 1.5)), "the gain of AdaScale"
-    adam = factors(replace(PLAN, key=RunKey(4, 0)), (0.9, 0.999))
+    adam = factors(plan_of(RunKey(4, 0)), (0.9, 0.999))
     assert adam == pytest.approx((1 / 16, 1 / 4))
-    assert factors(replace(PLAN, rule="none"), None) == (1, 1)
+    assert factors(plan_of(rule="none"), None) == (1, 1)
 
 
 def test_the_optimizer_is_one_that_stays_and_its_rate_is_its_own() -> None:
@@ -285,7 +298,7 @@ def test_what_a_frameworks_trainer_cannot_do_is_refused(
     factory: YoloFactory, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(rb.UsageError, match=said):
-        ran(factory, replace(PLAN, **change))
+        ran(factory, plan_of(**change))
 
 
 def test_the_images_a_data_set_holds_are_as_before_a_look_at_them() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import study_workloads
+from study_runs import plan_of
 
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._study.records import Ended, RunKey, Target
-from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import Said, said_by
 from rightbatch._study.runs.training import Teller, learning_rate_factors
 from rightbatch._study.runs.training import run as run_here
@@ -33,8 +33,8 @@ PATIENCE = 60.0
 def run(function: str, batch_size: int = 16, **about: Any) -> list[Said]:
     factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
     header = header_for(factory, device="cpu", margin=0.05, seed=0)
-    told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
-    plan = RunPlan(RunKey(batch_size, 0), **told | about)
+    told: dict[str, Any] = {"epochs": 2, "micro_batch": batch_size}
+    plan = plan_of(RunKey(batch_size, 0), **told | about)
     return list(said_by(header, plan, threads=1))
 
 
@@ -65,8 +65,8 @@ def test_a_run_tells_its_points_and_then_how_it_ended() -> None:
 def here(function: str, batch_size: int = 16, **about: Any) -> Ended:
     """A run in this process, which is what its own one does."""
     factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
-    told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
-    plan = RunPlan(RunKey(batch_size, 0), **told | {"rule": "none"} | about)
+    told: dict[str, Any] = {"epochs": 2, "micro_batch": batch_size}
+    plan = plan_of(RunKey(batch_size, 0), **told | {"rule": "none"} | about)
     heard: list[dict[str, Any]] = []
     device = open_device("cpu")
     device.prepare()
@@ -124,7 +124,7 @@ def test_the_learning_rate_goes_with_the_batch_by_the_rule() -> None:
     """SGD's by (1 + φ/B0)/(1 + φ/B), Adam's by the square root; times the run's own factor."""
 
     def factors(size: int, betas: tuple[float, float] | None, **about: Any) -> tuple[float, float]:
-        plan = RunPlan(RunKey(size, 0, 0.5), epochs=1, base_batch=16, **about)
+        plan = plan_of(RunKey(size, 0, 0.5), **about)
         return learning_rate_factors(plan, betas)
 
     assert factors(64, None, noise_scale=48.0) == pytest.approx((4.0, 0.5 * (1 + 3) / (1 + 0.75)))
@@ -155,12 +155,12 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
         from rightbatch._worker.wire import header_for
         from rightbatch._study.runs.process import said_by
         from rightbatch._study.records import RunKey
-        from rightbatch._study.runs.plan import RunPlan
+        from study_runs import plan_of
 
         header = header_for(
             resolve({str(HERE / "study_workloads.py")!r} + ":slow"), device="cpu", margin=0, seed=0
         )
-        plan = RunPlan(RunKey(16, 0), epochs=10_000, base_batch=16, micro_batch=16)
+        plan = plan_of(RunKey(16, 0), epochs=10_000, micro_batch=16)
         for said in said_by(header, plan, on_start=lambda c: print(c.pid, flush=True)):
             if said.points:
                 print("trains", flush=True)

@@ -35,7 +35,7 @@ def main() -> None:
     header = pickle.loads(receive_bytes(commands))
     plan = pickle.loads(receive_bytes(commands))
     listen(commands)
-    if plan.processes > 1:
+    if plan.options.processes > 1:
         _together(header, plan, reports)
     else:
         _train(header, plan, reports)
@@ -49,14 +49,15 @@ def _train(header: Header, plan: RunPlan, reports: BinaryIO) -> None:
             send(reports, **message)
 
     try:
-        factory = load(header, keeps_group=plan.processes > 1)
+        factory = load(header, keeps_group=plan.options.processes > 1)
         from rightbatch._device import open_device
 
         device = open_device(header.device)
         device.prepare()
         capacity = device.capacity()
-        limit = capacity if plan.memory is None else min(plan.memory, capacity)
-        if plan.memory is not None:
+        memory = plan.options.memory_bytes
+        limit = capacity if memory is None else min(memory, capacity)
+        if memory is not None:
             device.enforce(int(limit * (1 - max(header.margin, device.unrepeatable))))
         teller = Teller(tell)
         ended = run(factory, plan, device, limit, teller)
@@ -73,7 +74,7 @@ def _together(header: Header, plan: RunPlan, reports: BinaryIO) -> None:
         told = Path(folder) / "told"
         told.write_bytes(pickle.dumps((header, plan)))
         command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={plan.processes}", "-m", "rightbatch._study.runs"]
+        command += [f"--nproc-per-node={plan.options.processes}", "-m", "rightbatch._study.runs"]
         with subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # by whose end they all notice that this process is gone

@@ -64,17 +64,18 @@ def by_framework(
         DivergedError: if the training diverged.
     """
     _check(factory, plan)
-    target = plan.target
+    options, target = plan.options, plan.config.target
     if target is not None:
         target = named_as_logged(factory, target)
-    watch = FrameworkWatch(target, teller.points, seconds=plan.seconds)
+    watch = FrameworkWatch(target, teller.points, seconds=options.budget_seconds)
+    micro_batch = options.micro_batch_size
     loop: FrameworkLoop = factory.loop(
         batch_size=plan.key.batch_size,
-        micro_batch_size=None if plan.micro_batch == "auto" else int(plan.micro_batch),
-        epochs=plan.epochs,
+        micro_batch_size=None if micro_batch == "auto" else micro_batch,
+        epochs=options.most_epochs,
         device=device,
         seed=plan.key.seed,
-        settings=plan.settings or {},
+        settings=options.settings or {},
         factors=lambda betas: factors(plan, betas),
         watch=watch,
         on_event=lambda event: teller.happened(event.to_dict()),
@@ -101,7 +102,7 @@ def by_framework(
             "micro_batch_size": loop.micro_batch_size,
             "learning_rate": loop.learning_rate,
         }
-    facts["reason"] = watch.reason or f"{plan.epochs} epochs"
+    facts["reason"] = watch.reason or f"{options.most_epochs} epochs"
 
 
 def named_as_logged(factory: Any, target: Target) -> Target:
@@ -155,7 +156,7 @@ class FrameworkWatch(Watch):
 def _check(factory: Any, plan: RunPlan) -> None:
     if not hasattr(factory, "loop"):
         raise UsageError("this framework's trainer cannot be studied yet; a Workload can")
-    if plan.processes > 1:
+    if plan.options.processes > 1:
         raise UsageError("a framework's trainer is studied in one process; leave --processes out")
-    if plan.sharpness:
+    if plan.options.sharpness:
         raise UsageError("the sharpness is measured of a Workload; leave --sharpness out")

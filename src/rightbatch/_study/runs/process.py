@@ -42,7 +42,7 @@ def said_by(
         WorkloadError: if it cannot even be loaded.
     """
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    if plan.memory is not None:  # freed memory that malloc keeps would count against the limit
+    if plan.options.memory is not None:  # freed memory that malloc keeps would count as used
         environment |= EXACT_MALLOC
     with Child("rightbatch._study.runs", header, environment=environment) as child:
         child.send_bytes(pickle.dumps(plan))

@@ -86,23 +86,29 @@ def _by_loop(
     from rightbatch._training.loop import Loop, built
     from rightbatch._training.scaling import scale_optimizer
 
+    options = plan.options
     with (
         opened(device) as processes,
         built(lambda: _made(factory), plan.key.seed, processes) as workload,
     ):
         is_first = processes.is_first
         tell = teller.points if is_first else (lambda points: None)
-        watch = Watch(plan.target, tell, seconds=plan.seconds, sharpness=plan.sharpness)
+        watch = Watch(
+            plan.config.target,
+            tell,
+            seconds=options.budget_seconds,
+            sharpness=options.sharpness,
+        )
         loop = Loop(
             workload,
             batch_size=plan.key.batch_size,
-            micro_batch_size=plan.micro_batch,
-            epochs=plan.epochs,
+            micro_batch_size=options.micro_batch_size,
+            epochs=options.most_epochs,
             processes=processes,
             watch=watch,
             on_event=lambda event: teller.happened(event.to_dict()) if is_first else None,
-            memory=plan.memory,
-            margin=plan.margin,
+            memory=options.memory_bytes,
+            margin=options.margin,
             seed=plan.key.seed,
             progress=False,
         )
@@ -133,7 +139,7 @@ def _by_loop(
                 "metrics": dict(at.metrics) | watch.metrics,
                 "micro_batch_size": loop.step.micro_batch_size,
             }
-        facts["reason"] = watch.reason or f"{plan.epochs} epochs"
+        facts["reason"] = watch.reason or f"{options.most_epochs} epochs"
 
 
 def _made(factory: Callable[[], Any]) -> Any:
@@ -154,8 +160,8 @@ def learning_rate_factors(plan: RunPlan, betas: tuple[float, float] | None) -> t
     """
     from rightbatch._training.scaling import scaling
 
-    own, size, base = plan.key.learning_rate_factor, plan.key.batch_size, plan.base_batch
-    if plan.rule == "none" or size == base:
+    own, size, base = plan.key.learning_rate_factor, plan.key.batch_size, plan.config.base_batch
+    if plan.options.rule == "none" or size == base:
         return 1.0, own
     if betas is None and plan.noise_scale is None:
         raise UsageError(
