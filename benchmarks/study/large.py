@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks._record import say
 from benchmarks.study.part import WORK
-from rightbatch._study.config import Asked
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Ended, Point, RunKey, Target
 from rightbatch._study.store.mlflow_writer import Store
 
@@ -72,11 +73,12 @@ def large(shape: Shape) -> tuple[Path, dict[str, Any]]:
 
 def _write(folder: Path, shape: Shape) -> None:
     seeds = tuple(range(shape.seeds))
-    asked = Asked("made-up", SIZES, seeds, epochs=100, target=TARGET)
-    with Store.open(folder, asked.workload) as store:
-        store.study(asked.to_dict(), target=TARGET)
-        for number, key in enumerate(asked.keys(), 1):
-            log = store.begin(key, {"workload": asked.workload, "epochs": asked.epochs})
+    options = StudyOptions(batches=SIZES, seeds=seeds, epochs=100, out=folder)
+    config = StudyConfig("made-up", options, base_batch=16, target=TARGET)
+    with Store.open(folder, config.workload) as store:
+        store.study(config.to_dict(), target=TARGET)
+        for number, key in enumerate(config.keys(), 1):
+            log = store.begin(key, {"workload": config.workload, "epochs": options.epochs})
             points = list(_points(key, shape.points))
             log.points(points)
             log.ended(_ended(key, points[-1]))

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
     from rightbatch._elastic.step import Elastic, StepReport
-    from rightbatch._fit.fit import FitResult, fit
+    from rightbatch._fit.fit import fit
     from rightbatch._fit.probe import Probe
+    from rightbatch._fit.result import FitResult
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
     from rightbatch._predict.calibrate import Calibration, calibrate
     from rightbatch._predict.predict import Prediction, predict, replay
@@ -59,7 +60,7 @@ _LAZY = {
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
     "Exactness": "_elastic.exactness",
-    "FitResult": "_fit.fit",
+    "FitResult": "_fit.result",
     "NoiseEstimate": "_noise",
     "NoiseScale": "_noise",
     "NormalizationNoise": "_noise",

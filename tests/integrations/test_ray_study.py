@@ -20,6 +20,8 @@ import pytest
 import rightbatch as rb
 from rightbatch._device import open_device
 from rightbatch._predict.outside import CONTEXT
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.training import Teller, run
@@ -87,7 +89,9 @@ def header_of(file: Path, function: str = "workload", device: str | None = "cpu"
 
 
 def plan_of(key: RunKey = KEYS[0], **changes: Any) -> RunPlan:
-    return RunPlan(key, epochs=10, base_batch=16, rule="none", **changes)
+    about: dict[str, Any] = {"epochs": 10, "rule": "none"}
+    options = StudyOptions(batches=(key.batch_size,), out="unused", **about | changes)
+    return RunPlan(key, StudyConfig("digits", options, base_batch=16))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +230,7 @@ def test_what_is_stopped_or_closed_leaves_nothing_behind(
     from rightbatch.integrations.ray._study import place
 
     here = place(header_of(file))
-    forever = [replace(plan_of(key), epochs=10_000) for key in KEYS[:2]]
+    forever = [plan_of(key, epochs=10_000) for key in KEYS[:2]]
     with nothing_left_in(folder) as seen:
         saying = here.stream_events(forever[0])
         while not seen:
@@ -291,7 +295,7 @@ def test_a_machine_that_lacks_the_file_gets_it_and_its_neighbours(
     with at_home(missing, replace(sources, factory=gone)) as mine:
         assert Path(mine.folder).is_dir()
         assert mine.device == "cuda", "which GPU is Ray's to say"
-        said = list(train(replace(mine, device="cpu"), replace(plan_of(), epochs=1), None))
+        said = list(train(replace(mine, device="cpu"), plan_of(epochs=1), None))
     ended = said[-1].ended
     assert ended is not None
     assert (ended.status, ended.steps) == ("finished", 4)

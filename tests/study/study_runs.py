@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch._study.records import Curve, Run, Status, Target
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
+from rightbatch._study.records import Curve, Run, RunKey, Status, Target
+from rightbatch._study.runs.plan import RunPlan
 
 Law = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 EPOCH = 1000.0
@@ -96,3 +99,16 @@ def noisy(
     means = losses[: count * every].reshape(count, every).mean(axis=1)
     at = steps[every - 1 : count * every : every]
     return made(batch_size, seed, {"loss": curve(batch_size, at, means)}, id=f"{seed} {every}")
+
+
+def plan_of(
+    key: RunKey,
+    *,
+    base_batch: int = 16,
+    target: Target | None = None,
+    noise_scale: float | None = None,
+    **options: Any,
+) -> RunPlan:
+    """What a run of a study with these options is told."""
+    asked = StudyOptions(batches=(key.batch_size,), out="unused", **{"epochs": 1} | options)
+    return RunPlan(key, StudyConfig("made-up", asked, base_batch, target), noise_scale)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from study_runs import plan_of
 
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
@@ -13,7 +14,7 @@ from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import TRIES, LostError, Stopped, Sweep
 
 FINISHED = Ended("finished", "1 epochs", steps=3)
-PLAN = RunPlan(RunKey(8, 0), epochs=1, base_batch=8)
+PLAN = plan_of(RunKey(8, 0))
 
 
 class Log:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from study_runs import plan_of
 
 from rightbatch._errors import MissingExtraError
 from rightbatch._study.pruning import (
@@ -334,7 +335,7 @@ class InOrder:
 def swept(keys: Iterable[RunKey], way: Callable[[RunKey], Way]) -> Mapping[RunKey, Ended]:
     place = InOrder(way)
     sweep = Sweep(place, place.begin, place, judge=Pruner(None))
-    found = sweep.run([RunPlan(key, 1, 16) for key in keys])
+    found = sweep.run([plan_of(key) for key in keys])
     assert found == place.logged
     return found
 

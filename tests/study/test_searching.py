@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._study.config import Asked
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Curve, Run, RunKey, Status, Target
 from rightbatch._study.search import HIGH, LOW, best_factor, next_factor, ranks, searched
 
@@ -74,8 +75,9 @@ class Trainings:
         return run_of(key, "finished", {"evaluation_loss": measured}, started=len(self.order))
 
 
-def asked(sizes: Sequence[int] = tuple(OPTIMA), seeds: Sequence[int] = (0, 1)) -> Asked:
-    return Asked("w", tuple(sizes), tuple(seeds), epochs=1, target=TARGET)
+def asked(sizes: Sequence[int] = tuple(OPTIMA), seeds: Sequence[int] = (0, 1)) -> StudyConfig:
+    options = StudyOptions(batches=sizes, seeds=seeds, epochs=1, out="unused")
+    return StudyConfig("w", options, 16, TARGET)
 
 
 @pytest.mark.parametrize("seed", range(4))

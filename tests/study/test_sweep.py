@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from study_runs import plan_of
 
 from rightbatch._errors import WorkloadError
 from rightbatch._study.records import Ended, Point, RunKey
@@ -18,7 +19,7 @@ PATIENCE = 20.0
 
 
 def plans(*sizes: int) -> list[RunPlan]:
-    return [RunPlan(RunKey(size, 0), epochs=1, base_batch=8) for size in sizes]
+    return [plan_of(RunKey(size, 0)) for size in sizes]
 
 
 def point(steps: int, **values: float) -> Point:

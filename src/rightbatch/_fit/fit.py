@@ -5,93 +5,55 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
 from rightbatch._fit import search as _search
 from rightbatch._fit.nothing_fits import what_is_needed
+from rightbatch._fit.options import FitOptions
 from rightbatch._fit.probe import Probe, ProbeProcess
+from rightbatch._fit.result import FitResult
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._progress import Live
+from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
-from rightbatch._units import format_bytes, parse_bytes
+from rightbatch._units import format_bytes
 from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
+from rightbatch._workload.verb import takes
 
 _UNBOUNDED = 2**20
 """Where data has no length and the user gave no `max_batch`."""
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """The largest batch that survived, and what was measured on the way.
-
-    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both over what
-    the process holds before the workload; `limit_enforced` says whether going over it failed for
-    real. `evaluation_batch_size` ran without gradients beside it. `examples` is one epoch.
-    """
-
-    batch_size: int
-    smallest_batch_size: int
-    peak_bytes: int
-    limit_bytes: int
-    limit_enforced: bool
-    evaluation_batch_size: int | None
-    examples: int | None
-    device: str
-    margin: float
-    seconds: float
-    reason: str
-    probes: tuple[Probe, ...] = field(repr=False)
-
-    def __str__(self) -> str:
-        return (
-            f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
-            f"of {format_bytes(self.limit_bytes)} on {self.device}\n{self.reason}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch fit --json`."""
-        return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
-            "probes": [probe.to_dict() for probe in self.probes]
-        }
-
-
-def fit(
-    workload: object,
-    *,
-    memory: int | str | None = None,
-    margin: float = 0.05,
-    max_batch: int | None = None,
-    inference: bool = False,
-    device: str | None = None,
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> FitResult:
+@takes(FitOptions)
+def fit(workload: object, options: FitOptions, **spec: Any) -> FitResult:
     """Find the largest batch size that survives full training steps and one evaluation.
 
-    `workload` is a factory, `"file.py:function"`, or a spec that an integration knows, whose
-    `options` follow (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) caps the device, `margin` is
-    the share of the limit to leave free, `max_batch` ends the search early. With `inference` the
-    batch only runs forward, without gradients. Every size runs in processes of its own; nothing in
-    this one changes.
+    `workload` is a factory, `"file.py:function"`, or a spec that an integration knows, with the
+    integration's own keywords (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) caps the device,
+    `margin` is the share of the limit to leave free, `max_batch` ends the search early. With
+    `inference` the batch only runs forward, without gradients. Every size runs in processes of its
+    own; nothing in this one changes.
 
     Raises:
         NothingFitsError: if not even the smallest batch fits.
-        WorkloadError: if the workload fails for a reason of its own.
-        UsageError: if what was asked cannot be meant.
+        WorkloadError: if the workload failed with an error other than out-of-memory.
+        UsageError: for an option that cannot be used.
     """
-    if not 0 <= margin < 1:
-        raise UsageError(f"margin is a share of the limit from 0 to below 1, not {margin}")
-    if max_batch is not None and max_batch < 1:
-        raise UsageError(f"max_batch is at least 1, not {max_batch}")
-    limit = None if memory is None else parse_bytes(memory)
-    factory = resolve(workload, **options)
-    header = header_for(factory, device=device, margin=margin, seed=seed, inference=inference)
-    with Live("fit", enabled=progress) as live:
-        return largest_batch(header, limit, max_batch=max_batch, show=live.show)
+    training = resolve(workload, **spec)
+    require(training, Ability.EVALUATE if options.inference else Ability.STEP, "fit")
+    header = header_for(
+        training,
+        device=options.device,
+        margin=options.margin,
+        seed=options.seed,
+        inference=options.inference,
+    )
+    limit = options.memory_bytes
+    with Live("fit", enabled=options.progress) as live:
+        return largest_batch(header, limit, max_batch=options.max_batch, show=live.show)
 
 
 def largest_batch(

@@ -8,18 +8,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rightbatch._errors import NothingFitsError, UsageError
+from rightbatch._errors import NothingFitsError
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.gpus import GPU, catalogue, find_gpu
+from rightbatch._predict.options import PredictOptions
 from rightbatch._predict.outside import Outside
 from rightbatch._predict.replay import ReplayResult, read_recording
 from rightbatch._predict.replay import replay as replay_recording
 from rightbatch._predict.trace import Trace
 from rightbatch._progress import Live
+from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
-from rightbatch._units import format_bytes, parse_bytes
+from rightbatch._units import format_bytes
 from rightbatch._worker import header_for
+from rightbatch._workload.verb import takes
 
 DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
@@ -122,42 +125,31 @@ class Prediction:
         return plot_trace(self.trace, self.limit_bytes, self.batch_size)
 
 
-def predict(
-    workload: object,
-    *,
-    batch: int,
-    gpu: str | None = None,
-    memory: int | str | None = None,
-    processes: int = 1,
-    inference: bool = False,
-    remedies: bool = True,
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> Prediction:
-    """Predict the memory of a training step of `batch` examples on a GPU that need not be here.
+@takes(PredictOptions)
+def predict(workload: object, options: PredictOptions, **spec: Any) -> Prediction:
+    """Predict the memory of a training step of `batch` examples on a GPU that you don't have.
 
     `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` stands for a GPU of that size.
-    With `processes` above 1, what DDP and NCCL add on each GPU is added.
+    With `processes` above 1, what DDP and NCCL add on each GPU is added. With `inference` the batch
+    only runs forward; with `remedies` the memory that each way to save some would save is predicted
+    as well.
 
     Raises:
         UsageError: for an unknown GPU (the nearest are listed), or a workload that is not followed.
         NothingFitsError: if a GPU or memory was given and not even one example fits into it.
-        WorkloadError: if the workload fails for a reason of its own.
+        WorkloadError: if the workload failed with an error other than out-of-memory.
     """
-    if batch < 1:
-        raise UsageError(f"batch is at least 1, not {batch}")
-    if gpu is not None and memory is not None:
-        raise UsageError("give a GPU or a memory, not both")
+    batch, gpu, inference = options.batch, options.gpu, options.inference
     chosen = find_gpu(gpu) if gpu is not None and gpu != "all" else None
-    limit = chosen.usable_bytes if chosen else None if memory is None else parse_bytes(memory)
+    limit = chosen.usable_bytes if chosen else options.memory_bytes
     started = time.perf_counter()
-    factory = resolve(workload, **options)
-    header = header_for(factory, device="cpu", margin=0.0, seed=seed, inference=inference)
+    training = resolve(workload, **spec)
+    require(training, Ability.FOLLOW, "predict")
+    header = header_for(training, device="cpu", margin=0.0, seed=options.seed, inference=inference)
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
-    with Live("predict", enabled=progress) as live, FollowProcess(header) as process:
+    with Live("predict", enabled=options.progress) as live, FollowProcess(header) as process:
         live.show("following a step")
-        step = FollowedStep(process, processes=processes, inference=inference)
+        step = FollowedStep(process, processes=options.processes, inference=inference)
         trace = step.at(batch, capability)
         simulated = step.simulated(batch, capability)
         assert simulated is not None  # without a limit there is room
@@ -167,7 +159,7 @@ def predict(
             live.show("looking for the largest batch")
             largest = step.largest(limit, capability)
         saved: dict[str, int] = {}
-        if remedies and not inference:
+        if options.remedies and not inference:
             live.show("following what would help")
             saved = step.saved(batch, capability, _VARIANTS)
         fits: tuple[GPUFit, ...] = ()

@@ -1,4 +1,4 @@
-"""Which runs are still to be trained, each with what its process is told."""
+"""Which runs of a study are still to be trained, and the noise scale that their rates depend on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from rightbatch._study.config import Asked
+from rightbatch._study.config import StudyConfig
 from rightbatch._study.records import SCHEMA, Run, RunKey
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.store.mlflow_writer import Store
@@ -16,17 +16,17 @@ LATER_PART = 0.5
 """Of a run: early on the noise scale is lower than near the target, where the time goes."""
 
 
-class Planned:
+class Planner:
     """Knows what is done already, and what the first run tells the others.
 
     `done` are the runs that have ended; one that was interrupted has not, and is begun anew.
     """
 
-    def __init__(self, asked: Asked, store: Store, *, sharpness: bool = False) -> None:
-        self._asked, self._store, self._sharpness = asked, store, sharpness
+    def __init__(self, config: StudyConfig, store: Store) -> None:
+        self._config, self._store = config, store
         store.abandon()
         self.done = {run.key: run.ended for run in store.runs().values() if run.ended is not None}
-        self._noise_scale = asked.noise_scale
+        self._noise_scale = config.options.noise_scale
         known = store.document("decisions.json") or {}
         if self._noise_scale is None:
             told = known.get("noise_scale")
@@ -34,11 +34,11 @@ class Planned:
 
     def first(self, keys: Iterable[RunKey]) -> list[RunKey]:
         """The run whose noise scale sets the learning rates of the others, where one is needed."""
-        asked = self._asked
-        if asked.rule == "none" or self._noise_scale is not None:
+        config = self._config
+        if config.options.rule == "none" or self._noise_scale is not None:
             return []
-        at_base = [key for key in keys if key.batch_size == asked.base_batch]
-        return at_base[:1] if len(asked.batches) > 1 else []
+        at_base = [key for key in keys if key.batch_size == config.base_batch]
+        return at_base[:1] if len(config.batches) > 1 else []
 
     def plans(self, keys: Iterable[RunKey]) -> Iterator[RunPlan]:
         """Those that are not done."""
@@ -48,34 +48,19 @@ class Planned:
 
     def plan(self, key: RunKey) -> RunPlan:
         """What a run's process is told."""
-        asked = self._asked
-        return RunPlan(
-            key,
-            epochs=asked.epochs,
-            base_batch=asked.base_batch,
-            rule=asked.rule,
-            noise_scale=self._noise_scale,
-            micro_batch=asked.micro_batch,
-            target=asked.target,
-            seconds=asked.seconds,
-            memory=asked.memory,
-            margin=asked.margin,
-            processes=asked.processes,
-            sharpness=self._sharpness,
-            settings=dict(asked.settings or {}),
-        )
+        return RunPlan(key, self._config, self._noise_scale)
 
     def begin(self, plan: RunPlan) -> RunLog:
         """A run in the store."""
-        asked = self._asked
+        config, options = plan.config, plan.options
         parameters: dict[str, Any] = {
-            "workload": asked.workload,
-            "epochs": plan.epochs,
-            "rule": plan.rule,
-            "base_batch": plan.base_batch,
-            "target": None if plan.target is None else str(plan.target),
-            "processes": plan.processes,
-            **{f"settings.{name}": value for name, value in (plan.settings or {}).items()},
+            "workload": config.workload,
+            "epochs": options.most_epochs,
+            "rule": options.rule,
+            "base_batch": config.base_batch,
+            "target": None if config.target is None else str(config.target),
+            "processes": options.processes,
+            **{f"settings.{name}": value for name, value in (options.settings or {}).items()},
         }
         return self._store.begin(plan.key, parameters)
 

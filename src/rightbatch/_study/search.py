@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, reached, smoothed
-from rightbatch._study.config import Asked
+from rightbatch._study.config import StudyConfig
 from rightbatch._study.optuna_studies import optuna_module, study_in_memory
 from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._training.targets import is_better
@@ -31,7 +31,7 @@ Trial = tuple[float, Run]
 
 
 def searched(
-    asked: Asked,
+    config: StudyConfig,
     trials: int,
     train: Callable[[Sequence[RunKey]], Mapping[RunKey, Run]],
     known: Sequence[Run] = (),
@@ -43,7 +43,7 @@ def searched(
     interrupted goes on as if it had not been, and repeats nothing.
 
     Args:
-        asked: sizes, seeds and the target.
+        config: sizes, seeds and the target.
         trials: for each size; the first has the rule's own rate.
         train: trains the runs that are not done, and returns all of them as the store has them.
         known: runs that are done, all their tries; one that was interrupted is not done.
@@ -52,10 +52,10 @@ def searched(
         MissingExtraError: without optuna.
     """
     optuna_module()
-    grid, seed, found = asked.keys(), asked.seeds[0], _known_trials(asked, known)
+    grid, seed, found = config.keys(), config.seeds[0], _known_trials(config, known)
     sizes = [key.batch_size for key in grid if key.seed == seed]
     while True:
-        factors = {size: next_factor(found[size], asked, trials, size) for size in sizes}
+        factors = {size: next_factor(found[size], config, trials, size) for size in sizes}
         still = {size: factor for size, factor in factors.items() if factor is not None}
         if not still:
             break
@@ -68,11 +68,13 @@ def searched(
         runs = train(keys)
         for key in keys:
             found[key.batch_size].append((key.learning_rate_factor, runs[key]))
-    best = {size: best_factor(found[size], asked.target) for size in sizes}
+    best = {size: best_factor(found[size], config.target) for size in sizes}
     return [replace(key, learning_rate_factor=best[key.batch_size]) for key in grid]
 
 
-def next_factor(tried: Sequence[Trial], asked: Asked, trials: int, size: int) -> float | None:
+def next_factor(
+    tried: Sequence[Trial], config: StudyConfig, trials: int, size: int
+) -> float | None:
     """Which factor a size should try after those; None where the search for it is over.
 
     It is over after so many `trials`, and where memory does not suffice, whatever the rate.
@@ -84,13 +86,13 @@ def next_factor(tried: Sequence[Trial], asked: Asked, trials: int, size: int) ->
         return 1.0
     optuna = optuna_module()
     factor_of = {"factor": optuna.distributions.FloatDistribution(LOW, HIGH, log=True)}
-    source = np.random.SeedSequence([abs(asked.seeds[0]), size, len(tried)])
+    source = np.random.SeedSequence([abs(config.seeds[0]), size, len(tried)])
     sampler = optuna.samplers.TPESampler(
         seed=int(source.generate_state(1)[0]), n_startup_trials=RANDOM_TRIALS
     )
     study = study_in_memory(sampler=sampler)
     # Of one objective TPE takes the order of the trials only, so their ranks are values as good.
-    for factor, rank in zip(factors, ranks([run for _, run in tried], asked.target), strict=True):
+    for factor, rank in zip(factors, ranks([run for _, run in tried], config.target), strict=True):
         study.add_trial(
             optuna.trial.create_trial(
                 params={"factor": factor}, distributions=factor_of, value=rank
@@ -156,12 +158,12 @@ def _last(run: Run, name: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _known_trials(asked: Asked, known: Sequence[Run]) -> dict[int, list[Trial]]:
+def _known_trials(config: StudyConfig, known: Sequence[Run]) -> dict[int, list[Trial]]:
     """By size, in the order in which they were trained; of several tries the newest."""
-    found: dict[int, dict[float, Run]] = {size: {} for size in asked.batches}
+    found: dict[int, dict[float, Run]] = {size: {} for size in config.batches}
     for run in sorted(known, key=lambda run: run.started):
         size, factor = run.batch_size, run.learning_rate_factor
-        if size in found and run.seed == asked.seeds[0] and LOW <= factor <= HIGH:
+        if size in found and run.seed == config.seeds[0] and LOW <= factor <= HIGH:
             found[size].pop(factor, None)
             found[size][factor] = run
     return {size: list(tried.items()) for size, tried in found.items()}

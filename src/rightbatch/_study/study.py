@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._progress import Live
-from rightbatch._study.config import UNBOUNDED, Asked
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.places import opened
-from rightbatch._study.planner import Planned
+from rightbatch._study.planner import Planner
 from rightbatch._study.progress import Notes
 from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._study.result import StudyResult, result_of
@@ -22,37 +23,12 @@ from rightbatch._training.protocol import Training
 from rightbatch._training.resolve import resolve
 from rightbatch._training.targets import parse_target
 from rightbatch._training.updates import DEFAULT_BATCH
-from rightbatch._units import parse_bytes, parse_seconds
 from rightbatch._worker.wire import header_for
+from rightbatch._workload.verb import takes
 
 
-def study(
-    workload: object,
-    *,
-    batches: Sequence[int],
-    seeds: int | Sequence[int] = 3,
-    out: str | Path,
-    epochs: int | None = None,
-    target: str | None = None,
-    budget: float | str | None = None,
-    rule: str = "scaling",
-    learning_rates: Sequence[float] = (1.0,),
-    search: int = 0,
-    base_batch: int | None = None,
-    noise_scale: float | None = None,
-    micro_batch: int | str = "auto",
-    prune: bool = False,
-    sharpness: bool = False,
-    processes: int = 1,
-    jobs: int = 1,
-    on: str | None = None,
-    memory: int | str | None = None,
-    margin: float = 0.05,
-    device: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> StudyResult:
+@takes(StudyOptions)
+def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
     """Train a workload at each of the `batches`, with so many `seeds` (or these), and compare.
 
     Every run has a process of its own; memory that runs out, a loss that is no number and a crash
@@ -68,67 +44,55 @@ def study(
 
     `processes` train each run together, `jobs` runs go on at a time, `on="ray"` trains them on a
     Ray cluster. `sharpness` also measures the Hessian's largest eigenvalue now and then. `settings`
-    are a framework's own, `options` those of its spec (`data=`, `imgsz=`).
+    are a framework's own; any other keyword goes to its spec (`data=`, `imgsz=`).
 
     Raises:
-        UsageError: for what cannot be meant, or an `out` that holds another study.
+        UsageError: for an option that cannot be used, or an `out` that holds another study.
         MissingExtraError: without mlflow.
         WorkloadError: if the workload cannot even be loaded.
     """
-    factory = resolve(workload, **options)
-    asked = Asked(
-        workload=_name_of(workload),
-        batches=tuple(batches),
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
-        epochs=_epochs(epochs, target, budget),
-        target=None if target is None else _target(factory, target),
-        seconds=None if budget is None else parse_seconds(budget),
-        rule=rule,
-        learning_rates=tuple(learning_rates),
-        base_batch=base_batch or factory.base_batch or DEFAULT_BATCH,
-        noise_scale=noise_scale,
-        micro_batch=micro_batch,
-        processes=processes,
-        memory=None if memory is None else parse_bytes(memory),
-        margin=margin,
-        settings=settings,
+    training = resolve(workload, **spec)
+    config = StudyConfig(
+        _name_of(workload),
+        options,
+        base_batch=options.base_batch or training.base_batch or DEFAULT_BATCH,
+        target=None if options.target is None else _target(training, options.target),
     )
-    if search and len(asked.learning_rates) > 1:
-        raise UsageError("learning rates are searched for, or given: not both")
-    out = Path(out).expanduser()
-    header = header_for(factory, device=device, margin=margin, seed=0)
-    store = Store.open(out, asked.workload)
-    with _only_one(out), opened(on, header, jobs) as place:
+    out = Path(options.out).expanduser()
+    header = header_for(training, device=options.device, margin=options.margin, seed=0)
+    store = Store.open(out, config.workload)
+    search = options.search
+    with _only_one(out), opened(options.on, header, options.jobs) as place:
         before = store.asked()
-        kept = asked if before is None else asked.joined(before, str(out))
-        store.study(kept.to_dict(), target=asked.target)
-        planned = Planned(asked, store, sharpness=sharpness)
-        keys = asked.keys()
+        kept = config if before is None else config.joined(before, str(out))
+        store.study(kept.to_dict(), target=config.target)
+        planner = Planner(config, store)
+        keys = config.keys()
         with Reader(out) as reader, _in_order(store):
             judge = None
-            if prune:
+            if options.prune:
                 from rightbatch._study.pruning import Pruner
 
-                judge = Pruner(asked.target, reader.runs())
+                judge = Pruner(config.target, reader.runs())
             total = len(keys)
             if search:  # the first trial of a size is one of the runs of its seeds, if it is best
-                total += (search - 1) * len(asked.batches)
-            with Live("study", enabled=progress, total=total) as live:
-                board = Notes(live, total, asked.epochs, enabled=progress)
-                board.done(len(planned.done) if search else sum(k in planned.done for k in keys))
-                sweep = Sweep(place, planned.begin, board, jobs=place.jobs, judge=judge)
+                total += (search - 1) * len(config.batches)
+            with Live("study", enabled=options.progress, total=total) as live:
+                board = Notes(live, total, options.most_epochs, enabled=options.progress)
+                board.done(len(planner.done) if search else sum(k in planner.done for k in keys))
+                sweep = Sweep(place, planner.begin, board, jobs=place.jobs, judge=judge)
 
                 def train(wanted: Sequence[RunKey]) -> dict[RunKey, Run]:
-                    planned.done |= sweep.run(planned.plans(wanted))
+                    planner.done |= sweep.run(planner.plans(wanted))
                     return {run.key: run for run in reader.runs() if run.key and run.key in wanted}
 
-                if first := planned.first(keys):
-                    planned.decide(train(first).values())
+                if first := planner.first(keys):
+                    planner.decide(train(first).values())
                 if search:
                     from rightbatch._study.search import searched
 
-                    done = [run for run in reader.runs() if run.key in planned.done]
-                    keys = searched(asked, search, train, done)
+                    done = [run for run in reader.runs() if run.key in planner.done]
+                    keys = searched(config, search, train, done)
                 train(keys)
             store.finish()
             return result_of(reader, str(out))
@@ -162,14 +126,6 @@ def _in_order(store: Store) -> Iterator[None]:
                 "interrupted; what has ended is kept, and the same command goes on"
             ) from None
         raise
-
-
-def _epochs(epochs: int | None, target: str | None, budget: float | str | None) -> int:
-    if epochs is not None:
-        return epochs
-    if target is None and budget is None:
-        raise UsageError("say when a run is over: epochs, a target such as loss=0.3, or a budget")
-    return UNBOUNDED
 
 
 def _target(training: Training, text: str) -> Target:

@@ -15,6 +15,7 @@ from rightbatch._train.checkpointing import Checkpointing
 from rightbatch._train.epochs import EpochEvaluation, ProgressLine
 from rightbatch._train.files import TrainingFiles
 from rightbatch._train.growth import Growth, samples_of
+from rightbatch._train.options import TrainOptions
 from rightbatch._training.checkpoint import Checkpoints
 from rightbatch._training.distributed import opened
 from rightbatch._training.loop import WorkloadLoop
@@ -27,10 +28,10 @@ from rightbatch._training.protocol import (
     require,
 )
 from rightbatch._training.resolve import resolve
-from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.plan import Plan
 from rightbatch._tune.tune import tune
 from rightbatch._units import format_seconds
+from rightbatch._workload.verb import takes
 from rightbatch._workload.workload import StepSeconds
 
 
@@ -66,27 +67,8 @@ class TrainResult:
         return document | {"plan": self.plan.to_dict() if self.plan else None}
 
 
-def train(
-    workload: object,
-    *,
-    batch: int | str = "auto",
-    epochs: int,
-    out: str | Path,
-    micro_batch: int | str = "auto",
-    budget: float | str = "1min",
-    base_batch: int = DEFAULT_BATCH,
-    adapt: bool = False,
-    resume: bool = False,
-    memory: int | str | None = None,
-    margin: float = 0.05,
-    max_batch: int | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    checkpoint_seconds: float = 30.0,
-    progress: bool = True,
-    settings: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> TrainResult:
+@takes(TrainOptions)
+def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
     """Train a workload, or a model of an integration through that framework's own trainer.
 
     `batch` is the batch size, or `"auto"`: what `tune` answers within `budget`, with its learning
@@ -96,26 +78,21 @@ def train(
     out; the batch size stays. Everything is written into the folder `out`, from which `resume` goes
     on at the next example. Started by torchrun, the processes train together.
 
-    `checkpoint_seconds` lie between two saves. `settings` go to a framework's training as they are,
-    `options` to its spec (`data=`, `imgsz=`).
+    `checkpoint_seconds` lie between two checkpoints. `settings` go to a framework's training as
+    they are; any other keyword goes to its spec (`data=`, `imgsz=`).
 
     Raises:
-        UsageError: for what cannot be meant, or an `out` that holds another training.
+        UsageError: for an option that cannot be used, or an `out` that holds another training.
         NothingFitsError: if not even one example fits.
-        WorkloadError: if the workload fails for a reason of its own.
+        WorkloadError: if the workload failed with an error other than out-of-memory.
     """
-    training = resolve(workload, **options)
+    training = resolve(workload, **spec)
+    batch, epochs, resume, adapt = options.batch_size, options.epochs, options.resume, options.adapt
     require(training, Ability.LOOP, "train")
     if resume:
         require(training, Ability.RESUME, "train --resume")
-    if settings:
+    if options.settings:
         require(training, Ability.SETTINGS, "train with settings")
-    if isinstance(batch, str) and batch.isdigit():
-        batch = int(batch)
-    if not (batch == "auto" or (isinstance(batch, int) and batch >= 1)):
-        raise UsageError(f"batch is 'auto' or a number of at least 1, not {batch!r}")
-    if epochs < 1:
-        raise UsageError(f"epochs is at least 1, not {epochs}")
     if adapt:
         require(training, Ability.GROW, "train --adapt")
         if batch != "auto":
@@ -126,28 +103,28 @@ def train(
             return _Choice(batch, f"{batch} was asked for", None)
         plan = tune(
             training,
-            budget=budget,
-            base_batch=base_batch,
+            budget=options.budget,
+            base_batch=options.base_batch,
             epochs=epochs,
             processes=processes,
-            memory=memory,
-            margin=margin,
-            max_batch=max_batch,
-            device=device,
-            seed=seed,
-            progress=progress,
+            memory=options.memory,
+            margin=options.margin,
+            max_batch=options.max_batch,
+            device=options.device,
+            seed=options.seed,
+            progress=options.progress,
         )
         return _Choice(plan.batch_size, plan.reason, plan)
 
-    out = Path(out).expanduser()
-    with _workload_errors(), opened(device) as processes:
+    out, micro_batch = Path(options.out).expanduser(), options.micro_batch_size
+    with _workload_errors(), opened(options.device) as processes:
         if processes.world_size > 1:
             require(training, Ability.DISTRIBUTE, "train with torchrun")
             if adapt:
                 raise UsageError("adapt measures in one process; torchrun trains at one size")
         checkpoints = None
         if Ability.RESUME in training.abilities:
-            checkpoints = Checkpoints(out, checkpoint_seconds)
+            checkpoints = Checkpoints(out, options.checkpoint_seconds)
             if checkpoints.exist and not resume:
                 raise UsageError(
                     f"{out} holds a training: --resume (resume=True) goes on with it, or take "
@@ -168,13 +145,13 @@ def train(
             epochs=epochs,
             schedule_by_examples=adapt,
             factors=_factors(training, plan),
-            seed=seed,
-            memory=memory,
-            margin=margin,
+            seed=options.seed,
+            memory=options.memory,
+            margin=options.margin,
             out=out,
-            settings=dict(settings or {}),
+            settings=dict(options.settings or {}),
         )
-        observers: list[Observer] = [ProgressLine(enabled=progress, shows_batch_size=adapt)]
+        observers: list[Observer] = [ProgressLine(enabled=options.progress, shows_batch_size=adapt)]
         checkpointing = None
         if checkpoints is not None:  # a framework evaluates and writes by itself
             observers += [EpochEvaluation(), TrainingFiles(out)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rightbatch._fit.fit import FitResult
+from rightbatch._fit.result import FitResult
 from rightbatch._noise import Look, NoiseEstimate
 from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.advice import Advice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rightbatch._fit.fit import FitResult
+from rightbatch._fit.result import FitResult
 from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.decision import Decision
 from rightbatch._tune.plan import Branch

@@ -5,30 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._fit.fit import FitResult, largest_batch
+from rightbatch._fit.fit import largest_batch
+from rightbatch._fit.result import FitResult
 from rightbatch._noise import estimated
 from rightbatch._progress import Live
 from rightbatch._training.facts import TrainingFacts
 from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
 from rightbatch._training.scaling import Scaling, scaling
-from rightbatch._training.targets import parse_target
 from rightbatch._training.updates import DEFAULT_BATCH, most_useful
 from rightbatch._tune.advice import Situation, advise
 from rightbatch._tune.branches import BranchPlan
 from rightbatch._tune.decision import Decision, decide
+from rightbatch._tune.options import TuneOptions
 from rightbatch._tune.pilot import PilotPlan, PilotReport
 from rightbatch._tune.plan import Branch, Plan
 from rightbatch._tune.process import TuneProcess
 from rightbatch._tune.reason import reason
 from rightbatch._tune.throughput import Network, Steps, Throughput, spread
 from rightbatch._tune.timing import Timing, raise_build_errors, sizes_between
-from rightbatch._units import parse_bytes, parse_seconds
 from rightbatch._worker import BuildError, Header, header_for
+from rightbatch._workload.verb import takes
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for processes to start."""
@@ -36,29 +37,10 @@ SCHEDULED_EPOCHS = 10
 """What a schedule is made for in the pilot, where nobody says."""
 BRANCHES = 0.3
 LEAST_UPDATES = 10
-OBJECTIVES = ("time", "cost", "energy")
 
 
-def tune(
-    workload: object,
-    *,
-    target: str | None = None,
-    budget: float | str = "3min",
-    objective: str = "time",
-    base_batch: int = DEFAULT_BATCH,
-    epochs: int | None = None,
-    largest: FitResult | None = None,
-    verify: bool = False,
-    processes: int = 1,
-    bandwidth: int | str = "10GB",
-    memory: int | str | None = None,
-    margin: float = 0.05,
-    max_batch: int | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    progress: bool = True,
-    **options: Any,
-) -> Plan:
+@takes(TuneOptions)
+def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
     """Find the batch size that reaches the target soonest.
 
     Measures what fits, how long steps of several sizes take, and the noise scale late in a short
@@ -73,63 +55,34 @@ def tune(
 
     Raises:
         NothingFitsError: if not even one example fits.
-        WorkloadError: if the workload fails for a reason of its own.
-        UsageError: for what cannot be meant.
+        WorkloadError: if the workload failed with an error other than out-of-memory.
+        UsageError: for an option that cannot be used.
     """
-    if objective not in OBJECTIVES:
-        raise UsageError(f"objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
-    counts = {"base_batch": base_batch, "epochs": epochs, "processes": processes}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is at least 1, not {value}")
-    training = resolve(workload, **options)
+    training = resolve(workload, **spec)
     require(training, Ability.STEP, "tune")
     require(training, Ability.LOOP, "tune")
-    if verify:
+    if options.verify:
         require(training, Ability.BRANCH, "tune --verify")
-    asked = _Asked(
-        target=None if target is None else parse_target(target),
-        budget=parse_seconds(budget),
-        objective=objective,
-        base_batch=base_batch,
-        epochs=epochs,
-        verify=verify,
-        processes=processes,
-        bandwidth=parse_bytes(bandwidth),
-        max_batch=max_batch,
-        seed=seed,
-    )
     started = time.perf_counter()
-    with Live("tune", enabled=progress, total=100) as live:
+    with Live("tune", enabled=options.progress, total=100) as live:
+        budget = options.budget_seconds
 
         def show(text: str) -> None:
-            live.show(text, int(100 * (time.perf_counter() - started) / asked.budget))
+            live.show(text, int(100 * (time.perf_counter() - started) / budget))
 
-        header = header_for(training, device=device, margin=margin, seed=seed)
-        limit = None if memory is None else parse_bytes(memory)
-        found = largest or largest_batch(
+        header = header_for(
+            training, device=options.device, margin=options.margin, seed=options.seed
+        )
+        limit = options.memory_bytes
+        found = options.largest or largest_batch(
             header,
             limit,
-            max_batch=max_batch,
-            useful=lambda examples: most_useful(examples, epochs),
+            max_batch=options.max_batch,
+            useful=lambda examples: most_useful(examples, options.epochs),
             show=show,
         )
-        tuning = _Tuning(header, limit, found, asked, show, started)
+        tuning = _Tuning(header, limit, found, options, show, started)
         return tuning.run()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    target: tuple[str, float] | None
-    budget: float
-    objective: str
-    base_batch: int
-    epochs: int | None
-    verify: bool
-    processes: int
-    bandwidth: int
-    max_batch: int | None
-    seed: int
 
 
 class _Tuning:
@@ -140,7 +93,7 @@ class _Tuning:
         header: Header,
         limit: int | None,
         largest: FitResult,
-        asked: _Asked,
+        options: TuneOptions,
         show: Callable[[str], object],
         started: float,
     ) -> None:
@@ -150,20 +103,22 @@ class _Tuning:
                 "epoch; for a stream, use rightbatch.NoiseScale in your own loop"
             )
         self._header, self._limit = header, limit
-        self._largest, self._asked = largest, asked
+        self._largest, self._options = largest, options
         self._show, self._started = show, started
         self._examples = largest.examples
-        self._base = min(max(asked.base_batch, largest.smallest_batch_size), self._examples)
+        self._base = min(max(options.base_batch, largest.smallest_batch_size), self._examples)
 
     def run(self) -> Plan:
-        asked, largest = self._asked, self._largest
+        options, largest = self._options, self._largest
         with ExitStack() as processes:
             process = processes.enter_context(TuneProcess(self._header))
             timing = Timing(process, self._limit, self._show)
             seconds = self._left() * TIMING / (TIMING + PILOT)
             timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
             process.stop()
-            if asked.objective == "energy" and not all(timing.watts.get(s) for s in timing.samples):
+            if options.objective == "energy" and not all(
+                timing.watts.get(s) for s in timing.samples
+            ):
                 raise UsageError(
                     f"{largest.device} does not tell its energy; objective='energy' needs an "
                     "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
@@ -180,7 +135,7 @@ class _Tuning:
             throughput, decision, devices = self._decide(timing, report)
             chosen = decision.chosen
             rule = self._scaling(facts, chosen.batch_size, decision.noise_scale)
-            branches = self._branches(trainer, decision, facts) if asked.verify else ()
+            branches = self._branches(trainer, decision, facts) if options.verify else ()
         advice = advise(
             Situation(
                 chosen=chosen,
@@ -197,7 +152,7 @@ class _Tuning:
                 bf16=timing.bf16 if facts.precision == "fp32" else None,
                 unsteady=spread(timing.samples[chosen.micro_batch_size]),
                 losses=list(report.losses),
-                target_reached=None if asked.target is None else report.reached is not None,
+                target_reached=None if options.target is None else report.reached is not None,
             )
         )
         per_epoch = -(-self._examples // chosen.batch_size)
@@ -217,13 +172,13 @@ class _Tuning:
             expected=decision.expected,
             advice=tuple(advice),
             steps_per_epoch=per_epoch,
-            steps_in_all=per_epoch * asked.epochs if asked.epochs else None,
-            epochs=asked.epochs,
+            steps_in_all=per_epoch * options.epochs if options.epochs else None,
+            epochs=options.epochs,
             largest=largest,
-            objective=asked.objective,
+            objective=options.objective,
             processes=devices,
             seconds=time.perf_counter() - self._started,
-            reason=reason(decision, largest, asked.objective, branches),
+            reason=reason(decision, largest, options.objective, branches),
             branches=branches,
             samples={size: tuple(steps) for size, steps in sorted(timing.samples.items())},
             seen=report.noise,
@@ -232,18 +187,18 @@ class _Tuning:
     def _left(self) -> float:
         """Of the budget; not less than half of it, however long `fit` took."""
         spent = time.perf_counter() - self._started
-        return max(self._asked.budget - spent, 0.5 * self._asked.budget)
+        return max(self._options.budget_seconds - spent, 0.5 * self._options.budget_seconds)
 
     def _pilot(self, processes: ExitStack) -> tuple[TuneProcess, PilotReport]:
         """In smaller parts where memory runs out: the average of the weights takes some of it."""
-        share = BRANCHES if self._asked.verify else 0.0
+        share = BRANCHES if self._options.verify else 0.0
         plan = PilotPlan(
             batch_size=self._base,
             micro_batch_size=min(self._base, self._largest.batch_size),
             seconds=(0.95 - share) * self._left(),
-            epochs=self._asked.epochs or SCHEDULED_EPOCHS,
-            target=self._asked.target,
-            seed=self._asked.seed,
+            epochs=self._options.epochs or SCHEDULED_EPOCHS,
+            target=self._options.metric_target,
+            seed=self._options.seed,
         )
         while True:
             process = processes.enter_context(TuneProcess(self._header))
@@ -258,20 +213,20 @@ class _Tuning:
 
     def _decide(self, timing: Timing, report: PilotReport) -> tuple[Throughput, Decision, int]:
         """With how many devices, too: cost may be least with fewer than there are."""
-        asked, facts, reached = self._asked, report.facts, report.reached
+        options, facts, reached = self._options, report.facts, report.reached
         best: tuple[Throughput, Decision, int] | None = None
-        counts = [asked.processes]
-        if asked.objective == "cost":
-            counts = sizes_between(1, asked.processes)
+        counts = [options.processes]
+        if options.objective == "cost":
+            counts = sizes_between(1, options.processes)
         for devices in counts:
-            network = Network(devices, asked.bandwidth, facts.gradient_bytes)
+            network = Network(devices, options.bandwidth_bytes, facts.gradient_bytes)
             throughput = Throughput(
-                timing.samples, workers=facts.workers, network=network, seed=asked.seed
+                timing.samples, workers=facts.workers, network=network, seed=options.seed
             )
 
             def price(steps: Steps, devices: int = devices) -> float:
-                if asked.objective != "energy":
-                    return devices if asked.objective == "cost" else 1
+                if options.objective != "energy":
+                    return devices if options.objective == "cost" else 1
                 watts = timing.watts[steps.micro_batch_size]
                 return devices * sum(watts) / len(watts)
 
@@ -282,7 +237,7 @@ class _Tuning:
                 most=self._most(devices),
                 price=price,
                 examples_to_target=(self._base, reached.examples) if reached else None,
-                seed=asked.seed,
+                seed=options.seed,
             )
             if best is None or decision.price < best[1].price:
                 best = throughput, decision, devices
@@ -300,9 +255,9 @@ class _Tuning:
 
     def _most(self, devices: int) -> int:
         """Nothing above is chosen: it would leave too few updates, or was not wanted."""
-        useful = most_useful(self._examples, self._asked.epochs)
-        wanted = self._asked.max_batch or useful
-        if self._asked.epochs is not None:
+        useful = most_useful(self._examples, self._options.epochs)
+        wanted = self._options.max_batch or useful
+        if self._options.epochs is not None:
             wanted = min(wanted, useful)
         return max(wanted, self._largest.smallest_batch_size * devices)
 
@@ -326,6 +281,6 @@ class _Tuning:
             )
             for size, rule in zip(sizes, rules, strict=True)
         ]
-        seconds = BRANCHES * self._asked.budget / len(sizes)
+        seconds = BRANCHES * self._options.budget_seconds / len(sizes)
         examples = int(max(seconds * chosen.examples_per_second, LEAST_UPDATES * sizes[-1]))
         return raise_build_errors(lambda: process.branches(plans, examples, self._show))

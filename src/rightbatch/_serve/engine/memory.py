@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError
-from rightbatch._fit.fit import FitResult, fit
+from rightbatch._fit.fit import fit
+from rightbatch._fit.result import FitResult
 from rightbatch._serve.models import Model, open_model
 from rightbatch._training.protocol import Ability, Training
 from rightbatch._units import parse_bytes

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from rightbatch._study.records import RunKey, Target
+from rightbatch._study.config import StudyConfig
+from rightbatch._study.options import StudyOptions
+from rightbatch._study.records import RunKey
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run's process is told: how to train, and when it is over.
+    """Which run of a study to train, and how.
 
-    The learning rate is that of the workload, which was chosen for `base_batch`, by `rule`: with
-    `"scaling"` as `rightbatch._training.scaling` has it (for SGD with `noise_scale`), with `"none"`
-    as it is; times the key's factor. It ends after `epochs`, after `seconds` of training, or at the
-    `target`.
+    The learning rate is that of the workload, which was chosen for `config.base_batch`, by the
+    options' `rule`: `"scaling"` as `rightbatch._training.scaling` has it (for SGD with
+    `noise_scale`, which was given or measured by an earlier run), `"none"` as it is; times the
+    key's factor. The run ends after the options' epochs or training time, or at `config.target`.
     """
 
     key: RunKey
-    epochs: int
-    base_batch: int
-    rule: str = "scaling"
+    config: StudyConfig
     noise_scale: float | None = None
-    micro_batch: int | str = "auto"
-    target: Target | None = None
-    seconds: float | None = None
-    memory: int | None = None
-    margin: float = 0.05
-    processes: int = 1
-    sharpness: bool = False
-    settings: dict[str, Any] | None = None
+
+    @property
+    def options(self) -> StudyOptions:
+        """The study's."""
+        return self.config.options

@@ -43,7 +43,9 @@ def stream_events(
         WorkloadError: if it cannot even be loaded.
     """
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    if plan.memory is not None:  # freed memory that malloc keeps would count against the limit
+    if (
+        plan.options.memory is not None
+    ):  # freed memory that malloc keeps would count against the limit
         environment |= EXACT_MALLOC
     with Child(replace(header, entry=_ENTRY), environment=environment) as child:
         child.send(plan=pickle.dumps(plan).hex())

@@ -100,25 +100,25 @@ def _train(
 ) -> None:
     """Train, and write into `facts` what becomes of it."""
     check_abilities(training, plan)
-    target = plan.target
+    options, target = plan.options, plan.config.target
     if target is not None:
         target = Target(training.metric_name(target.metric), target.value)
     loop_plan = LoopPlan(
         batch_size=plan.key.batch_size,
-        micro_batch_size=plan.micro_batch,
-        epochs=plan.epochs,
+        micro_batch_size=options.micro_batch_size,
+        epochs=options.most_epochs,
         factors=lambda betas: factors_of(training, plan, betas),
         seed=plan.key.seed,
-        memory=plan.memory,
-        margin=plan.margin,
-        settings=plan.settings or {},
+        memory=options.memory_bytes,
+        margin=options.margin,
+        settings=options.settings or {},
     )
     with opened(device) as processes:
         measurements = Measurements(
             target,
             reporter.points if processes.is_first else (lambda points: None),
-            seconds=plan.seconds,
-            sharpness=plan.sharpness,
+            seconds=options.budget_seconds,
+            sharpness=options.sharpness,
             loss_may_rise=training.loss_may_rise,
         )
         start = _Start()
@@ -138,7 +138,7 @@ def _train(
                 measurements.flush()
             if loop is not None:
                 facts |= _facts_of(loop, measurements)
-        facts["reason"] = measurements.reason or f"{plan.epochs} epochs"
+        facts["reason"] = measurements.reason or f"{options.most_epochs} epochs"
 
 
 def check_abilities(training: Training, plan: RunPlan) -> None:
@@ -148,11 +148,11 @@ def check_abilities(training: Training, plan: RunPlan) -> None:
         UsageError: naming the ability.
     """
     require(training, Ability.LOOP, "study")
-    if plan.processes > 1:
+    if plan.options.processes > 1:
         require(training, Ability.DISTRIBUTE, "study --processes")
-    if plan.sharpness:
+    if plan.options.sharpness:
         require(training, Ability.CURVATURE, "study --sharpness")
-    if plan.settings:
+    if plan.options.settings:
         require(training, Ability.SETTINGS, "study with settings")
 
 
@@ -205,8 +205,8 @@ def factors_of(training: Training, plan: RunPlan, betas: Betas) -> tuple[float, 
     Raises:
         UsageError: if the rule needs a noise scale that is not known.
     """
-    own, size, base = plan.key.learning_rate_factor, plan.key.batch_size, plan.base_batch
-    if plan.rule == "none" or size == base:
+    own, size, base = plan.key.learning_rate_factor, plan.key.batch_size, plan.config.base_batch
+    if plan.options.rule == "none" or size == base:
         return 1.0, own
     is_known = plan.noise_scale is not None or training.base_batch is not None
     if betas is None and not is_known:

@@ -28,7 +28,7 @@ RUN_FILE = "RIGHTBATCH_STUDY_RUN"
 def run(channel: Channel, header: Header, training: Training) -> None:
     """Train as the first command's plan says; the report that comes last is the run's end."""
     plan: RunPlan = pickle.loads(bytes.fromhex(channel.receive()["plan"]))
-    if plan.processes > 1:
+    if plan.options.processes > 1:
         _run_together(channel, header, plan)
     else:
         _train(channel, header, training, plan)
@@ -50,12 +50,13 @@ def main() -> None:
 def _train(channel: Channel, header: Header, training: Training, plan: RunPlan) -> None:
     from rightbatch._device import open_device
 
+    memory = plan.options.memory_bytes
     try:
         device = open_device(header.device)
         device.prepare()
         capacity = device.capacity()
-        limit = capacity if plan.memory is None else min(plan.memory, capacity)
-        if plan.memory is not None:
+        limit = capacity if memory is None else min(memory, capacity)
+        if memory is not None:
             device.enforce(int(limit * (1 - max(header.margin, device.unrepeatable))))
         ended = train_run(training, plan, device, limit, Reporter(channel.send))
     except BaseException as error:
@@ -71,7 +72,7 @@ def _run_together(channel: Channel, header: Header, plan: RunPlan) -> None:
         file = Path(folder) / "run"
         file.write_bytes(pickle.dumps((header, plan)))
         command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={plan.processes}", "-m", __name__]
+        command += [f"--nproc-per-node={plan.options.processes}", "-m", __name__]
         environment: dict[str, Any] = os.environ | {RUN_FILE: str(file)}
         with subprocess.Popen(
             command,

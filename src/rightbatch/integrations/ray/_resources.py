@@ -73,7 +73,8 @@ class Needs:
         Raises:
             UsageError: if no machine of the cluster has as many GPUs or processors.
         """
-        cpus, gpus = plan.processes, plan.processes if self._is_gpu else 0
+        cpus = plan.options.processes
+        gpus = cpus if self._is_gpu else 0
         able = [node for node in self._nodes if node.cpus >= cpus and node.gpus >= gpus]
         if not able:
             raise UsageError(
@@ -88,9 +89,9 @@ class Needs:
             return Need(options)
         share = float(gpus)
         if gpus == 1 and self._gpu_bytes:
-            share = share_of(plan.memory or self._memory(plan), self._gpu_bytes)
+            share = share_of(plan.options.memory_bytes or self._memory(plan), self._gpu_bytes)
         mine = int(share * self._gpu_bytes) if share < 1 and self._gpu_bytes else None
-        return Need(options | {"num_gpus": share}, mine if plan.memory is None else None)
+        return Need(options | {"num_gpus": share}, mine if plan.options.memory is None else None)
 
     def close(self) -> None:
         """End the process that steps are followed in; whoever waits for an answer goes without."""
@@ -101,9 +102,11 @@ class Needs:
 
     def _memory(self, plan: RunPlan) -> int | None:
         """Bytes that a process of the run needs, tensors and all else."""
-        micro_batch = plan.micro_batch
-        if not isinstance(micro_batch, int):
-            micro_batch = math.ceil(plan.key.batch_size / plan.processes)
+        wanted = plan.options.micro_batch_size
+        if wanted != "auto":
+            micro_batch = wanted
+        else:
+            micro_batch = math.ceil(plan.key.batch_size / plan.options.processes)
         with self._lock:
             if micro_batch not in self._bytes:
                 try:

@@ -12,7 +12,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
@@ -142,7 +142,8 @@ class RayPlace:
         need = self._needs.of(plan)
         if need.memory is not None:
             # what a run takes beyond its share, another one that has the GPU with it would lack
-            plan = RunPlan(**vars(plan) | {"memory": need.memory})
+            config = replace(plan.config, options=replace(plan.options, memory=need.memory))
+            plan = replace(plan, config=config)
         with self._changed:
             if self._is_stopped:
                 return None

@@ -24,7 +24,7 @@ import cloudpickle
 from rightbatch.integrations.ultralytics._training import UltralyticsTraining, require_ultralytics
 
 if TYPE_CHECKING:
-    from rightbatch._fit.fit import FitResult
+    from rightbatch._fit.result import FitResult
 
 _DEFAULT_MARGIN = 0.05
 

@@ -1,0 +1,46 @@
+"""What `fit` answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rightbatch._units import format_bytes
+
+if TYPE_CHECKING:
+    from rightbatch._fit.probe import Probe
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The largest batch that survived, and what was measured on the way.
+
+    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both over what
+    the process holds before the workload; `limit_enforced` says whether going over it failed for
+    real. `evaluation_batch_size` ran without gradients beside it. `examples` is one epoch.
+    """
+
+    batch_size: int
+    smallest_batch_size: int
+    peak_bytes: int
+    limit_bytes: int
+    limit_enforced: bool
+    evaluation_batch_size: int | None
+    examples: int | None
+    device: str
+    margin: float
+    seconds: float
+    reason: str
+    probes: tuple[Probe, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
+            f"of {format_bytes(self.limit_bytes)} on {self.device}\n{self.reason}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `rightbatch fit --json`."""
+        return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
+            "probes": [probe.to_dict() for probe in self.probes]
+        }

@@ -1,0 +1,108 @@
+"""The options of `study`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from rightbatch._errors import UsageError
+from rightbatch._units import parse_seconds
+from rightbatch._workload.options import (
+    DeviceOptions,
+    Help,
+    batch_or_auto,
+    check_at_least_one,
+)
+
+Rule = Literal["scaling", "none"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+UNBOUNDED = 100
+"""Epochs after which a run ends that was only given a target or a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(DeviceOptions):
+    """What `rightbatch.study` takes beside the workload."""
+
+    batches: Annotated[Sequence[int], Help("batch sizes, separated by commas: 8,16,32")]
+    seeds: Annotated[int | Sequence[int], Help("how many, or which: 3, or 0,7,8")] = 3
+    out: Annotated[
+        str | Path, Help("folder of the study; an existing one is continued", "runs/study")
+    ]
+    epochs: Annotated[int | None, Help("passes over the data, at most")] = None
+    target: Annotated[str | None, Help("where a run ends, for example evaluation_loss=0.3")] = None
+    budget: Annotated[float | str | None, Help("training time of each run, at most")] = None
+    rule: Annotated[Rule, Help("how the learning rate changes with the batch size")] = "scaling"
+    learning_rates: Annotated[
+        Sequence[float], Help("factors on the rule's learning rate, each a run: 0.5,1,2")
+    ] = (1.0,)
+    search: Annotated[
+        int, Help("trials of Optuna for each size's learning rate, before the seeds")
+    ] = 0
+    base_batch: Annotated[
+        int | None, Help("the size that the learning rate was chosen for; default: 16")
+    ] = None
+    noise_scale: Annotated[
+        float | None, Help("for SGD's rule; default: measured by a run at the base size")
+    ] = None
+    micro_batch: Annotated[int | str, Help("auto, or examples per forward pass")] = "auto"
+    prune: Annotated[bool, Help("end runs without a chance to be best (Optuna)")] = False
+    sharpness: Annotated[bool, Help("also measure the Hessian's largest eigenvalue")] = False
+    processes: Annotated[int, Help("that train each run together (torchrun)")] = 1
+    jobs: Annotated[int, Help("runs at a time")] = 1
+    on: Annotated[str | None, Help("ray: on a Ray cluster")] = None
+    settings: Annotated[
+        Mapping[str, Any] | None, Help("of a framework's own training", python_only=True)
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_sizes("batches", self.batches)
+        if self.base_batch is not None:
+            _check_sizes("base_batch", (self.base_batch,))
+        seeds = self.seed_numbers
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise UsageError(f"seeds are at least one, each once, not {seeds}")
+        if self.rule not in RULES:
+            raise UsageError(f"rule is one of {', '.join(RULES)}, not {self.rule!r}")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise UsageError(f"learning_rates are factors above 0, not {list(self.learning_rates)}")
+        if self.search and len(self.learning_rates) > 1:
+            raise UsageError("learning rates are searched for, or given: not both")
+        if self.noise_scale is not None and not self.noise_scale > 0:
+            raise UsageError(f"noise_scale is above 0, not {self.noise_scale}")
+        if self.epochs is None and self.target is None and self.budget is None:
+            raise UsageError(
+                "say when a run is over: epochs, a target such as loss=0.3, or a budget"
+            )
+        check_at_least_one(epochs=self.epochs, processes=self.processes, jobs=self.jobs)
+        _ = self.micro_batch_size, self.budget_seconds
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """The seeds themselves, where only their number was given."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
+
+    @property
+    def most_epochs(self) -> int:
+        """After which a run ends in any case."""
+        return UNBOUNDED if self.epochs is None else self.epochs
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """`budget` in seconds."""
+        return None if self.budget is None else parse_seconds(self.budget)
+
+    @property
+    def micro_batch_size(self) -> int | Literal["auto"]:
+        """`micro_batch` as a number, or `"auto"`."""
+        return batch_or_auto("micro_batch", self.micro_batch)
+
+
+def _check_sizes(name: str, sizes: Sequence[int]) -> None:
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise UsageError(f"{name} are whole numbers of at least 1, not {list(sizes)}")
+    if len(set(sizes)) < len(sizes):
+        raise UsageError(f"{name} are each named once, not {list(sizes)}")
