@@ -155,7 +155,7 @@ def predict(
     header = header_for(factory, device="cpu", margin=0.0, seed=seed, inference=inference)
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     with Live("predict", enabled=progress) as live, ProbeProcess(header, 1) as process:
-        live.show("following a step")
+        live.stage("following a step")
         step = FollowedStep(process, processes=processes, inference=inference)
         trace = step.at(batch, capability)
         simulated = step.simulated(batch, capability)
@@ -163,11 +163,11 @@ def predict(
         beside = step.outside(trace, capability)
         largest = None
         if limit is not None:
-            live.show("looking for the largest batch")
+            live.stage("searching for the largest batch")
             largest = step.largest(limit, capability)
         saved: dict[str, int] = {}
         if remedies and not inference:
-            live.show("following what would help")
+            live.stage("following ways to save memory")
             saved = step.saved(batch, capability, _VARIANTS)
         fits: tuple[GPUFit, ...] = ()
         if gpu == "all":

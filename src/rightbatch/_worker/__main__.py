@@ -74,7 +74,7 @@ def _enforced(header: Header, first: dict[str, Any], reports: BinaryIO) -> Any:
     capacity = device.capacity()
     limit = capacity if first["limit"] is None else min(first["limit"], capacity)
     # The margin is kept by enforcing it: a size that fits below the limit leaves what is above.
-    ceiling = int(limit * (1 - max(header.margin, device.unrepeatable)))
+    ceiling = int(limit * (1 - max(header.margin, device.charge_variation)))
     about = {"device": device.name, "capacity_bytes": capacity, "limit_bytes": limit}
     about |= {"ceiling_bytes": ceiling, "enforced": device.enforce(ceiling)}
     about["capability"] = device.capability

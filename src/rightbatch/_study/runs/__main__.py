@@ -56,7 +56,7 @@ def _train(header: Header, plan: RunPlan, reports: BinaryIO) -> None:
         capacity = device.capacity()
         limit = capacity if plan.memory is None else min(plan.memory, capacity)
         if plan.memory is not None:
-            device.enforce(int(limit * (1 - max(header.margin, device.unrepeatable))))
+            device.enforce(int(limit * (1 - max(header.margin, device.charge_variation))))
         teller = Teller(tell)
         ended = run(factory, plan, device, limit, teller)
     except BaseException as error:
