@@ -35,7 +35,7 @@ class Device(Protocol):
 
     @property
     def charge_variation(self) -> float:
-        """How much `charged_bytes` varies between runs of the same steps, as a share of the limit."""
+        """How much `charged_bytes` varies between runs of the same steps (share of the limit)."""
 
     @property
     def capability(self) -> float | None:

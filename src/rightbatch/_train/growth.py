@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rightbatch._noise import Look, NoiseEstimate, estimated
+from rightbatch._noise import NoiseEstimate, NoiseWindow, estimate_from
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.updates import most_useful
 from rightbatch._tune.decision import decide
@@ -61,7 +61,7 @@ class Growth:
         self._throughput = Throughput(self._samples, workers=workers)
         self._most = most_useful(examples, epochs)
         self._betas = betas
-        self._seen = Look()
+        self._seen = NoiseWindow()
         self._measured_at = 0.0
 
     def window_seconds(self, seconds: float) -> float | None:
@@ -69,7 +69,7 @@ class Growth:
         since = seconds - self._measured_at
         return SHARE * since if SHARE * since >= WINDOW else None
 
-    def grown(self, seen: Look, batch_size: int, seconds: float) -> Grown | None:
+    def grown(self, seen: NoiseWindow, batch_size: int, seconds: float) -> Grown | None:
         """With what a window has shown: twice the size where that is not slower now.
 
         At the same speed half the updates are left, each with half the noise.
@@ -87,7 +87,7 @@ class Growth:
         if then > now:
             return None
         rule = scaling(self._betas, batch_size, twice, decision.noise_scale)
-        self._seen = Look()  # the next decision rests on what the new size leads to
+        self._seen = NoiseWindow()  # the next decision rests on what the new size leads to
         micro = decision.expected[1].micro_batch_size
         return Grown(
             twice,
@@ -101,7 +101,7 @@ class Growth:
     @property
     def estimate(self) -> NoiseEstimate | None:
         """From the windows that are remembered."""
-        return estimated(self._seen.at_weights)
+        return estimate_from(self._seen.at_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, step times included, since a training that resumes has no `tune`."""

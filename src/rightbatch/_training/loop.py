@@ -25,7 +25,7 @@ from rightbatch._device.random_state import random_state, seed_all, set_random_s
 from rightbatch._elastic import Elastic, Event, StepReport
 from rightbatch._elastic.events import tell
 from rightbatch._errors import UsageError
-from rightbatch._noise import Look, Part, WeightAverage, look
+from rightbatch._noise import NoiseWindow, Part, WeightAverage, measure_noise
 from rightbatch._progress import Live
 from rightbatch._train.growth import Growth
 from rightbatch._training.checkpoint import Checkpoints
@@ -293,12 +293,12 @@ class Loop:
             return False
         before = random_state(self.device)
         try:
-            seen = look(self.model, self._average, self.parts, self.examples, seconds)
+            seen = measure_noise(self.model, self._average, self.parts, self.examples, seconds)
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
             release(self.device)
-            seen = Look()
+            seen = NoiseWindow()
         finally:
             set_random_state(before, self.device)
         grown = growth.grown(seen, at.batch_size, at.seconds)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rightbatch._errors import UsageError
-from rightbatch._noise import Part, WeightAverage, look
+from rightbatch._noise import Part, WeightAverage, measure_noise
 from rightbatch._training.targets import is_better
 from rightbatch._workload.normalization import has_batch_norm
 
@@ -149,7 +149,7 @@ class Pilot:
         self._show(f"pilot: noise scale, window {self._windows} of {WINDOWS}")
         trained = self._trained
         trained.model.zero_grad()
-        seen = look(
+        seen = measure_noise(
             trained.model,
             self._average,
             trained.parts,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import FitResult, largest_batch
-from rightbatch._noise import Look, estimated
+from rightbatch._noise import NoiseWindow, estimate_from
 from rightbatch._progress import Live
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.targets import parse_target
@@ -163,8 +163,8 @@ class _Tuning:
                 )
             trainer, report = self._pilot(processes)
             notes = tuple(report["notes"])
-            noise = estimated(report["observations"], notes=notes)
-            averaged = estimated(report["at_average"], notes=notes)
+            noise = estimate_from(report["observations"], notes=notes)
+            averaged = estimate_from(report["at_average"], notes=notes)
             if noise is None:
                 raise UsageError(
                     "no gradient of the pilot's windows was finite, so that nothing is known of "
@@ -327,9 +327,9 @@ class _Tuning:
         return tuple(Branch(b["batch_size"], b["loss"], b["seconds"], b["examples"]) for b in found)
 
 
-def _seen(report: dict[str, Any]) -> Look:
+def _seen(report: dict[str, Any]) -> NoiseWindow:
     here, there = (
         tuple((gradient, noise) for gradient, noise in report[key])
         for key in ("observations", "at_average")
     )
-    return Look(here, there)
+    return NoiseWindow(here, there)

@@ -14,13 +14,13 @@ from torch import Tensor
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
 from rightbatch._elastic import StepReport
+from rightbatch._noise import observe_parts
+from rightbatch._study.records import Point, Target
 from rightbatch._training.evaluation import evaluated
 from rightbatch._training.loop import Loop
-from rightbatch._noise import window
-from rightbatch._workload.normalization import least_examples
 from rightbatch._training.random_state import random_state, set_random_state
-from rightbatch._study.records import Point, Target
 from rightbatch._training.targets import is_better
+from rightbatch._workload.normalization import least_examples
 
 SPACING = 1.02
 """Points lie 2% of the steps apart: as dense for every batch size, and few however long it is."""
@@ -204,7 +204,7 @@ class Watch:
         size = min(loop.step.micro_batch_size or 1, least)
         seconds = max(NOISE_SHARE * loop.standing.seconds - self._looking, LEAST_WINDOW)
         try:
-            pairs: list[Any] = window(loop.model, loop.parts(size), loop.population, seconds)
+            pairs: list[Any] = observe_parts(loop.model, loop.parts(size), loop.population, seconds)
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise
