@@ -31,7 +31,8 @@ from rightbatch._errors import (
 if TYPE_CHECKING:
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
-    from rightbatch._elastic.step import Elastic, StepReport
+    from rightbatch._elastic.report import StepReport
+    from rightbatch._elastic.step import Elastic
     from rightbatch._fit.fit import FitResult, fit
     from rightbatch._noise import NoiseEstimate, NoiseScale, NormalizationNoise
     from rightbatch._predict.calibrate import Calibration, calibrate
@@ -67,7 +68,7 @@ _LAZY = {
     "ReplayResult": "_predict.replay",
     "Server": "_serve.serve",
     "Session": "_workload.workload",
-    "StepReport": "_elastic.step",
+    "StepReport": "_elastic.report",
     "StudyResult": "_study.result",
     "TrainResult": "_train.train",
     "Workload": "_workload.workload",

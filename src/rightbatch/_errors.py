@@ -48,7 +48,7 @@ class MissingExtraError(UsageError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed; install it with `pip install 'rightbatch[{extra}]'`"
+            f"{package} is not installed; `pip install 'rightbatch[{extra}]'` installs it"
         )
 
 

@@ -23,7 +23,7 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
 from rightbatch._device.random_state import random_state, seed_all, set_random_state
 from rightbatch._elastic import Elastic, Event, StepReport
-from rightbatch._elastic.events import tell
+from rightbatch._elastic.events import log_event
 from rightbatch._errors import UsageError
 from rightbatch._noise import NoiseWindow, Part, WeightAverage, measure_noise
 from rightbatch._progress import Live
@@ -113,7 +113,7 @@ class Loop:
         checkpoints: Checkpoints | None = None,
         growth: Growth | None = None,
         watch: Watching | None = None,
-        on_event: Callable[[Event], object] = tell,
+        on_event: Callable[[Event], object] = log_event,
         memory: int | str | None = None,
         margin: float = 0.05,
         seed: int = 0,

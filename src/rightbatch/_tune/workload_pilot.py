@@ -19,7 +19,7 @@ from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.session import move_state
 from rightbatch._tune.pilot import Pilot, PilotPlan, PilotReport, facts
 from rightbatch._workload.batch import Batch, to_device
-from rightbatch._workload.normalization import least_examples
+from rightbatch._workload.normalization import min_examples
 from rightbatch._workload.precision import autocast, scaler
 from rightbatch._workload.workload import Workload
 
@@ -68,7 +68,7 @@ class WorkloadPilot:
     def parts(self) -> Iterator[Part]:
         w = self._workload
         # A window holds several parts, and no example twice, where the data set is small, too.
-        least = max(least_examples(self.model), self.population // 8)
+        least = max(min_examples(self.model), self.population // 8)
         size = min(self._plan.batch_size, self._plan.micro_batch_size, max(least, 1))
         for batch, examples in self._batches(size):
             here, count = to_device(batch, self._device), float(w.count(batch))

@@ -1,8 +1,8 @@
-"""What a verb is given, made into a factory that can be sent to another process.
+"""Resolve the argument of a verb to a factory that can be sent to another process.
 
-A callable stays itself. `"file.py:function"` becomes a `FileFactory`. Anything else is offered to
-the integrations, which register a function `from_spec(spec, **options)` under the entry point
-group `rightbatch.specs`. Imports no torch: the process that asks need not have it.
+A callable is returned as it is. `"file.py:function"` becomes a `FileFactory`. Any other string goes
+to the integrations, which register a function `from_spec(spec, **options)` under the entry point
+group `rightbatch.specs`. Does not import torch, so that verbs start fast.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Factory = Callable[[], Any]
 
 @dataclass(frozen=True)
 class FileFactory:
-    """A factory in a file, found again in whatever process calls it."""
+    """A factory defined in a file, loaded by the process that calls it."""
 
     path: Path
     function: str
 
     def load(self) -> Factory:
-        """The function itself; runs the file.
+        """Run the file and return the function.
 
         Raises:
-            UsageError: if the file has no such function.
+            UsageError: if the file does not define the function.
         """
         folder = str(self.path.parent)
-        if folder not in sys.path:  # so that the file can import its neighbours, as a script can
+        if folder not in sys.path:  # like a script, the file can import modules beside it
             sys.path.insert(0, folder)
         name = f"_rightbatch_{self.path.stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # loader workers and dataclasses look their module up
+        sys.modules[name] = module  # loader workers and dataclasses look up their module
         spec.loader.exec_module(module)
         found = getattr(module, self.function, None)
         if not callable(found):
@@ -56,19 +56,19 @@ class FileFactory:
 
 
 def resolve(workload: object, **options: Any) -> Factory:
-    """A factory from a callable, `"file.py:function"`, or a spec that an integration knows.
+    """Return the factory for a callable, `"file.py:function"`, or a spec of an integration.
 
-    `options` are for integrations (`data=`, `imgsz=`).
+    `options` are passed to integrations (`data=`, `imgsz=`).
 
     Raises:
-        UsageError: if it is none of these.
+        UsageError: if `workload` is none of these, or does not accept the options.
     """
     if isinstance(workload, str | Path):
         return _from_text(str(workload), options)
     if not callable(workload) and not hasattr(workload, "session"):
         raise UsageError(
-            "a workload is given as a factory, a callable without arguments that builds it, "
-            f"because every probe builds it anew; got {type(workload).__name__}"
+            "expected a factory (a callable without arguments that builds the workload, because "
+            f"every probe builds its own), got {type(workload).__name__}"
         )
     if options:
         raise UsageError(f"a factory takes no options, got {', '.join(sorted(options))}")
@@ -80,7 +80,7 @@ def _from_text(text: str, options: dict[str, Any]) -> Factory:
     if colon and file.endswith(".py"):
         path = Path(file).expanduser().resolve()
         if not path.is_file():
-            raise UsageError(f"there is no file {file}; looked in {path.parent}")
+            raise UsageError(f"there is no file {file} in {path.parent}")
         if options:
             raise UsageError(f"file.py:function takes no options, got {', '.join(options)}")
         return FileFactory(path, function)
@@ -92,8 +92,8 @@ def _from_text(text: str, options: dict[str, Any]) -> Factory:
     known = ", ".join(sorted(integration.name for integration in integrations)) or "none"
     hint = f"; did you mean {text}:FUNCTION?" if text.endswith(".py") else ""
     raise UsageError(
-        f"{text!r} is neither file.py:function nor a model that an integration knows "
-        f"(asked: {known}){hint}"
+        f"{text!r} is neither file.py:function nor a model of an integration "
+        f"(installed: {known}){hint}"
     )
 
 

@@ -20,7 +20,7 @@ from rightbatch._training.evaluation import evaluated
 from rightbatch._training.loop import Loop
 from rightbatch._training.random_state import random_state, set_random_state
 from rightbatch._training.targets import is_better
-from rightbatch._workload.normalization import least_examples
+from rightbatch._workload.normalization import min_examples
 
 SPACING = 1.02
 """Points lie 2% of the steps apart: as dense for every batch size, and few however long it is."""
@@ -200,7 +200,7 @@ class Watch:
         began = time.perf_counter()
         before = random_state(loop.device)
         # A window holds several parts, and no example twice, where the data set is small, too.
-        least = max(least_examples(loop.model), loop.examples // 8, 1)
+        least = max(min_examples(loop.model), loop.examples // 8, 1)
         size = min(loop.step.micro_batch_size or 1, least)
         seconds = max(NOISE_SHARE * loop.standing.seconds - self._looking, LEAST_WINDOW)
         try:
