@@ -19,7 +19,7 @@ import pytest
 
 import rightbatch as rb
 from rightbatch._device import open_device
-from rightbatch._predict.outside import CONTEXT
+from rightbatch._predict.overhead import CONTEXT
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.training import RunPlan, Teller, run
 from rightbatch._study.sweep import Sweep

@@ -28,7 +28,7 @@ from rightbatch._workload.workload import Session
 
 
 class FollowableSession(Session, Protocol):
-    """A session that can be followed; it loads its batches by `recorder.arriving`."""
+    """A session that can be followed; it loads its batches by `recorder.transfer_batch`."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -42,7 +42,7 @@ class SessionFollower:
     """A session whose step can be traced at small batch sizes; for a process of its own."""
 
     how = "real"
-    is_copyable = False
+    can_fork = False
 
     def __init__(self, factory: Any) -> None:
         self._factory = factory

@@ -212,12 +212,13 @@ def _follow(
     reports: BinaryIO,
 ) -> None:
     """Answer what a step allocates, request after request, without running it for real."""
-    from rightbatch._predict.follow import Follower, guard_build
+    from rightbatch._predict.build import limit_building
+    from rightbatch._predict.follow import Follower
     from rightbatch._predict.forked_traces import answers
     from rightbatch._predict.variant import Variant
 
     try:
-        guard_build()
+        limit_building()
         follower: Any = None
         if hasattr(factory, "session"):
             from rightbatch._predict.follow_framework import SessionFollower
