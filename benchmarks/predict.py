@@ -23,7 +23,7 @@ from benchmarks._record import RESULTS, median, save
 from benchmarks.workloads import data_folder
 from rightbatch._predict.allocator import AllocatorSettings
 from rightbatch._predict.follow import Follower
-from rightbatch._predict.outside import CUBLAS
+from rightbatch._predict.overhead import CUBLAS
 from rightbatch._predict.replay import read_recording, replay
 from rightbatch._predict.simulate import simulate
 from rightbatch._predict.variant import Variant
@@ -112,7 +112,7 @@ def fakes() -> list[dict[str, Any]]:
 
                 started = time.perf_counter()
                 fake, real = Follower(factory), Follower(factory)
-                real._fall_back(RuntimeError("for comparison"))
+                real.use_real_tensors(RuntimeError("for comparison"))
                 case = {"model": name, "optimizer": optimizer, "precision": precision}
                 (happened,) = real.traces([3], Variant())
                 (imagined,) = fake.traces([3], Variant())

@@ -36,7 +36,7 @@ def lost() -> dict[str, Any]:
                 with inject_out_of_memory(place, when):
                     disturbed.append(step(batch).seconds)
                 for _ in range(21):  # until an emptied cache is worth another try
-                    step._micro.went_well(is_short=True)  # type: ignore[union-attr]
+                    step._micro.on_success(is_single_part=True)  # type: ignore[union-attr]
             results[place] = {
                 "steps_lost": statistics.median(disturbed) / usual - 1,
                 "seconds": disturbed,

@@ -23,13 +23,13 @@ import torch
 from benchmarks._record import say
 from benchmarks.elastic.overhead import interval_of_ratio
 from benchmarks.study.browser import chromium, opened, wait_for_curves
-from benchmarks.study.own import Unwatched
 from benchmarks.study.processes import RIGHTBATCH, environment, page_of, started
 from benchmarks.study.stored import wait_for_a_run
 from benchmarks.study.workload import CONVOLUTION, convolution
 from rightbatch._study.store.reader import Reader
 from rightbatch._training.distributed import Processes
-from rightbatch._training.loop import Loop, built
+from rightbatch._training.protocol import LoopPlan
+from rightbatch._training.workload_training import WorkloadTraining
 
 BATCH = 64
 
@@ -90,17 +90,9 @@ def _studied(epochs: int, *, with_page: bool) -> float:
 
 def _train(epochs: int) -> float:
     processes = Processes(torch.device("cpu"))
-    with built(convolution, 0, processes) as workload:
-        at = Loop(
-            workload,
-            batch_size=BATCH,
-            micro_batch_size=BATCH,
-            epochs=epochs,
-            processes=processes,
-            watch=Unwatched(),
-            on_event=lambda event: None,
-            progress=False,
-        ).run()
+    plan = LoopPlan(batch_size=BATCH, micro_batch_size=BATCH, epochs=epochs)
+    with WorkloadTraining(convolution).loop(plan, processes, []) as loop:
+        at = loop.run()
     return at.seconds / at.steps
 
 

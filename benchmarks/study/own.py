@@ -1,7 +1,7 @@
-"""What watching costs a training: the processor time of `Watch` itself, over that of a step.
+"""What watching costs a training: the processor time of `Measurements` itself, over that of a step.
 
 Three trainings of the same go on in one process, a step of each in turn and in a shuffled order: a
-`Loop` that nobody watches, the same again (A/A), and one that is watched. They are greenlets, so
+loop that nobody watches, the same again (A/A), and one that is watched. They are greenlets, so
 that all is one thread; torch has one thread, too, so that no other's time is counted. Points are
 delivered twice a second of the wall's clock, which here is thrice as often as of the training's.
 """
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rightbatch._study.runs.watch import Watch
 
 from benchmarks.elastic.overhead import interval_of_ratio
 from benchmarks.study.workload import convolution
-from rightbatch._elastic import StepReport
-from rightbatch._study.runs.training import Teller
+from rightbatch._study.records import Point
+from rightbatch._study.runs.measurements import Measurements
+from rightbatch._study.runs.training import Reporter
 from rightbatch._training.distributed import Processes
-from rightbatch._training.loop import Loop, Watching, built
+from rightbatch._training.protocol import LoopPlan, Observer, StepLoss, TrainingLoop
+from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import send
 
 BATCH = 64
@@ -34,62 +35,56 @@ _KINDS = ("alone", "again", "watched")
 _CPU = Processes(torch.device("cpu"))
 
 
-class Unwatched:
-    """Hears, and does nothing."""
+class TimedMeasurements(Measurements):
+    """Knows what its evaluations and its noise windows took, in processor seconds."""
 
-    is_over = False
-
-    def after_step(self, loop: Loop, report: StepReport) -> None:
-        pass
-
-    def after_epoch(self, loop: Loop) -> Mapping[str, float]:
-        return {}
-
-
-class TimedWatch(Watch):
-    """Knows what its evaluations and its looks at the noise took, in processor seconds."""
-
-    def __init__(self, tell: Callable[..., object]) -> None:
-        super().__init__(None, tell)
+    def __init__(self, send: Callable[[list[Point]], object]) -> None:
+        super().__init__(None, send)
         self.spent: dict[str, list[float]] = {"evaluation": [], "noise": []}
 
-    def _evaluation(self, loop: Loop) -> dict[str, float]:
+    def _evaluate(self, loop: TrainingLoop) -> dict[str, float]:
         began = time.process_time()
-        found = super()._evaluation(loop)
+        found = super()._evaluate(loop)
         self.spent["evaluation"].append(time.process_time() - began)
         return found
 
-    def _noise(self, loop: Loop) -> dict[str, float]:
+    def _noise(self, loop: TrainingLoop) -> dict[str, float]:
         began = time.process_time()
         found = super()._noise(loop)
         self.spent["noise"].append(time.process_time() - began)
         return found
 
 
-class Turn:
-    """Lets a training go on by one step at a time; notes each step, and what is beside it."""
+class Turn(Observer):
+    """Lets a training go on by one step at a time; notes each step, and what is beside it.
 
-    def __init__(self, inner: Watching, steps: int, pause: Callable[[], object]) -> None:
+    `inner` is the observer whose work is beside the step; it counts as training where that does.
+    """
+
+    def __init__(self, inner: Observer, steps: int, pause: Callable[[], object]) -> None:
+        self.counts_as_training = inner.counts_as_training
         self._inner, self._most, self._pause = inner, steps, pause
         self._began = time.process_time()
         self.steps: list[float] = []
         self.beside: list[float] = []
 
-    @property
-    def is_over(self) -> bool:
-        return len(self.steps) >= self._most
+    def on_start(self, loop: TrainingLoop) -> None:
+        self._inner.on_start(loop)
+        self._began = time.process_time()
 
-    def after_step(self, loop: Loop, report: StepReport) -> None:
+    def on_step(self, loop: TrainingLoop, report: StepLoss) -> None:
         now = time.process_time()
         self.steps.append(now - self._began)
-        self._inner.after_step(loop, report)
+        self._inner.on_step(loop, report)
         self.beside.append(time.process_time() - now)
+        if len(self.steps) >= self._most:
+            loop.stop("it has its steps")
         self._pause()
         self._began = time.process_time()
 
-    def after_epoch(self, loop: Loop) -> Mapping[str, float]:
+    def measure_epoch(self, loop: TrainingLoop) -> Mapping[str, float]:
         now = time.process_time()
-        found = self._inner.after_epoch(loop)
+        found = self._inner.measure_epoch(loop)
         spent = time.process_time() - now
         self.beside[-1] += spent
         self._began += spent
@@ -101,10 +96,10 @@ def own(steps: int) -> dict[str, Any]:
     from greenlet import getcurrent, greenlet
 
     with Path(os.devnull).open("wb") as nowhere, _one_thread():
-        watch = TimedWatch(Teller(partial(send, nowhere)).points)
+        measurements = TimedMeasurements(Reporter(partial(send, nowhere)).points)
         pause = getcurrent().switch
         turns = {
-            kind: Turn(watch if kind == "watched" else Unwatched(), steps + WARM_UP, pause)
+            kind: Turn(measurements if kind == "watched" else Observer(), steps + WARM_UP, pause)
             for kind in _KINDS
         }
         going = [greenlet(partial(_train, turn)) for turn in turns.values()]
@@ -116,7 +111,7 @@ def own(steps: int) -> dict[str, Any]:
             going = [one for one in going if not one.dead]
     taken = {kind: turn.steps[WARM_UP:] for kind, turn in turns.items()}
     whole = sum(turns["watched"].steps)
-    measuring = {kind: sum(values) for kind, values in watch.spent.items()}
+    measuring = {kind: sum(values) for kind, values in measurements.spent.items()}
     beside = sum(turns["watched"].beside)
     return {
         "batch_size": BATCH,
@@ -131,22 +126,14 @@ def own(steps: int) -> dict[str, Any]:
         "total_same_again": sum(taken["again"]) / sum(taken["alone"]),
         "steps": {kind: turn.steps for kind, turn in turns.items()},
         "beside": turns["watched"].beside,
-        "measuring": watch.spent,
+        "measuring": measurements.spent,
     }
 
 
 def _train(turn: Turn) -> None:
-    with built(convolution, 0, _CPU) as workload:
-        Loop(
-            workload,
-            batch_size=BATCH,
-            micro_batch_size=BATCH,
-            epochs=10**6,
-            processes=_CPU,
-            watch=turn,
-            on_event=lambda event: None,
-            progress=False,
-        ).run()
+    plan = LoopPlan(batch_size=BATCH, micro_batch_size=BATCH, epochs=10**6)
+    with WorkloadTraining(convolution).loop(plan, _CPU, [turn]) as loop:
+        loop.run()
 
 
 @contextmanager

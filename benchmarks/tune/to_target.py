@@ -15,7 +15,7 @@ import torch
 import rightbatch as rb
 from benchmarks.tune.tasks import Run, Task, yolo_settings
 from benchmarks.workloads import factory
-from rightbatch._noise import WeightAverage, look
+from rightbatch._noise import WeightAverage, measure_noise
 from rightbatch._train.growth import Growth
 from rightbatch._training.scaling import scale_optimizer
 
@@ -177,7 +177,7 @@ def grown_to_target(task: Task, plan: rb.Plan, rate: float, seed: int) -> GrownR
             average.update()
             seconds = growth.window_seconds(clock.seconds)
             if seconds is not None:
-                seen = look(w.model, average, parts, len(data), seconds)
+                seen = measure_noise(w.model, average, parts, len(data), seconds)
                 found = growth.grown(seen, size, clock.seconds)
                 if found is not None:
                     rule = found.scaling

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rightbatch.integrations.ultralytics._factory import from_spec
-
 from rightbatch._workload.factory import FileFactory
+from rightbatch.integrations.ultralytics import from_spec
 
 NAMES = ("resnet18", "vit_tiny", "characters", "unet3d", "yolo26n", "bert")
 

@@ -3,14 +3,14 @@
 import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
-rb.predict(factory) its memory, and the largest batch, on a GPU that is not here
+rb.predict(factory) its memory, and the largest batch, on a GPU you don't have
 rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
-rb.Elastic          one update by a batch of any size, in parts that fit, in a loop of one's own
+rb.Elastic          one update by a batch of any size, in parts that fit, in your own loop
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
 rb.study(factory, batches=...)  what the batch size does to a training: every size, every seed
 rb.serve(model, sources)  many cameras under one latency target, in the best batches
-rb.Batcher          the same batches under a server of one's own: `await batcher(item)`
-rb.NoiseScale       how noisy gradients are, from the micro-batches of a loop of one's own
+rb.Batcher          the same batches in your own server: `await batcher(item)`
+rb.NoiseScale       how noisy gradients are, from the micro-batches of your own loop
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
 """
 
@@ -31,7 +31,8 @@ from rightbatch._errors import (
 if TYPE_CHECKING:
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
-    from rightbatch._elastic.step import Elastic, StepReport
+    from rightbatch._elastic.report import StepReport
+    from rightbatch._elastic.step import Elastic
     from rightbatch._fit.fit import fit
     from rightbatch._fit.probe import Probe
     from rightbatch._fit.result import FitResult
@@ -70,7 +71,7 @@ _LAZY = {
     "ReplayResult": "_predict.replay",
     "Server": "_serve.serve",
     "Session": "_training.protocol",
-    "StepReport": "_elastic.step",
+    "StepReport": "_elastic.report",
     "StudyResult": "_study.result",
     "Training": "_training.protocol",
     "TrainResult": "_train.train",

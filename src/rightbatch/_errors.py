@@ -1,11 +1,11 @@
-"""Every error rightbatch raises on purpose, one tree, each with its exit code.
+"""The exceptions of rightbatch, one tree, with the exit code of each.
 
 RightbatchError
-├── UsageError            2  what was asked cannot be meant (also a ValueError)
+├── UsageError            2  invalid arguments or an unsupported combination (also a ValueError)
 │   └── MissingExtraError 2  an optional dependency is not installed (also an ImportError)
 ├── NothingFitsError      1  the answer is "no": not even the smallest batch fits
-├── LateError             1  an item was refused or dropped: it would have missed its target
-└── WorkloadError         3  the workload itself failed; its own traceback is attached
+├── LateError             1  an item was rejected or dropped: it would have missed its target
+└── WorkloadError         3  the workload raised an error of its own; its traceback is attached
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any, ClassVar
 
 
 class RightbatchError(Exception):
-    """Base of the tree; `except rightbatch.RightbatchError` catches all of it."""
+    """Base class; `except rightbatch.RightbatchError` catches every error of rightbatch."""
 
     exit_code: ClassVar[int] = 2
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors are copied and sent to other processes; an exception would call `__init__` with
-        its message alone, and the ones here take more than that."""
-        return _made_again, (type(self), self.args), self.__dict__ or None
+        """Support copying and pickling.
+
+        By default an exception is rebuilt by calling `__init__` with its message alone; the
+        subclasses here require more arguments.
+        """
+        return _rebuild, (type(self), self.args), self.__dict__ or None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document that a verb prints instead of its result."""
+        """Return the JSON document that a verb prints instead of its result."""
         return {
             "batch_size": None,
             "reason": str(self),
@@ -32,28 +35,28 @@ class RightbatchError(Exception):
         }
 
 
-def _made_again(kind: type[RightbatchError], args: tuple[Any, ...]) -> RightbatchError:
+def _rebuild(kind: type[RightbatchError], args: tuple[Any, ...]) -> RightbatchError:
     return kind.__new__(kind, *args)
 
 
 class UsageError(RightbatchError, ValueError):
-    """Wrong use: the message says what was got, what was expected and the known options."""
+    """Wrong use: the message has the value, what was expected and the valid options."""
 
 
 class MissingExtraError(UsageError, ImportError):
-    """An optional dependency is missing; the message names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is not installed; `pip install 'rightbatch[{extra}]'` brings it"
+            f"{package} is not installed; `pip install 'rightbatch[{extra}]'` installs it"
         )
 
 
 class LateError(RightbatchError):
-    """An item that was refused or dropped, since it would have missed its latency target.
+    """An item was rejected or dropped because it would have missed its latency target.
 
-    `cause` is `late`, `refused`, `replaced`, `full` or `closing`; `retry_after` are the seconds
-    after which, as predicted, there is room again.
+    `cause` is `late`, `refused`, `replaced`, `full` or `closing`; `retry_after` is the predicted
+    time until there is room again, in seconds.
     """
 
     exit_code = 1
@@ -64,8 +67,8 @@ class LateError(RightbatchError):
         self.retry_after = retry_after
 
 
-class _Verdict(RightbatchError):
-    """An answer that is not a batch size, with what was measured on the way to it."""
+class _NoBatchSizeError(RightbatchError):
+    """The verb ends without a batch size; `measured` holds the JSON fields found so far."""
 
     def __init__(
         self,
@@ -90,16 +93,16 @@ class _Verdict(RightbatchError):
         }
 
 
-class NothingFitsError(_Verdict):
-    """Not even the smallest batch fits: what it needs, what there is, what would help."""
+class NothingFitsError(_NoBatchSizeError):
+    """Not even the smallest batch fits; the message has the bytes needed and the limit."""
 
     exit_code = 1
 
 
-class WorkloadError(_Verdict):
-    """The workload failed for a reason of its own, which is not memory.
+class WorkloadError(_NoBatchSizeError):
+    """The workload failed with an error other than out-of-memory.
 
-    `traceback` is the one of the workload, as printed in the process where it ran.
+    `traceback` is the traceback printed in the process where the workload ran.
     """
 
     exit_code = 3

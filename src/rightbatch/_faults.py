@@ -1,4 +1,4 @@
-"""Places where memory may run out, by name, so that a test can make it run out there."""
+"""Fault injection: named places where memory can run out, so that tests can make it happen."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Place = Literal["forward", "backward", "synchronization", "optimizer", "evaluati
 PLACES: tuple[Place, ...] = get_args(Place)
 
 watchers: list[Callable[[Place], None]] = []
-"""Called with every place that is entered; one that raises is the fault."""
+"""Callbacks that `enter` calls with the place; a test injects a fault by raising in one."""
 
 
 def enter(place: Place) -> None:
-    """Say that the code of `place` begins."""
+    """Call the watchers: the code of `place` starts now."""
     for watcher in watchers:
         watcher(place)

@@ -1,4 +1,4 @@
-"""Bytes and durations, as people write and read them."""
+"""Parse and format sizes in bytes and durations in seconds."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of `"2GiB"`, `"500 MB"` or a plain number of bytes.
+    """Parse a size such as `"2GiB"`, `"500 MB"` or a plain number of bytes.
 
     Raises:
-        UsageError: if it is no size, or not above zero.
+        UsageError: if `text` is not a size, or not positive.
 
     >>> parse_bytes("1.5GiB")
     1610612736
@@ -40,14 +40,14 @@ def parse_bytes(text: str | int) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """Three significant digits in binary units.
+    """Format bytes in binary units, with three significant digits.
 
     >>> format_bytes(2**31), format_bytes(900 * 2**20)
     ('2.00 GiB', '900 MiB')
     """
     value, unit = float(size), "B"
     for following in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 999.5:  # 999.6 would be written as 1000
+        if abs(value) < 999.5:  # 999.6 would be formatted as 1000
             break
         value, unit = value / 1024, following
     digits = 0 if unit == "B" or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
@@ -55,10 +55,10 @@ def format_bytes(size: float) -> str:
 
 
 def parse_seconds(text: str | float) -> float:
-    """Seconds of `"3min"`, `"90 s"`, `"1.5h"`, `"50ms"` or a plain number of seconds.
+    """Parse a duration such as `"3min"`, `"90 s"`, `"1.5h"`, `"50ms"` or a number of seconds.
 
     Raises:
-        UsageError: if it is no duration, or not above zero.
+        UsageError: if `text` is not a duration, or not positive.
 
     >>> parse_seconds("3min"), parse_seconds(90)
     (180.0, 90.0)
@@ -74,7 +74,7 @@ def parse_seconds(text: str | float) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """`8.3 s`, `2 min 05 s` or `1 h 02 min`.
+    """Format a duration as `8.3 s`, `2 min 05 s` or `1 h 02 min`.
 
     >>> format_seconds(125)
     '2 min 05 s'

@@ -23,15 +23,15 @@ def test_the_default_is_the_best_that_torch_sees() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "cuda:-1", "gpu", "CPU"])
-def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UsageError, match=r"known are cpu, cuda, cuda:N and mps"):
+def test_an_unknown_name_raises_an_error_with_the_valid_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=r"valid devices are cpu, cuda, cuda:N and mps"):
         open_device(name)
 
 
-def test_a_device_that_is_not_here_is_refused_with_what_is() -> None:
+def test_an_unavailable_device_raises_an_error_with_the_available_ones() -> None:
     count = torch.cuda.device_count()
-    with pytest.raises(UsageError, match=rf"cuda:{count} is not here.*sees {count} CUDA"):
+    with pytest.raises(UsageError, match=rf"cuda:{count} is not available.*sees {count} CUDA"):
         open_device(f"cuda:{count}")
     if not torch.backends.mps.is_available():
-        with pytest.raises(UsageError, match="mps is not here"):
+        with pytest.raises(UsageError, match="mps is not available"):
             open_device("mps")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rightbatch._device import death_by_memory, is_out_of_memory
+from rightbatch._device import died_out_of_memory, is_out_of_memory
 
 MESSAGES = {
     "CUDA": "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.69 "
@@ -81,7 +81,7 @@ def test_what_backends_say_is_recognized(message: str) -> None:
 @pytest.mark.parametrize("message", OTHERS.values(), ids=OTHERS.keys())
 def test_other_errors_are_not(message: str) -> None:
     assert not is_out_of_memory(RuntimeError(message))
-    assert not death_by_memory(1, f"Traceback (most recent call last):\nRuntimeError: {message}")
+    assert not died_out_of_memory(1, f"Traceback (most recent call last):\nRuntimeError: {message}")
 
 
 @pytest.mark.parametrize(
@@ -181,20 +181,20 @@ def test_a_real_convolution_without_room_is_recognized(measured_cpu: dict[str, A
 
 
 def test_a_process_killed_for_memory_died_of_it() -> None:
-    assert death_by_memory(-signal.SIGKILL, "")
-    assert death_by_memory(-signal.SIGKILL, "some warning")
+    assert died_out_of_memory(-signal.SIGKILL, "")
+    assert died_out_of_memory(-signal.SIGKILL, "some warning")
 
 
 @pytest.mark.parametrize("signal_name", ["SIGABRT", "SIGSEGV"])
 def test_an_aborted_process_died_of_memory_only_if_it_said_so(signal_name: str) -> None:
     code = -getattr(signal, signal_name)
     said = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  "
-    assert death_by_memory(code, f"{said}std::bad_alloc\n")
-    assert death_by_memory(code, MESSAGES["OpenMP"])
-    assert not death_by_memory(code, "")
-    assert not death_by_memory(code, "terminate called after throwing a 'c10::Error'")
+    assert died_out_of_memory(code, f"{said}std::bad_alloc\n")
+    assert died_out_of_memory(code, MESSAGES["OpenMP"])
+    assert not died_out_of_memory(code, "")
+    assert not died_out_of_memory(code, "terminate called after throwing a 'c10::Error'")
 
 
 def test_a_process_that_just_ended_did_not_die_of_memory() -> None:
-    assert not death_by_memory(0, "")
-    assert not death_by_memory(1, "Traceback (most recent call last):\nValueError: no")
+    assert not died_out_of_memory(0, "")
+    assert not died_out_of_memory(1, "Traceback (most recent call last):\nValueError: no")

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
-from rightbatch._elastic import ranks
+from rightbatch._elastic import process_group
 from rightbatch._elastic.ranks import bare_model
 from rightbatch.testing import inject_out_of_memory
 
@@ -135,7 +135,7 @@ class Shared(nn.Module):
 
 
 def train_shared(rank: int, world_size: int, bucket_bytes: int) -> Any:
-    ranks.BUCKET_BYTES = bucket_bytes
+    process_group.BUCKET_BYTES = bucket_bytes
     model, (_, _, batches) = Shared().double(), mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     group = dist.group.WORLD if world_size > 1 else None
@@ -157,7 +157,7 @@ def test_a_gradient_that_changes_after_it_was_sent_is_sent_again(
 
 
 def train_in_small_buckets(rank: int, world_size: int, seed: int) -> Any:
-    ranks.BUCKET_BYTES = 256
+    process_group.BUCKET_BYTES = 256
     return train(rank, world_size, seed, True)
 
 
@@ -182,7 +182,7 @@ def train_without_room(rank: int, world_size: int) -> Any:
             raise torch.OutOfMemoryError("no room")
         return empty(*size, **options)
 
-    ranks.torch.empty = failing
+    process_group.torch.empty = failing
     for number in range(STEPS):
         step(share_of(batches[number % len(SIZES)], rank, world_size))
     return [*weights(model), torch.tensor([step.counts.get("out_of_memory", 0)])]

@@ -1,4 +1,4 @@
-"""The micro-batch's policy, and the search for the size to begin with, without any tensor."""
+"""The micro-batch size policy and the search for the initial size, without tensors."""
 
 from __future__ import annotations
 
@@ -7,97 +7,99 @@ from hypothesis import strategies as st
 
 from rightbatch._elastic.size_policy import (
     FIRST_WAIT,
+    MAX_RETRIED_STEPS,
     PATIENCE,
-    PRESSED,
     MicroBatchSize,
     largest,
     next_trial,
 )
 
 
-def well(micro: MicroBatchSize, steps: int) -> list[str]:
-    return [micro.went_well(is_short=False) for _ in range(steps)]
+def succeed(micro: MicroBatchSize, steps: int) -> list[str]:
+    return [micro.on_success(is_single_part=False) for _ in range(steps)]
 
 
 def test_the_first_failure_tries_the_same_size_again_and_the_second_halves_it() -> None:
     micro = MicroBatchSize(32, 32)
-    assert (micro.failed(), micro.size) == ("again", 32)
-    assert (micro.failed(), micro.size) == ("smaller", 16)
-    assert (micro.failed(), micro.size) == ("smaller", 8)
+    assert (micro.on_failure(), micro.size) == ("again", 32)
+    assert (micro.on_failure(), micro.size) == ("smaller", 16)
+    assert (micro.on_failure(), micro.size) == ("smaller", 8)
 
 
-def test_the_cache_is_worth_emptying_again_after_steps_that_went_well() -> None:
+def test_the_same_size_is_tried_again_after_enough_successful_steps() -> None:
     micro = MicroBatchSize(32, 32)
-    micro.failed()
-    well(micro, PATIENCE - 1)
-    assert (micro.failed(), micro.size) == ("smaller", 16)
-    well(micro, PATIENCE)
-    assert micro.failed() == "again"
+    micro.on_failure()
+    succeed(micro, PATIENCE - 1)
+    assert (micro.on_failure(), micro.size) == ("smaller", 16)
+    succeed(micro, PATIENCE)
+    assert micro.on_failure() == "again"
 
 
-def test_at_one_example_it_gives_up_only_when_that_fails_twice_in_a_row() -> None:
+def test_at_one_example_it_gives_up_after_two_consecutive_failures() -> None:
     micro = MicroBatchSize(1, 1)
-    assert micro.failed() == "again"
-    well(micro, 1)
-    assert micro.failed() == "again"
-    assert micro.failed() == "none"
+    assert micro.on_failure() == "again"
+    succeed(micro, 1)
+    assert micro.on_failure() == "again"
+    assert micro.on_failure() == "none"
 
 
-def test_it_grows_back_and_waits_longer_where_that_fails() -> None:
+def test_it_grows_back_and_waits_longer_after_a_failed_trial() -> None:
     micro = MicroBatchSize(32, 32)
-    micro.failed()
-    micro.failed()
+    micro.on_failure()
+    micro.on_failure()
     wait = micro.wait
-    answers = well(micro, wait)
-    assert answers[-1] == "larger"
+    decisions = succeed(micro, wait)
+    assert decisions[-1] == "larger"
     assert micro.size == 32
-    assert (micro.failed(), micro.size) == ("smaller", 16)
+    assert (micro.on_failure(), micro.size) == ("smaller", 16)
     assert micro.wait == 2 * wait
-    assert "larger" not in well(micro, 2 * wait - 1)
+    assert "larger" not in succeed(micro, 2 * wait - 1)
 
 
-def test_a_trial_that_goes_well_is_kept_and_never_exceeds_what_was_asked() -> None:
+def test_a_successful_trial_is_kept_and_never_exceeds_the_given_size() -> None:
     micro = MicroBatchSize(10, 24)
-    well(micro, FIRST_WAIT)
+    succeed(micro, FIRST_WAIT)
     assert micro.size == 20
-    well(micro, FIRST_WAIT)
+    succeed(micro, FIRST_WAIT)
     assert micro.size == 24
-    assert set(well(micro, 3 * FIRST_WAIT)) == {"none"}
+    assert set(succeed(micro, 3 * FIRST_WAIT)) == {"none"}
 
 
-def test_a_batch_that_is_one_part_makes_nothing_grow() -> None:
+def test_a_batch_of_a_single_part_does_not_grow_the_size() -> None:
     micro = MicroBatchSize(10, 24)
     for _ in range(3 * FIRST_WAIT):
-        assert micro.went_well(is_short=True) == "none"
+        assert micro.on_success(is_single_part=True) == "none"
     assert micro.size == 10
 
 
-def test_an_allocator_that_searches_in_consecutive_steps_shrinks_it_before_an_error() -> None:
+def test_retries_of_the_allocator_in_consecutive_steps_shrink_the_size_before_an_error() -> None:
     micro = MicroBatchSize(32, 32)
-    assert micro.went_well(is_short=False, was_searched=True) == "none"
-    assert micro.went_well(is_short=False, was_searched=False) == "none"
-    for _ in range(PRESSED - 1):
-        assert micro.went_well(is_short=False, was_searched=True) == "none"
-    assert micro.went_well(is_short=False, was_searched=True) == "smaller"
+    assert micro.on_success(is_single_part=False, allocator_retried=True) == "none"
+    assert micro.on_success(is_single_part=False, allocator_retried=False) == "none"
+    for _ in range(MAX_RETRIED_STEPS - 1):
+        assert micro.on_success(is_single_part=False, allocator_retried=True) == "none"
+    assert micro.on_success(is_single_part=False, allocator_retried=True) == "smaller"
     assert micro.size == 16
 
 
-@given(st.integers(1, 64), st.lists(st.sampled_from(["well", "searched", "failed"]), max_size=300))
-def test_it_stays_between_one_and_what_was_asked_and_fails_for_good_only_at_one(
-    most: int, happenings: list[str]
+@given(
+    st.integers(1, 64), st.lists(st.sampled_from(["success", "retried", "failed"]), max_size=300)
+)
+def test_the_size_stays_between_one_and_the_given_size_and_gives_up_only_at_one(
+    most: int, outcomes: list[str]
 ) -> None:
     micro = MicroBatchSize(most, most)
-    for happening in happenings:
-        if happening == "failed":
+    for outcome in outcomes:
+        if outcome == "failed":
             before = micro.size
-            assert micro.failed() != "none" or before == 1
+            assert micro.on_failure() != "none" or before == 1
         else:
-            micro.went_well(is_short=False, was_searched=happening == "searched")
+            micro.on_success(is_single_part=False, allocator_retried=outcome == "retried")
         assert 1 <= micro.size <= most
 
 
 @given(st.floats(1, 500), st.floats(0, 3000), st.floats(10, 1e5), st.integers(1, 4096))
-def test_the_size_found_is_within_the_room_and_near_the_largest_there_is(
+def test_the_size_found_fits_and_is_near_the_largest_that_fits(
     slope: float, intercept: float, room: float, whole: int
 ) -> None:
     def need(size: int) -> int:

@@ -29,7 +29,7 @@ from elastic_tasks import (
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch._elastic.initial_size import find
+from rightbatch._elastic.initial_size import find_initial_size
 from rightbatch._faults import PLACES, Place
 from rightbatch.testing import inject_out_of_memory, limited_memory
 
@@ -306,7 +306,9 @@ def test_auto_tries_one_example_once_where_memory_does_not_suffice_for_it() -> N
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     optimizer = OPTIMIZERS["SGD"](nn.Linear(2, 1))
-    start = find(run, optimizer, 16, device=torch.device("cpu"), limit=None, margin=0.05)
+    start = find_initial_size(
+        run, optimizer, 16, device=torch.device("cpu"), limit=None, margin=0.05
+    )
     assert tried == [1]
     assert start.size == 1
     assert "not even 1 examples" in start.reason
@@ -356,19 +358,19 @@ def test_parts_without_anything_to_count_are_passed_over() -> None:
 
 def test_a_batch_without_anything_to_count_is_refused() -> None:
     _, step, _ = elastic(transformer(), micro_batch_size=1, check=False)
-    with pytest.raises(rb.UsageError, match="nothing to average over"):
+    with pytest.raises(rb.UsageError, match="no mean to compute"):
         step(torch.zeros(3, 9, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "large", None])
 def test_a_micro_batch_that_cannot_be_meant_is_refused(size: Any) -> None:
-    with pytest.raises(rb.UsageError, match="'auto' or a number"):
+    with pytest.raises(rb.UsageError, match="'auto' or an integer"):
         elastic(mlp(), micro_batch_size=size)
 
 
 def test_a_model_that_is_not_trained_is_refused() -> None:
     model = nn.Linear(2, 2).requires_grad_(requires_grad=False)
-    with pytest.raises(rb.UsageError, match="no parameter that is trained"):
+    with pytest.raises(rb.UsageError, match="no parameter of the model"):
         rb.Elastic(model, torch.optim.SGD(nn.Linear(1, 1).parameters()), classify)
 
 

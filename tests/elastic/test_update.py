@@ -1,4 +1,4 @@
-"""The optimizer's step ends whole: what fails half way is put back and completed."""
+"""The optimizer's step is atomic: a step that fails half way is undone and completed later."""
 
 from __future__ import annotations
 
@@ -171,16 +171,16 @@ def test_a_fused_step_is_tried_again_and_copies_nothing(
             for step in range(3):
                 model.zero_grad()
                 model(torch.full((2, 4), float(step))).square().sum().backward()
-                with update.armed():
+                with update.atomic():
                     optimizer.step()
         return [p.detach() for p in model.parameters()], undone
 
-    monkeypatch.setattr("rightbatch._elastic.undoable_update._Before", None)  # none is made
+    monkeypatch.setattr("rightbatch._elastic.undoable_update._ChunkCopy", None)  # none is made
     undisturbed, nothing = ends(())
     disturbed, undone = ends((1, 2))
     assert not nothing and len(undone) == 2 and "changed nothing" in undone[0]
     assert all(torch.equal(a, b) for a, b in zip(undisturbed, disturbed, strict=True))
-    with pytest.raises(rb.NothingFitsError, match="as before it"):
+    with pytest.raises(rb.NothingFitsError, match="weights are unchanged"):
         ends((0, 1, 2))
 
 
@@ -205,7 +205,7 @@ def test_a_fused_step_of_several_groups_is_not_repeated_where_it_was_done() -> N
         state[second] = Failing()
         for _ in range(2):
             first.grad, second.grad = torch.ones(3), torch.ones(3)
-            with update.armed():
+            with update.atomic():
                 optimizer.step()
         return [first.detach(), second.detach()]
 

@@ -60,8 +60,8 @@ def assert_boxes_hold_the_difference(
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([128, 320]))
 def test_a_still_differs_from_its_clean_twin_inside_its_boxes_only(seed: int, size: int) -> None:
-    spoilt, boxes = _scene.still(np.random.default_rng(seed), size)
-    clean, none = _scene.still(np.random.default_rng(seed), size, with_defects=False)
+    spoilt, boxes = _scene.render_image(np.random.default_rng(seed), size)
+    clean, none = _scene.render_image(np.random.default_rng(seed), size, with_defects=False)
     assert none == []
     assert_boxes_hold_the_difference(spoilt, clean, boxes)
 
@@ -69,8 +69,8 @@ def test_a_still_differs_from_its_clean_twin_inside_its_boxes_only(seed: int, si
 def test_a_defect_is_seen_above_the_noise() -> None:
     changes = {label: [] for label in CLASSES}
     for seed in range(40):
-        spoilt, boxes = _scene.still(np.random.default_rng(seed), 320)
-        clean, _ = _scene.still(np.random.default_rng(seed), 320, with_defects=False)
+        spoilt, boxes = _scene.render_image(np.random.default_rng(seed), 320)
+        clean, _ = _scene.render_image(np.random.default_rng(seed), 320, with_defects=False)
         change = np.abs(spoilt.astype(int) - clean.astype(int)).max(axis=2)
         for box in boxes:
             changes[box.label].append(np.percentile(change[inside(box)], 90))
@@ -82,7 +82,7 @@ def test_a_defect_is_seen_above_the_noise() -> None:
 def test_about_the_promised_share_of_parts_is_defective() -> None:
     found = []
     for number in range(150):
-        lot = _scene._lot(5, number, 340, 320, 1.0)
+        lot = _scene._section(5, number, 340, 320, 1.0)
         found += [bool(part.defects) for part in lot]
     assert len(found) > 400
     assert abs(np.mean(found) - 0.35) < 0.06
@@ -90,15 +90,15 @@ def test_about_the_promised_share_of_parts_is_defective() -> None:
 
 def test_a_still_has_one_to_six_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    take = _scene._photograph
+    take = _scene._render
 
-    def counting(rng, look, lying, *rest, **named):  # type: ignore[no-untyped-def]
+    def counting(rng, appearance, lying, *rest, **named):  # type: ignore[no-untyped-def]
         counts.append(len(lying))
-        return take(rng, look, lying, *rest, **named)
+        return take(rng, appearance, lying, *rest, **named)
 
-    monkeypatch.setattr(_scene, "_photograph", counting)
+    monkeypatch.setattr(_scene, "_render", counting)
     for seed in range(60):
-        _scene.still(np.random.default_rng(seed), 64)
+        _scene.render_image(np.random.default_rng(seed), 64)
     assert set(counts) == {1, 2, 3, 4, 5, 6}
 
 
@@ -260,8 +260,8 @@ def test_boxes_move_steadily_and_the_picture_with_them() -> None:
 
 
 def test_a_frame_differs_from_its_clean_twin_inside_its_boxes_only() -> None:
-    spoilt = _scene.film(3, 6, 320, 180)
-    clean = _scene.film(3, 6, 320, 180, with_defects=False)
+    spoilt = _scene.render_video(3, 6, 320, 180)
+    clean = _scene.render_video(3, 6, 320, 180, with_defects=False)
     for (one, boxes), (other, none) in zip(spoilt, clean, strict=True):
         assert none == []
         different = (one != other).any(axis=2)

@@ -19,7 +19,7 @@ import torch
 import rightbatch as rb
 from rightbatch._device import Reading
 from rightbatch._fit.fit import _Search
-from rightbatch._predict.outside import CONTEXT
+from rightbatch._predict.overhead import CONTEXT
 from rightbatch._worker import Header, ProbeProcess, Ready, pickled
 from rightbatch._worker.__main__ import _run as run_steps
 

@@ -19,15 +19,17 @@ import pytest
 
 import rightbatch as rb
 from rightbatch._device import open_device
-from rightbatch._predict.outside import CONTEXT
+from rightbatch._predict.overhead import CONTEXT
 from rightbatch._study.config import StudyConfig
 from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._study.runs.plan import RunPlan
-from rightbatch._study.runs.training import Teller, run
+from rightbatch._study.runs.training import Reporter, train_run
 from rightbatch._study.sweep import Sweep
+from rightbatch._training.resolve import resolve
+from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header, header_for
-from rightbatch._workload.factory import FileFactory, resolve
+from rightbatch._workload.factory import FileFactory
 from rightbatch.integrations.ray._resources import BESIDE_TENSORS, Need, Needs, Node, share_of
 from rightbatch.integrations.ray._task import at_home, sources_of, train
 
@@ -209,8 +211,9 @@ def test_a_worker_that_is_killed_costs_the_sweep_a_try_and_no_run(
     # the same run anywhere else: losses to the last digit, at the same steps
     monkeypatch.setattr(sys, "path", [*sys.path])
     said: list[dict[str, Any]] = []
-    workload, teller = resolve(f"{file}:workload"), Teller(lambda **told: said.append(told))
-    here_ended = run(workload, plan_of(victim), open_device("cpu"), 8 * GIB, teller)
+    training = resolve(f"{file}:workload").load()
+    reporter = Reporter(lambda **told: said.append(told))
+    here_ended = train_run(training, plan_of(victim), open_device("cpu"), 8 * GIB, reporter)
     assert here_ended.steps == found[victim].steps == 20
     losses = {
         point["steps"]: point["values"]["loss"]
@@ -282,7 +285,7 @@ def test_an_address_where_nothing_is_and_options_are_refused(file: Path) -> None
 def test_a_machine_that_lacks_the_file_gets_it_and_its_neighbours(
     file: Path, tmp_path: Path
 ) -> None:
-    sources = sources_of(resolve(f"{file}:workload"))
+    sources = sources_of(FileFactory(file, "workload"))
     assert sources is not None
     assert set(sources.files) == {"work.py", "neighbour.py"}
     header = header_of(file)
@@ -290,7 +293,8 @@ def test_a_machine_that_lacks_the_file_gets_it_and_its_neighbours(
         assert mine == header, "this machine has it"
     gone = FileFactory(tmp_path / "elsewhere" / "work.py", "workload")
     missing = replace(
-        header_for(gone, device="cuda:3", margin=0, seed=0), folder=str(tmp_path / "x")
+        header_for(WorkloadTraining(gone), device="cuda:3", margin=0, seed=0),
+        folder=str(tmp_path / "x"),
     )
     with at_home(missing, replace(sources, factory=gone)) as mine:
         assert Path(mine.folder).is_dir()

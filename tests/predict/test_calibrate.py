@@ -10,7 +10,7 @@ import torch
 
 import rightbatch as rb
 from rightbatch._predict.calibrate import Calibration, calibrate, calibrated
-from rightbatch._predict.outside import CONTEXT, outside
+from rightbatch._predict.overhead import CONTEXT, process_overhead
 
 MIB = 2**20
 # Two processes share 1000 MiB: each context takes 300, and 40 more once kernels are loaded.
@@ -53,9 +53,9 @@ def test_a_context_is_what_a_second_process_takes_and_is_kept(cache: Path) -> No
 
 
 def test_what_was_measured_takes_the_place_of_the_table(cache: Path) -> None:
-    assert outside(8.9, (), 0, 0, 1, calibrated(8.9)).context == CONTEXT
+    assert process_overhead(8.9, (), 0, 0, 1, calibrated(8.9)).context == CONTEXT
     calibrate(a_gpu(cache))
-    beside = outside(8.9, (), 0, 0, 1, calibrated(8.9))
+    beside = process_overhead(8.9, (), 0, 0, 1, calibrated(8.9))
     assert (beside.low, beside.high, beside.cublas) == (300 * MIB, 340 * MIB, 8 * MIB)
     assert "as measured: Test GPU" in beside.notes[0]
 

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from rightbatch import Workload
 from rightbatch._errors import UsageError
+from rightbatch._predict.build import parameter_bytes
 from rightbatch._predict.cuda_semantics import attention_kernel, cuda_semantics
-from rightbatch._predict.follow import Follower, parameter_bytes
+from rightbatch._predict.follow import Follower
 from rightbatch._predict.recorder import Recorder
 from rightbatch._predict.reduction import reduction_buffers
 from rightbatch._predict.trace import Family, Trace

@@ -14,7 +14,7 @@ from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._predict.follow import Follower
 from rightbatch._predict.follow_framework import SessionFollower
-from rightbatch._predict.recorder import arriving
+from rightbatch._predict.recorder import transfer_batch
 from rightbatch._predict.variant import Variant
 
 WIDTH = 64
@@ -50,13 +50,13 @@ class StepOfItsOwn:
     def step(self, batch_size: int) -> None:
         self.optimizer.zero_grad()
         # The host makes more than what arrives on the device.
-        self.batch = arriving(lambda: torch.ones(2 * batch_size, WIDTH)[:batch_size].clone())
+        self.batch = transfer_batch(lambda: torch.ones(2 * batch_size, WIDTH)[:batch_size].clone())
         torch.tanh(self.model(self.batch)).square().mean().backward()
         self.optimizer.step()
 
     def evaluate(self, batch_size: int) -> int:
         with torch.no_grad():
-            for image in arriving(lambda: torch.ones(batch_size, WIDTH)):
+            for image in transfer_batch(lambda: torch.ones(batch_size, WIDTH)):
                 self.average(image)
         return batch_size
 

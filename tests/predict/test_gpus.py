@@ -47,12 +47,12 @@ def test_a_gpu_is_found_by_any_of_its_spellings(name: str) -> None:
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"no GPU called 'RTX 4091'.*RTX 4090.*--memory"):
+    with pytest.raises(UsageError, match=r"unknown GPU 'RTX 4091'.*RTX 4090.*--memory"):
         find_gpu("RTX 4091")
-    with pytest.raises(UsageError, match="no GPU called ''"):
+    with pytest.raises(UsageError, match="unknown GPU ''"):
         find_gpu("")
 
 
 def test_a_name_of_several_sizes_asks_which() -> None:
-    with pytest.raises(UsageError, match=r"is several GPUs; say which: .*A100 80GB"):
+    with pytest.raises(UsageError, match=r"matches several GPUs; choose one of: .*A100 80GB"):
         find_gpu("A100")

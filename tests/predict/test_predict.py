@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rightbatch as rb
-from rightbatch._predict.followed_step import _last
-from rightbatch._predict.outside import CONTEXT, CUBLAS, CUBLAS_FROM_HOPPER, outside
+from rightbatch._predict.followed_step import _largest_surviving
+from rightbatch._predict.overhead import CONTEXT, CUBLAS, CUBLAS_FROM_HOPPER, process_overhead
 
 MIB = 2**20
 WIDTH = 256
@@ -160,21 +160,21 @@ def test_a_compiled_model_is_followed_as_eager_code_and_says_so() -> None:
 def test_wrong_use_is_said_before_anything_runs() -> None:
     with pytest.raises(rb.UsageError, match="at least 1"):
         predict(workload, batch=0)
-    with pytest.raises(rb.UsageError, match="not both"):
+    with pytest.raises(rb.UsageError, match="exclude each other"):
         predict(workload, batch=1, gpu="T4", memory="16GiB")
-    with pytest.raises(rb.UsageError, match="the nearest are"):
+    with pytest.raises(rb.UsageError, match="the nearest names are"):
         predict(workload, batch=1, gpu="RTX 9999")
     with pytest.raises(rb.UsageError, match="expected a"):
         predict(made.that_is_no_workload, batch=1)
 
 
 def test_what_lies_outside_grows_with_the_architecture_and_with_more_gpus() -> None:
-    one = outside(8.9, ("mm",), 1000, 10 * MIB, 1)
+    one = process_overhead(8.9, ("mm",), 1000, 10 * MIB, 1)
     assert (one.cublas, one.communication) == (CUBLAS, 0)
-    assert outside(9.0, ("mm",), 1000, 10 * MIB, 1).cublas == CUBLAS_FROM_HOPPER
-    several = outside(8.9, ("mm",), 1000, 10 * MIB, 2)
+    assert process_overhead(9.0, ("mm",), 1000, 10 * MIB, 1).cublas == CUBLAS_FROM_HOPPER
+    several = process_overhead(8.9, ("mm",), 1000, 10 * MIB, 2)
     assert several.communication >= 10 * MIB
-    convolving = outside(8.9, ("convolution",), 1000, 10 * MIB, 1)
+    convolving = process_overhead(8.9, ("convolution",), 1000, 10 * MIB, 1)
     assert convolving.high - one.high == 2000
     assert "cuDNN" in convolving.notes[0]
 
@@ -198,7 +198,7 @@ def test_the_last_size_that_survives_is_found_from_any_guess(
         asked.append(size)
         return size <= largest
 
-    found = _last(survives, min(guess, most), most)
+    found = _largest_surviving(survives, min(guess, most), most)
     assert found == (min(largest, most) or None)
     assert max(asked) <= most
     assert len(asked) <= 30
@@ -211,5 +211,5 @@ def test_a_good_guess_takes_few_questions() -> None:
         asked.append(size)
         return size <= 100
 
-    assert _last(survives, 101, 10_000) == 100
+    assert _largest_surviving(survives, 101, 10_000) == 100
     assert len(asked) <= 3

@@ -292,7 +292,7 @@ def test_a_document_without_events_is_told_what_is_expected(tmp_path: Path, docu
 
 
 def test_an_unknown_event_is_told_which_are_known() -> None:
-    with pytest.raises(UsageError, match="unknown event 'x'; known are a, f, s and S"):
+    with pytest.raises(UsageError, match="unknown event 'x'; valid events are a, f, s and S"):
         replay({"events": [["x", 0, 0]]})
 
 
@@ -306,7 +306,7 @@ def test_an_unknown_event_is_told_which_are_known() -> None:
     ids=["never", "twice", "inside"],
 )
 def test_freeing_what_was_never_allocated_is_an_error(events: list[list[Any]]) -> None:
-    with pytest.raises(UsageError, match=r"never allocated: (4096|4608)"):
+    with pytest.raises(UsageError, match=r"did not allocate: (4096|4608)"):
         replay({"events": events})
 
 

@@ -14,27 +14,30 @@ from typing import Any
 import psutil
 import pytest
 import study_workloads
+from study_runs import plan_of
 
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._study.records import Ended, RunKey, Target
-from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent, stream_events
-from rightbatch._study.runs.training import Teller, learning_rate_factors
-from rightbatch._study.runs.training import run as run_here
+from rightbatch._study.runs.training import Reporter, factors_of, train_run
+from rightbatch._training.protocol import Training
+from rightbatch._training.resolve import resolve
 from rightbatch._units import parse_bytes
 from rightbatch._worker.wire import header_for
-from rightbatch._workload.factory import resolve
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
 
 
+def training_of(function: str) -> Training:
+    return resolve(f"{HERE / 'study_workloads.py'}:{function}")
+
+
 def run(function: str, batch_size: int = 16, **about: Any) -> list[RunEvent]:
-    factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
-    header = header_for(factory, device="cpu", margin=0.05, seed=0)
-    told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
-    plan = RunPlan(RunKey(batch_size, 0), **told | about)
+    header = header_for(training_of(function), device="cpu", margin=0.05, seed=0)
+    told: dict[str, Any] = {"epochs": 2, "micro_batch": batch_size}
+    plan = plan_of(RunKey(batch_size, 0), **told | about)
     return list(stream_events(header, plan, threads=1))
 
 
@@ -64,13 +67,13 @@ def test_a_run_tells_its_points_and_then_how_it_ended() -> None:
 
 def here(function: str, batch_size: int = 16, **about: Any) -> Ended:
     """A run in this process, which is what its own one does."""
-    factory = resolve(f"{HERE / 'study_workloads.py'}:{function}")
-    told: dict[str, Any] = {"epochs": 2, "base_batch": 16, "micro_batch": batch_size}
-    plan = RunPlan(RunKey(batch_size, 0), **told | {"rule": "none"} | about)
+    training = training_of(function).load()
+    told: dict[str, Any] = {"epochs": 2, "micro_batch": batch_size}
+    plan = plan_of(RunKey(batch_size, 0), **told | {"rule": "none"} | about)
     heard: list[dict[str, Any]] = []
     device = open_device("cpu")
     device.prepare()
-    return run_here(factory.load(), plan, device, 2**30, Teller(lambda **said: heard.append(said)))
+    return train_run(training, plan, device, 2**30, Reporter(lambda **said: heard.append(said)))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +127,8 @@ def test_the_learning_rate_goes_with_the_batch_by_the_rule() -> None:
     """SGD's by (1 + φ/B0)/(1 + φ/B), Adam's by the square root; times the run's own factor."""
 
     def factors(size: int, betas: tuple[float, float] | None, **about: Any) -> tuple[float, float]:
-        plan = RunPlan(RunKey(size, 0, 0.5), epochs=1, base_batch=16, **about)
-        return learning_rate_factors(plan, betas)
+        plan = plan_of(RunKey(size, 0, 0.5), **about)
+        return factors_of(training_of("regression"), plan, betas)
 
     assert factors(64, None, noise_scale=48.0) == pytest.approx((4.0, 0.5 * (1 + 3) / (1 + 0.75)))
     assert factors(64, None, noise_scale=float("inf")) == pytest.approx((4.0, 2.0))
@@ -151,16 +154,16 @@ def test_a_run_ends_with_the_process_that_started_it() -> None:
     script = f"""
         import sys
         sys.path.insert(0, {str(HERE)!r})
-        from rightbatch._workload.factory import resolve
+        from rightbatch._training.resolve import resolve
         from rightbatch._worker.wire import header_for
         from rightbatch._study.runs.process import stream_events
         from rightbatch._study.records import RunKey
-        from rightbatch._study.runs.plan import RunPlan
+        from study_runs import plan_of
 
         header = header_for(
             resolve({str(HERE / "study_workloads.py")!r} + ":slow"), device="cpu", margin=0, seed=0
         )
-        plan = RunPlan(RunKey(16, 0), epochs=10_000, base_batch=16, micro_batch=16)
+        plan = plan_of(RunKey(16, 0), epochs=10_000, micro_batch=16)
         for said in stream_events(header, plan, on_start=lambda c: print(c.pid, flush=True)):
             if said.points:
                 print("trains", flush=True)

@@ -6,46 +6,45 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import study_workloads
 import torch
-from rightbatch._study.runs.watch import EVALUATIONS, SPACING, DivergedError, Watch
 from torch import nn
 
 import rightbatch as rb
 from rightbatch._study.records import Point, Target
+from rightbatch._study.runs.measurements import (
+    EVALUATIONS,
+    SPACING,
+    DivergedError,
+    Measurements,
+)
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import cuts, order_of
-from rightbatch._training.loop import Loop, built
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import LoopPlan
+from rightbatch._training.workload_training import WorkloadTraining
 
 CPU = Processes(torch.device("cpu"))
 
 
 def trained(
-    workload: object,
+    workload: Callable[[], rb.Workload],
     batch_size: int = 8,
     epochs: int = 10,
     target: Target | None = None,
     **options: object,
-) -> tuple[list[Point], Watch, Loop]:
+) -> tuple[list[Point], Measurements, WorkloadLoop]:
     points: list[Point] = []
-    with built(workload, 0, CPU) as w:  # type: ignore[arg-type]
-        watch = Watch(target, points.extend, **options)  # type: ignore[arg-type]
-        loop = Loop(
-            w,
-            batch_size=batch_size,
-            micro_batch_size=batch_size,
-            epochs=epochs,
-            processes=CPU,
-            watch=watch,
-            progress=False,
-        )
+    measurements = Measurements(target, points.extend, **options)  # type: ignore[arg-type]
+    plan = LoopPlan(batch_size=batch_size, micro_batch_size=batch_size, epochs=epochs)
+    with WorkloadTraining(workload).loop(plan, CPU, [measurements]) as loop:
         loop.run()
-        watch.flush()
-    return points, watch, loop
+        measurements.flush()
+    return points, measurements, loop
 
 
 def plain_losses(batch_size: int, epochs: int) -> list[float]:
@@ -115,35 +114,36 @@ def test_evaluations_lie_some_percent_apart_where_they_are_cheap() -> None:
 
 def test_a_target_ends_the_run_where_an_evaluation_reaches_it() -> None:
     target = Target("evaluation_loss", 0.1)
-    points, watch, loop = trained(study_workloads.regression, epochs=100, target=target)
+    points, measurements, loop = trained(study_workloads.regression, epochs=100, target=target)
     values = [p.values["evaluation_loss"] for p in points if "evaluation_loss" in p.values]
     assert all(value > 0.1 for value in values[:-1])
     assert values[-1] <= 0.1
-    assert loop.standing.steps == points[-1].steps < 1200
-    assert "evaluation_loss reached" in watch.reason
+    assert loop.state.steps == points[-1].steps < 1200
+    assert "evaluation_loss reached" in measurements.reason
 
 
 def test_a_metric_of_the_users_own_is_a_target_that_is_reached_from_below() -> None:
     target = Target("norm", 1.5)
-    points, watch, _ = trained(study_workloads.measured, epochs=100, target=target)
+    points, measurements, _ = trained(study_workloads.measured, epochs=100, target=target)
     values = [point.values["norm"] for point in points if "norm" in point.values]
     assert values[-1] >= 1.5 > max(values[:-1])
-    assert watch.metrics["norm"] == values[-1]
+    assert measurements.metrics["norm"] == values[-1]
 
 
 def test_a_time_ends_the_run() -> None:
-    _, watch, loop = trained(study_workloads.regression, epochs=100_000, seconds=0.05)
-    assert loop.standing.seconds >= 0.05
-    assert loop.standing.epoch < 100_000
-    assert "as was asked for" in watch.reason
+    _, measurements, loop = trained(study_workloads.regression, epochs=100_000, seconds=0.05)
+    assert loop.state.seconds >= 0.05
+    assert loop.state.epoch < 100_000
+    assert "as was asked for" in measurements.reason
 
 
 def test_what_is_measured_changes_nothing_of_the_training() -> None:
     _, _, loop = trained(study_workloads.regression)
     torch.manual_seed(0)
     unwatched = study_workloads.regression()
-    with built(lambda: unwatched, 0, CPU) as w:
-        Loop(w, batch_size=8, micro_batch_size=8, epochs=10, processes=CPU, progress=False).run()
+    plan = LoopPlan(batch_size=8, micro_batch_size=8, epochs=10)
+    with WorkloadTraining(lambda: unwatched).loop(plan, CPU, []) as alone:
+        alone.run()
     for mine, theirs in zip(loop.model.parameters(), unwatched.model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
@@ -167,7 +167,7 @@ def test_evaluations_do_not_count_as_training() -> None:
 
     _, _, loop = trained(lambda: rb.Workload(**vars(w) | {"evaluate": evaluate}), epochs=4)
     assert len(spent) > 20
-    assert loop.standing.seconds < 0.5 * sum(spent)
+    assert loop.state.seconds < 0.5 * sum(spent)
 
 
 def test_a_loss_that_is_no_number_is_told_before_the_run_ends_for_it() -> None:

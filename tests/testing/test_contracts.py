@@ -153,7 +153,7 @@ class Accountant:
     """A device that knows every byte, since the contract below only writes numbers into it."""
 
     name = "cpu"
-    unrepeatable: float = 0.0
+    charge_variation: float = 0.0
 
     def __init__(self) -> None:
         self.held = self.peak = 0
@@ -203,7 +203,7 @@ class Unnamed(Accountant):
 
 
 class Random(Accountant):
-    unrepeatable = 1.5
+    charge_variation = 1.5
 
 
 class Small(Accountant):

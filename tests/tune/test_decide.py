@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rightbatch._noise import Look
+from rightbatch._noise import NoiseWindow
 from rightbatch._tune.decision import NEAR, decide
 from rightbatch._tune.throughput import Network, Throughput, spread
 from rightbatch._tune.timing import sizes_between
@@ -23,8 +23,8 @@ def samples(fixed: float, per_example: float) -> dict[int, list[StepSeconds]]:
     return {m: [StepSeconds(0.0, fixed + per_example * m, 0.0)] * 15 for m in SIZES}
 
 
-def observed(noise_scale: float) -> Look:
-    return Look(((1.0, noise_scale),) * 8, ((1.0, noise_scale),) * 8)
+def observed(noise_scale: float) -> NoiseWindow:
+    return NoiseWindow(((1.0, noise_scale),) * 8, ((1.0, noise_scale),) * 8)
 
 
 @given(st.floats(1e-4, 1e-1), st.floats(1e-5, 1e-2), st.floats(4, 5000))
@@ -69,7 +69,7 @@ def test_of_sizes_that_cannot_be_told_apart_the_smallest_is_chosen() -> None:
 
 def test_a_gradient_lost_in_noise_is_no_order_to_grow() -> None:
     pairs = ((-1.0, 40.0), (1.0, 40.0), (-0.5, 40.0), (0.6, 40.0))
-    lost = Look(pairs, pairs)
+    lost = NoiseWindow(pairs, pairs)
     flat = {m: [StepSeconds(0, 0.001 * m, 0.0001)] * 5 for m in SIZES}
     found = decide(Throughput(flat), lost, SIZES)
     assert found.batch_size < 64
@@ -157,7 +157,7 @@ def test_sizes_between_are_powers_of_2_and_the_ends() -> None:
 
 
 def test_what_lies_between_the_two_noise_scales_is_weighed() -> None:
-    apart = Look(((1.0, 10.0),) * 8, ((1.0, 1000.0),) * 8)
+    apart = NoiseWindow(((1.0, 10.0),) * 8, ((1.0, 1000.0),) * 8)
     found = decide(Throughput(samples(0.01, 0.001)), apart, SIZES)
     assert found.noise_scale == pytest.approx(100, rel=0.2)
     low, high = (decide(Throughput(samples(0.01, 0.001)), observed(n), SIZES) for n in (10, 1000))
@@ -167,5 +167,5 @@ def test_what_lies_between_the_two_noise_scales_is_weighed() -> None:
 
 
 def test_without_an_average_the_noise_scale_is_within_a_factor_of_two() -> None:
-    found = decide(Throughput(samples(0.01, 0.001)), Look(((1.0, 50.0),) * 8), SIZES)
+    found = decide(Throughput(samples(0.01, 0.001)), NoiseWindow(((1.0, 50.0),) * 8), SIZES)
     assert found.noise_scale == pytest.approx(50, rel=0.1)

@@ -12,7 +12,7 @@ from rightbatch._tune.workload_pilot import WorkloadPilot
 from torch import nn
 
 import rightbatch as rb
-from rightbatch._noise import WeightAverage, estimated, look, window
+from rightbatch._noise import WeightAverage, estimate_from, measure_noise, observe_parts
 from rightbatch._tune.pilot import WINDOWS, PilotPlan, is_better
 
 
@@ -26,9 +26,9 @@ def quiet(text: str) -> None: ...
 
 def test_the_noise_scale_is_that_of_the_closed_form() -> None:
     report = pilot(made.line()).run(quiet)
-    found = estimated(report.observations)
+    found = estimate_from(report.observations)
     assert len(report.observations) == len(report.at_average) == WINDOWS
-    assert estimated(report.at_average).value == pytest.approx(found.value, rel=0.2)
+    assert estimate_from(report.at_average).value == pytest.approx(found.value, rel=0.2)
     assert found is not None and found.value is not None
     assert found.value == pytest.approx(made.LINE_NOISE_SCALE, rel=0.15)
 
@@ -88,7 +88,7 @@ def test_a_window_leaves_buffers_and_no_gradient() -> None:
             x = torch.randn(8, 4)
             yield (lambda x=x: model(x).square().mean()), 8, 8.0
 
-    found = window(model, parts(), population=1000, seconds=0.05)
+    found = observe_parts(model, parts(), population=1000, seconds=0.05)
     assert len(found) == 1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -102,7 +102,7 @@ def test_an_average_of_weights_is_in_place_only_while_it_is_looked_at() -> None:
             model.weight.fill_(value)
             average.update()
     pointer = model.weight.data_ptr()
-    with average.in_place():
+    with average.applied():
         assert float(model.weight.detach()) == pytest.approx(2.5), "of few steps the plain mean"
     assert float(model.weight.detach()) == 4 and model.weight.data_ptr() == pointer
 
@@ -126,7 +126,7 @@ def test_swings_that_lead_nowhere_count_at_the_weights_and_not_at_their_average(
 
             yield loss, 16, 16.0
 
-    seen = look(model, average, parts, None, 0.2)
+    seen = measure_noise(model, average, parts, None, 0.2)
     (at_weights, _), (at_average, _) = seen.at_weights[0], seen.at_average[0]
     assert at_weights == pytest.approx(101, rel=0.1)
     assert at_average < 3
@@ -151,7 +151,7 @@ def test_a_schedule_is_not_stepped_beyond_its_end() -> None:
 
 def test_a_window_of_a_small_data_set_draws_no_example_twice() -> None:
     running = pilot(made.line(examples=20), seconds=0.5)
-    found = estimated(running.run(quiet).observations)
+    found = estimate_from(running.run(quiet).observations)
     assert found is not None
     x, y = (torch.stack(column) for column in zip(*running._workload.data, strict=True))
     each = x * (x @ running.model.weight.detach() - y).unsqueeze(1)

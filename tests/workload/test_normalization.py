@@ -57,7 +57,7 @@ def test_a_failure_leaves_the_statistics_as_they_were() -> None:
 
     with pytest.raises(OSError, match="gone"):
         rb.recalibrate_batchnorm(model, broken())  # type: ignore[arg-type]
-    with pytest.raises(rb.UsageError, match="no batch"):
+    with pytest.raises(rb.UsageError, match="batches is empty"):
         rb.recalibrate_batchnorm(model, [])
     after = model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())

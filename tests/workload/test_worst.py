@@ -80,7 +80,7 @@ def test_a_plain_list_is_chosen_from_by_its_size_too() -> None:
 def test_sizes_below_one_are_told_apart() -> None:
     found = examples(Texts([1, 1, 1]), [0.25, 0.75, 0.5].__getitem__)
     assert found.worst(2) == [1, 2]
-    assert found.differ
+    assert found.sizes_differ
 
 
 @given(sizes_of, st.integers(1, 320))
@@ -143,7 +143,7 @@ def test_an_ordinary_batch_is_drawn_anew_and_without_repetition_as_long_as_there
 ) -> None:
     found = examples(Texts([1] * len(sizes)), sizes.__getitem__)
 
-    chosen = found.ordinary(batch_size)
+    chosen = found.typical(batch_size)
 
     assert len(chosen) == batch_size
     repeats = [chosen.count(index) for index in range(len(sizes))]
@@ -152,7 +152,7 @@ def test_an_ordinary_batch_is_drawn_anew_and_without_repetition_as_long_as_there
 
 def test_ordinary_batches_come_from_everywhere() -> None:
     found = examples(Texts(list(range(1, 1001))))
-    drawn = [index for _ in range(20) for index in found.ordinary(100)]
+    drawn = [index for _ in range(20) for index in found.typical(100)]
     assert len(set(drawn)) > 800, "also examples that the sample did not hold"
     assert sum(drawn) / len(drawn) == pytest.approx(500, rel=0.1)
 
@@ -183,7 +183,7 @@ def test_of_a_stream_without_a_length_the_largest_seen_example_stands_for_all() 
     assert found.total is None
     assert len(found.data) == SAMPLE, "only its beginning was read"
     assert {len(found.data[index]) for index in found.worst(5)} == {9}
-    assert {len(found.data[index]) for index in found.ordinary(200)} == {1, 2, 4, 9}
+    assert {len(found.data[index]) for index in found.typical(200)} == {1, 2, 4, 9}
 
 
 def test_a_stream_with_a_length_is_sampled_like_any_data() -> None:

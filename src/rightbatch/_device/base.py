@@ -1,4 +1,4 @@
-"""What a probe asks of a device."""
+"""The protocol of a device: memory limit, peak memory and capacity."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Reading:
-    """Memory since the last `Device.reset_peak()`; all in bytes, over the device's base.
+    """Peak memory since the last `Device.reset_peak()`, in bytes above the device's baseline.
 
-    `peak_bytes` is what people mean by peak memory. `charged_bytes` is the peak of what the limit
-    counts, which is what decides whether a size fits; it is at least as large, since it includes
-    memory that is held but not used. `live_bytes` is the peak of what tensors occupy, where the
-    device knows it. `detail` holds further figures by name.
+    `peak_bytes` is the memory in use. `charged_bytes` is the peak of what the limit counts and
+    decides whether a batch fits; it is at least as large, because it includes memory that the
+    allocator holds without using it. `live_bytes` is the peak of the tensors alone, None where
+    the device does not count it. `detail` has further figures by name.
     """
 
     peak_bytes: int
@@ -24,34 +24,34 @@ class Reading:
 
 
 class Device(Protocol):
-    """One kind of memory. Used inside a probe's process only, in the order of the methods here.
+    """One kind of memory, used inside a probe's process, in the order of the methods below.
 
     Every implementation passes `rightbatch.testing.DeviceContract`.
     """
 
     @property
     def name(self) -> str:
-        """The name torch knows it by."""
+        """The device's name in torch."""
 
     @property
-    def unrepeatable(self) -> float:
-        """By what share of the limit the charge of the same steps differs from run to run."""
+    def charge_variation(self) -> float:
+        """How much `charged_bytes` varies between runs of the same steps (share of the limit)."""
 
     @property
     def capability(self) -> float | None:
-        """CUDA's compute capability, by which memory can be predicted; None elsewhere."""
+        """CUDA's compute capability, which `predict` needs; None for other devices."""
 
     def prepare(self) -> None:
-        """Start what any process using the device has (context, thread pools); sets the base."""
+        """Create what every process on the device has (context, thread pools); set the baseline."""
 
     def capacity(self) -> int:
-        """Bytes that this process may add now, other processes and containers considered."""
+        """Return the bytes this process can still allocate, given other processes and cgroups."""
 
     def enforce(self, limit: int) -> bool:
-        """Make going `limit` bytes over the base fail for real; False where that is impossible."""
+        """Make an allocation beyond `limit` bytes above the baseline fail; False if unsupported."""
 
     def reset_peak(self) -> None:
-        """Begin a new measurement."""
+        """Start a new measurement."""
 
     def read(self) -> Reading:
-        """The peak since `reset_peak`. Synchronises the device."""
+        """Return the peak since `reset_peak`. Synchronizes the device."""

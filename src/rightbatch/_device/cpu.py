@@ -1,9 +1,9 @@
-"""CPU memory: resident and private memory of this process over its own base.
+"""CPU memory: resident and private memory of this process above its baseline.
 
-Two figures matter. *Resident* memory is what the machine must provide, and what a container's
-limit counts. *Private writable* memory (`VmData`) is what `RLIMIT_DATA` counts, the one limit that
-Linux enforces on an unprivileged process with an error that can be caught; it exceeds the resident
-figure by what malloc holds without having touched it.
+*Resident* memory occupies RAM and counts against a container's limit. *Private writable* memory
+(`VmData`) counts against `RLIMIT_DATA`, the only limit that Linux enforces on an unprivileged
+process with an error that can be caught. It exceeds resident memory by the pages that malloc
+holds untouched.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _CGROUP_UNLIMITED = 2**60  # v1 writes 2**63 rounded down to a page where there 
 
 
 class CPU:
-    """Memory of the process and of its children (loader workers)."""
+    """Memory of this process and its children (loader workers)."""
 
     name = "cpu"
-    # What glibc's malloc holds depends on how its threads met; measured by benchmarks/fit.py.
-    unrepeatable = 0.015
+    # What glibc's malloc holds depends on the timing of its threads; measured by benchmarks/fit.py.
+    charge_variation = 0.015
     capability = None
 
     def __init__(self) -> None:
@@ -34,33 +34,33 @@ class CPU:
         self._children = _ChildrenPeak()
 
     def prepare(self) -> None:
-        """Start torch's thread pool and kernels' libraries, then take the base."""
+        """Start torch's thread pool and load its kernels, then set the baseline."""
         import torch
 
-        # Without this the stacks of the pool's threads (8 MiB each, never touched) would be
-        # charged to the workload, half a GiB of them on a machine with 64 cores.
+        # Otherwise the stacks of the pool's threads (8 MiB each, never touched) would be charged
+        # to the workload: 0.5 GiB on a machine with 64 cores.
         x = torch.ones(256, 1024, requires_grad=True)
         (x @ x.T).sum().backward()
         del x
-        self._children.start()  # its stack is no workload's either
+        self._children.start()  # before the baseline, which then includes this thread's stack
         self._base_resident = _resident()
         self._base_private = private_bytes()
 
     def capacity(self) -> int:
-        """What the machine and every enclosing cgroup leave, less room for a second process."""
+        """Return what the machine and the cgroups leave, less the size of a second process."""
         import psutil
 
         room = min(
             int(psutil.virtual_memory().available),
             cgroup_headroom(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")),
         )
-        # The next probe's process is started while this one works, so that its imports cost no
-        # time; it holds about as much as this one does before its workload begins.
+        # The next probe's process starts while this one runs, which hides its import time. Before
+        # its workload starts it holds about as much as this one.
         return max(room - self._base_resident, 1)
 
     def enforce(self, limit: int) -> bool:
         if not sys.platform.startswith("linux"):
-            return False  # macOS accepts RLIMIT_DATA and RLIMIT_AS and ignores both
+            return False  # macOS accepts RLIMIT_DATA and RLIMIT_AS, but ignores both
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -81,16 +81,16 @@ class CPU:
         resident = _peak_resident() - self._base_resident + children
         private = _peak_private(self._virtual_before) - self._base_private + children
         resident, private = max(resident, 0), max(private, 0)
-        # RLIMIT_DATA does not see shared pages (loader workers' batches), the machine does.
+        # RLIMIT_DATA does not count shared pages (the batches of loader workers); RAM does.
         return Reading(resident, max(resident, private), detail={"children_bytes": children})
 
 
 class _ChildrenPeak:
-    """Samples the memory of this process' children; there are none without loader workers."""
+    """Peak memory of this process' children (loader workers), sampled every `interval` seconds."""
 
-    def __init__(self, every: float = 0.02) -> None:
+    def __init__(self, interval: float = 0.02) -> None:
         self.peak = 0
-        self._every = every
+        self._interval = interval
 
     def start(self) -> None:
         if Path("/proc/self/task").exists():
@@ -98,7 +98,7 @@ class _ChildrenPeak:
 
     def _sample(self) -> None:
         pause = threading.Event()
-        while not pause.wait(self._every):
+        while not pause.wait(self._interval):
             self.peak = max(self.peak, sum(_own_bytes(child) for child in _children()))
 
 
@@ -108,34 +108,34 @@ def _children() -> list[int]:
         try:
             found += [int(pid) for pid in (task / "children").read_text().split()]
         except OSError:
-            continue  # the thread ended meanwhile
+            continue  # the thread has ended
     return found
 
 
 def _own_bytes(pid: int) -> int:
-    """What a child adds: its private pages, and its share of the batches it has in shared memory.
+    """Return a child's private pages plus its share of batches in shared memory.
 
-    Pages that it merely inherited at fork are shared with its parent, and counted there.
+    Pages inherited at fork are shared with the parent and counted there.
     """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        if _is_this_memory(pid):
+        if _shares_address_space(pid):
             return 0
     except OSError:
-        return 0  # it ended meanwhile
+        return 0  # the child has ended
     return sum(_field(text, key) for key in ("Private_Clean", "Private_Dirty", "Pss_Shmem"))
 
 
-def _is_this_memory(pid: int) -> bool:
-    """Whether a child has this process' very memory: between `vfork` and `exec`, it does.
+def _shares_address_space(pid: int) -> bool:
+    """Return whether a child uses this process' address space, as between `vfork` and `exec`.
 
-    Its pages look private then. On a busy machine that lasts long enough to be sampled.
+    Its pages then look private. On a busy machine this lasts long enough to be sampled.
     """
     return Path(f"/proc/{pid}/statm").read_text() == (_PROC / "statm").read_text()
 
 
 def _field(text: str, key: str) -> int:
-    """Bytes of the line `key:   123 kB` of a file in /proc; 0 without such a line."""
+    """Return the bytes of the line `key:   123 kB` of a file in /proc; 0 if it is missing."""
     for line in text.splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -166,19 +166,20 @@ def _peak_resident() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
-    # Bytes on macOS, and never reset: right for growing sizes, which is how a probe runs them.
+    # Bytes on macOS, never reset: correct for increasing batch sizes, the order in a probe.
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _peak_private(virtual_before: int) -> int:
-    """The kernel keeps no peak of VmData, but an exact one of all virtual memory (VmPeak).
+    """Return the peak of VmData, from the peak of all virtual memory (VmPeak).
 
-    What else is mapped (libraries, reserved address space) does not change during the steps, so the
-    difference is the peak of the private part. Sampling VmData misses buffers that live for less
-    than a millisecond, and those count: the limit refuses them.
+    The kernel records no peak of VmData. Other mappings (libraries, reserved address space) do
+    not change during the steps, so VmPeak minus their size is the peak of the private part.
+    Sampling VmData would miss buffers that live for less than a millisecond, which the limit
+    counts.
 
-    VmPeak cannot be reset. While it is still `virtual_before`, an earlier peak hides this one, and
-    the resident peak with what is held untouched now stands for it.
+    VmPeak cannot be reset. If it still equals `virtual_before`, an earlier peak hides this one;
+    the estimate is then the resident peak plus the pages held untouched now.
     """
     if not sys.platform.startswith("linux"):
         return _peak_resident()
@@ -191,10 +192,10 @@ def _peak_private(virtual_before: int) -> int:
 
 
 def cgroup_headroom(mount: Path, membership: Path) -> int:
-    """Bytes left under the tightest memory limit of this process' cgroups, v1 and v2.
+    """Return the bytes left under the tightest memory limit of this process' cgroups (v1, v2).
 
-    `mount` is where cgroups are mounted, `membership` the file that names this process' groups.
-    Page cache that the kernel would give back first counts as left. Without a limit: 2**60.
+    `mount` is the mount point of the cgroups, `membership` the file that names this process'
+    groups. Page cache that the kernel can reclaim counts as free. 2**60 without a limit.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -211,7 +212,7 @@ def cgroup_headroom(mount: Path, membership: Path) -> int:
         else:
             continue
         group = root / path.lstrip("/")
-        # Inside a container the path may be the host's; the container's own group is the mount.
+        # In a container the path can be the host's; the container's own group is the mount point.
         for folder in (group, *group.parents) if group.exists() else (root,):
             room = min(room, _group_headroom(folder, *names))
             if folder == root:
@@ -230,4 +231,4 @@ def _group_headroom(folder: Path, limit: str, usage: str, reclaimable: str) -> i
                 used -= int(line.split()[1])
         return max(int(text) - used, 0)
     except OSError:
-        return _CGROUP_UNLIMITED  # the root group has no such files
+        return _CGROUP_UNLIMITED  # the root group does not have these files

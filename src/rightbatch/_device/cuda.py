@@ -12,7 +12,7 @@ from rightbatch._device.base import Reading
 class CUDA:
     """One CUDA device. The context itself is part of the base, not of the workload."""
 
-    unrepeatable = 0.0
+    charge_variation = 0.0
 
     def __init__(self, index: int = 0) -> None:
         self.index = index

@@ -1,4 +1,4 @@
-"""Apple GPUs: unified memory, with a working set that Metal recommends."""
+"""Apple GPUs: unified memory, limited by Metal's recommended working set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from rightbatch._device.base import Reading
 
 
 class MPS:
-    """The Apple GPU. Metal keeps no peak, so the driver's figure after the steps stands for it:
-    the allocator does not give heaps back while it is not asked to."""
+    """The Apple GPU.
+
+    Metal records no peak. The driver's figure after the steps is used instead: the allocator
+    keeps its heaps until `empty_cache` is called.
+    """
 
     name = "mps"
-    unrepeatable = 0.0
+    charge_variation = 0.0
     capability = None
 
     def __init__(self) -> None:

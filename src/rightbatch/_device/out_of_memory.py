@@ -1,7 +1,7 @@
-"""What running out of memory looks like, everywhere: the one place that knows.
+"""Detect out-of-memory errors of every backend by type, errno or message.
 
-Every entry is a message that a real backend prints, with where it comes from. A shape error, or
-BatchNorm's "Expected more than 1 value per channel", is not in the table, and must never be.
+Each entry of the table is a message of a real backend with its source. A shape error, or
+BatchNorm's "Expected more than 1 value per channel", must never match.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 
-# (what the message contains, in lower case; who says it)
+# (part of the message, in lower case; its source)
 _MESSAGES: tuple[tuple[str, str], ...] = (
     ("cuda out of memory", "c10/cuda/CUDACachingAllocator.cpp"),
     ("hip out of memory", "the same file, built for ROCm"),
@@ -27,42 +27,42 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     ("nccl error: out of memory", "NCCL"),
     ("defaultcpuallocator: can't allocate memory", "c10/core/impl/alloc_cpu.cpp"),
     ("defaultcpuallocator: not enough memory", "the same on Windows"),
-    ("could not create a primitive", "oneDNN: how a CPU convolution says it"),
+    ("could not create a primitive", "oneDNN: a CPU convolution"),
     ("could not create a memory object", "oneDNN"),
     ("std::bad_alloc", "C++ on the CPU"),
     ("can't start new thread", "Python: no room for a thread's stack"),
-    ("cannot allocate memory", "errno ENOMEM in words"),
+    ("cannot allocate memory", "strerror(ENOMEM)"),
     ("thread creation failed: resource temporarily unavailable", "libgomp"),
     ("unable to mmap", "c10: no address space for a file or a loader's batch"),
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or an error that it was raised from, says that memory ran out."""
-    seen: set[int] = set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        if isinstance(at, MemoryError) or type(at).__name__ == "OutOfMemoryError":
+    """Return whether `error`, or an error in its chain of causes, is an out-of-memory error."""
+    visited: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in visited:
+        visited.add(id(cause))
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
             return True
-        if isinstance(at, OSError) and at.errno == errno.ENOMEM:
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return True
-        if isinstance(at, RuntimeError | OSError) and message_says_so(str(at)):
+        if isinstance(cause, RuntimeError | OSError) and has_out_of_memory_message(str(cause)):
             return True
-        at = at.__cause__ or at.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
-def message_says_so(text: str) -> bool:
-    """Whether the text holds one of the known messages."""
+def has_out_of_memory_message(text: str) -> bool:
+    """Return whether the text contains one of the messages of the table."""
     lowered = text.lower()
     return any(message in lowered for message, _ in _MESSAGES)
 
 
-def death_by_memory(return_code: int, stderr: str) -> bool:
-    """Whether a process that ended without a word was killed for, or died of, want of memory.
+def died_out_of_memory(return_code: int, stderr: str) -> bool:
+    """Return whether a process that ended without reporting an error ran out of memory.
 
-    The kernel kills with SIGKILL. A C++ thread that cannot allocate aborts, having printed one of
-    the known messages.
+    Linux kills with SIGKILL. A C++ thread that cannot allocate prints one of the messages of the
+    table and aborts.
     """
-    return return_code == -getattr(signal, "SIGKILL", 9) or message_says_so(stderr)
+    return return_code == -getattr(signal, "SIGKILL", 9) or has_out_of_memory_message(stderr)

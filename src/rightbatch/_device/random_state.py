@@ -1,4 +1,4 @@
-"""Every random state there is: Python's, NumPy's, torch's and its devices'."""
+"""Random states of Python, NumPy, torch and its devices: read, set and seed them together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Python's, NumPy's (where it is imported), torch's and the device's random states."""
+    """Return the random states of Python, NumPy (if imported), torch and the device."""
     state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if "numpy" in sys.modules:
         state["numpy"] = sys.modules["numpy"].random.get_state()
@@ -22,7 +22,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, NumPy (where it is imported), torch and its devices."""
+    """Seed Python, NumPy (if imported), torch and its devices."""
     random.seed(seed)
     torch.manual_seed(seed)
     if "numpy" in sys.modules:
@@ -30,7 +30,7 @@ def seed_all(seed: int) -> None:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the states that `random_state` returned."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if "numpy" in state:

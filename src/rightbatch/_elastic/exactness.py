@@ -1,4 +1,4 @@
-"""Whether the parts' gradients add up to the whole batch's, found out on a few examples."""
+"""Check on a few examples that the gradients of parts add up to the whole batch's gradient."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from rightbatch._device.random_state import random_state
 from rightbatch._workload.batch import Batch
 from rightbatch._workload.normalization import has_batch_norm
 
-EXAMPLES, FEWEST = 8, 4
-"""How many examples are compared; each half has two at least, as BatchNorm needs."""
+EXAMPLES, MIN_EXAMPLES = 8, 4
+"""Examples compared; each half needs at least two, for BatchNorm."""
 _DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """`difference` is |g_parts - g_whole| / |g_whole| over `examples`, cut in two.
+    """Whether accumulating gradients over parts equals one pass over the whole batch.
 
-    Above `tolerance`, which is what rounding may do, training in parts is not training on the
-    whole, and `reason` names what is known to cause it.
+    `difference` is |g_parts - g_whole| / |g_whole| over `examples`, split in two. Above
+    `tolerance`, the largest effect of rounding, the two differ, and `reason` names the likely
+    cause.
     """
 
     difference: float
@@ -34,10 +35,16 @@ class Exactness:
 
     @property
     def is_exact(self) -> bool:
+        """Whether the difference is within the tolerance."""
         return self.difference <= self.tolerance
 
+    def __str__(self) -> str:
+        if self.is_exact:
+            return f"exact: gradients of parts differ by {self.difference:.1g}, which is rounding"
+        return f"inexact: gradients of parts differ by {self.difference:.2g}: {self.reason}"
 
-def compare(
+
+def compare_gradients(
     model: nn.Module,
     loss: Callable[[nn.Module, Batch], Tensor],
     batch: Batch,
@@ -45,30 +52,30 @@ def compare(
     count: Callable[[Batch], float],
     device: torch.device,
 ) -> Exactness | None:
-    """Gradients of a batch of a few examples, at once and in two parts.
+    """Compare the gradients of a small batch, at once and in two parts, with dropout disabled.
 
-    None where one cannot be cut, or where the loss draws random numbers even without dropout
-    (which is off meanwhile): parts draw others. Leaves no gradients.
+    Returns None for fewer than `MIN_EXAMPLES` examples, or if the loss draws random numbers even
+    without dropout, because parts then draw different ones. Leaves no gradients.
     """
     number = len(split(batch, 1))
-    if number < FEWEST:
+    if number < MIN_EXAMPLES:
         return None
     parts = split(batch, -(-number // 2))
     with _without_dropout(model):
         before = random_state(device)
         whole = _gradients(model, loss, [batch], count)
-        if not _same(before, random_state(device)):
+        if not _is_same_state(before, random_state(device)):
             return None
         pieces = _gradients(model, loss, parts, count)
     total = sum(float(g.double().square().sum()) for g in whole if g is not None)
-    apart = sum(
+    squared = sum(
         float((_or_zero(a, b).double() - _or_zero(b, a).double()).square().sum())
         for a, b in zip(whole, pieces, strict=True)
         if a is not None or b is not None
     )
-    difference = (apart / total) ** 0.5 if total > 0 else float(apart > 0)
+    difference = (squared / total) ** 0.5 if total > 0 else float(squared > 0)
     tolerance = _tolerance(model)
-    reason = "" if difference <= tolerance else _why(model)
+    reason = "" if difference <= tolerance else _likely_cause(model)
     return Exactness(difference, tolerance, number, reason)
 
 
@@ -94,7 +101,7 @@ def _clear(parameters: list[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+def _is_same_state(before: dict[str, Any], after: dict[str, Any]) -> bool:
     kinds = ("torch", "device")
     return all(torch.equal(before[kind], after[kind]) for kind in kinds if kind in before)
 
@@ -118,7 +125,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     ]
     for module in dropouts:
         module.training = False
-    for module, _ in rates:  # attention and recurrent layers keep theirs as a number
+    for module, _ in rates:  # attention and recurrent layers have a rate instead of a module
         module.dropout = 0.0
     try:
         yield
@@ -130,7 +137,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Rounding of sums in another order: about the square root of the precision, at most."""
+    """Return the largest effect of summing in another order: about √(machine epsilon)."""
     dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
     if dtypes == {torch.float64}:
         return 1e-8
@@ -138,14 +145,14 @@ def _tolerance(model: nn.Module) -> float:
     return 0.05 if low else 1e-3
 
 
-def _why(model: nn.Module) -> str:
+def _likely_cause(model: nn.Module) -> str:
     if has_batch_norm(model):
         return (
-            "BatchNorm normalizes over the micro-batch, not over the batch; GroupNorm or LayerNorm "
-            "do not depend on it"
+            "BatchNorm normalizes over the micro-batch instead of the batch; GroupNorm and "
+            "LayerNorm do not depend on the batch"
         )
     return (
-        "the loss is not a mean over count(batch): pass count=, or mind that it compares examples "
-        "with each other (contrastive losses), divides by a sum over the batch (detection), or is "
-        "computed at a lower precision"
+        "the loss is not a mean over count(batch): pass count=. If it is, the loss compares "
+        "examples with each other (contrastive losses), divides by a sum over the batch "
+        "(detection), or is computed at a lower precision"
     )

@@ -1,4 +1,4 @@
-"""The gradient of a whole batch from its parts: an attempt that succeeds everywhere or nowhere."""
+"""Accumulate a batch's gradient over its parts; an attempt succeeds in every process or in none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rightbatch import _faults
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import allocator_retries
 from rightbatch._elastic.ranks import Ranks
-from rightbatch._errors import UsageError
+from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._noise import NoiseScale
 from rightbatch._workload.batch import Batch, to_device
 from rightbatch._workload.normalization import has_batch_norm
@@ -22,32 +22,32 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """An attempt that succeeded: `parameter.grad` is the gradient of the whole batch.
+class Accumulated:
+    """A successful attempt: `parameter.grad` is the gradient of the whole batch.
 
-    `count` is that of all processes, `parts` and `loss` (the mean) those of this one. `is_short`
-    says that one part was enough for some process, `was_searched` that an allocator had to search
-    for room.
+    `count` is over all processes; `parts` and the mean `loss` are of this process. `norm` is the
+    gradient's norm before clipping. `is_single_part` says that some process needed one part only,
+    `allocator_retried` that some process' allocator freed its cache to serve a request.
     """
 
     count: float
     parts: int
     loss: Tensor
     norm: Tensor | None
-    is_short: bool
-    was_searched: bool
+    is_single_part: bool
+    allocator_retried: bool
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Memory ran out, here or in another process."""
+    """An out-of-memory error in this or another process."""
 
     place: _faults.Place
     message: str
 
 
-class WholeGradient:
-    """Runs the parts of a batch, weighted by their counts."""
+class GradientAccumulator:
+    """Runs forward and backward passes of the parts of a batch, weighted by their counts."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class WholeGradient:
         device: torch.device,
         noise: NoiseScale | None = None,
     ) -> None:
-        """`complete` runs when the gradient is reduced; it returns its norm if it took it.
+        """`complete` runs on the reduced gradient and returns its norm, or None.
 
-        `noise` watches the attempts that succeed.
+        `noise` observes the attempts that succeed.
         """
         self._model = model
         self._loss, self._count, self._split = loss, count, split
@@ -73,60 +73,63 @@ class WholeGradient:
         self._device = device
         self._noise = noise
         self._needs_two = has_batch_norm(model)
-        self._searches = allocator_retries(device)
+        self._retries = allocator_retries(device)
 
-    def gather(self, batch: Batch, size: int) -> Gathered | Failure:
-        """Add up the gradients of parts of at most `size` examples; none are there before.
+    def accumulate(self, batch: Batch, size: int) -> Accumulated | Failure:
+        """Accumulate the gradients of parts of at most `size` examples.
 
-        `batch` is None where this process has nothing to add to the others' examples.
+        Expects no gradients. `batch` is None if this process has no examples for the update.
 
         Raises:
-            UsageError: if the batch has nothing that counts.
+            UsageError: if the batch's count is zero.
         """
         place: _faults.Place = "forward"
         failure: Failure | None = None
         loss = torch.zeros((), device=self._device)
         count, number = 0.0, 0
         if not self._ranks.begin():
-            return Failure("synchronization", "no room for the buckets that gradients are sent in")
+            return Failure("synchronization", "no memory for the buckets of the gradients")
         if self._noise is not None:
-            self._noise.forget()  # of an attempt before this one
+            self._noise.forget()  # the parts of a failed attempt
         try:
             parts = [] if batch is None else self._parts(batch, size)
             counts = [float(self._count(part)) for part in parts]
             count, number = sum(counts), len(parts)
-            # The mean over nothing is not a number.
+            # The mean over an empty part is NaN.
             counted = [(part, n) for part, n in zip(parts, counts, strict=True) if n]
             for left, (part, n) in zip(range(len(counted) - 1, -1, -1), counted, strict=True):
                 _faults.enter(place := "forward")
-                one = self._loss(self._model, to_device(part, self._device)) * (n / count)
+                weighted = self._loss(self._model, to_device(part, self._device)) * (n / count)
                 _faults.enter(place := "backward")
                 with nullcontext() if left else self._ranks.sending(count):
-                    self._backward(one)
+                    self._backward(weighted)
                 if self._noise is not None:
                     self._noise.micro_batch(n, n / count)
-                loss = loss + one.detach()
+                loss = loss + weighted.detach()
             _faults.enter(place := "synchronization")
             if self._complete is None:
                 _faults.enter(place := "hook")
         except BaseException as error:
-            failure = caught(error, place)
-        # From here no frame of the attempt is alive, nor what it allocated.
+            failure = failure_from(error, place)
+        # The frames of the attempt have ended, so that what they allocated is free.
         self._ranks.finish(None if failure is not None else count)
-        failures, total, short, searches, early = self._ranks.total(
+        failures, total, single_parts, retries, too_early = self._ranks.total(
             float(failure is not None),
             count,
             float(number == 1),
-            float(self._has_searched()),
-            float(self._ranks.was_early),
+            float(self._has_retried()),
+            float(self._ranks.sent_too_early),
         )
         if failures:
             return failure or Failure(place, "another process ran out of memory")
         if not total > 0:
-            raise UsageError(f"the batch holds nothing to average over: its count is {total:g}")
-        if early:
+            raise UsageError(
+                f"count(batch) is {total:g}, so there is no mean to compute; pass batches with "
+                "at least one example (or token) that counts"
+            )
+        if too_early:
             self._ranks.send_again(count)
-        self._ranks.take(1 / total)
+        self._ranks.set_gradients(1 / total)
         if self._noise is not None:
             self._noise.complete(share=count / total * self._ranks.world_size)
         norm: Tensor | None = None
@@ -135,56 +138,70 @@ class WholeGradient:
                 _faults.enter("hook")
                 norm = self._complete()
             except BaseException as error:
-                failure = caught(error, "hook")
+                failure = failure_from(error, "hook")
             if self._ranks.total(float(failure is not None))[0]:
                 return failure or Failure("hook", "another process ran out of memory")
-        return Gathered(total, number, loss, norm, short > 0, searches > 0)
+        return Accumulated(total, number, loss, norm, single_parts > 0, retries > 0)
 
     def _parts(self, batch: Batch, size: int) -> Sequence[Batch]:
-        """Parts of at most `size` examples; BatchNorm cannot train on one, so none is left over."""
+        """Split into parts of at most `size` examples; with BatchNorm none has a single example."""
         if not self._needs_two:
             return self._split(batch, size)
         number = len(self._split(batch, 1))
-        if number <= max(size, 3 if size == 2 else 1):  # three are two and one
+        if number <= max(size, 3 if size == 2 else 1):  # 3 would split into 2 and 1
             return [batch]
         halves = self._split(batch, -(-number // 2))
         return [part for half in halves for part in self._parts(half, size)]
 
-    def _has_searched(self) -> bool:
-        searches = allocator_retries(self._device)
-        searched, self._searches = searches > self._searches, searches
-        return searched
+    def _has_retried(self) -> bool:
+        retries = allocator_retries(self._device)
+        has_retried, self._retries = retries > self._retries, retries
+        return has_retried
 
 
 @contextmanager
-def set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor | None]]:
-    """Inside there are no gradients; afterwards there are those from before, of earlier parts of
-    the same update. The list then holds what was found inside."""
+def separate_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor | None]]:
+    """Start without gradients, and restore the previous ones (of the same update) at the end.
+
+    The list then holds the gradients computed inside the context.
+    """
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    found: list[Tensor | None] = []
+    computed: list[Tensor | None] = []
     try:
-        yield found
-        found += [parameter.grad for parameter in parameters]
+        yield computed
+        computed += [parameter.grad for parameter in parameters]
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
 
 
-def add_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:
-    """Add gradients to those that there are, in place."""
-    for parameter, gradient in zip(parameters, found, strict=True):
+def add_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add `gradients` to the parameters' gradients, in place."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             own = parameter.grad
             parameter.grad = gradient if own is None else own.add_(gradient)
 
 
-def caught(error: BaseException, place: _faults.Place) -> Failure:
-    """What went wrong, in words only: the error holds frames, and those hold tensors.
+def nothing_fits(failure: Failure, size: int) -> NothingFitsError:
+    """Return the error for memory that ran out at the smallest possible part."""
+    examples = "one example" if size == 1 else f"{size} examples, the minimum for BatchNorm"
+    return NothingFitsError(
+        f"memory ran out in {failure.place} at {examples}: {failure.message}. Weights, optimizer "
+        "and buffers are unchanged. Run `rightbatch fit` for the memory that one example needs "
+        "and ways to save memory",
+        error_type="OutOfMemoryError",
+        error_message=failure.message,
+    )
+
+
+def failure_from(error: BaseException, place: _faults.Place) -> Failure:
+    """Return the out-of-memory error as text; the error object would keep frames and tensors alive.
 
     Raises:
-        the error itself, where it is not about memory.
+        BaseException: `error` itself, if it is not about memory.
     """
     if not is_out_of_memory(error):
         raise error

@@ -1,4 +1,4 @@
-"""The micro-batch to begin with, found by measuring forward and backward passes of a few sizes."""
+"""The initial micro-batch, from the measured memory of forward and backward passes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rightbatch._device.caches import release
 from rightbatch._elastic.size_policy import largest, next_trial
 from rightbatch._units import format_bytes
 
-HELD_SHARE = 0.25
-"""What glibc's malloc may hold beyond what tensors need, as measured by benchmarks/fit.py."""
+MALLOC_OVERHEAD = 0.25
+"""Share that glibc's malloc may hold beyond the tensors, as measured by benchmarks/fit.py."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """The size to begin with, and why."""
+class InitialSize:
+    """The initial micro-batch size and the reason for it."""
 
     size: int
     reason: str
 
 
-def find(
+def find_initial_size(
     run: Callable[[int], object],
     optimizer: Optimizer,
     whole: int,
@@ -34,16 +34,16 @@ def find(
     device: torch.device,
     limit: int | None,
     margin: float,
-) -> Start:
-    """Measure `run(n)`, a forward and a backward pass of `n` examples, for doubling `n`.
+) -> InitialSize:
+    """Measure `run(n)`, a forward and backward pass of `n` examples, while doubling `n`.
 
-    `whole` is the number of examples there are, `limit` the bytes that a step may add to what the
-    device holds now; by default all that is free.
+    `whole` is the batch's number of examples, `limit` the bytes that a step may add to what the
+    device holds now (all that is free if None), `margin` the share of them to leave free.
     """
     free = _free(device)
-    room = int(min(free, limit or free) * (1 - margin)) - _state_to_come(optimizer)
+    room = int(min(free, limit or free) * (1 - margin)) - _optimizer_state_bytes(optimizer)
     if device.type == "cpu":
-        room = int(room * (1 - HELD_SHARE))
+        room = int(room * (1 - MALLOC_OVERHEAD))
     measured: list[tuple[int, int]] = []
     least, most = 1, whole
     while size := next_trial(measured, room, most, least):
@@ -56,26 +56,26 @@ def find(
                 break
             if size > 1 or whole == 1:
                 raise
-            least = 2  # BatchNorm cannot be trained on one example
+            least = 2  # BatchNorm cannot train on one example
     if not measured:
-        return Start(least, f"not even {least} examples could be measured")
+        return InitialSize(least, f"memory ran out while measuring a micro-batch of {least}")
     found = largest(measured, room, most)
     sizes = ", ".join(str(size) for size, _ in measured)
-    return Start(
+    return InitialSize(
         max(found, least),
-        f"a micro-batch of {found} needs at most the {format_bytes(max(room, 0))} that are free "
-        f"for it (measured at {sizes})",
+        f"micro-batch {found} is the largest expected to fit into {format_bytes(max(room, 0))} "
+        f"(measured at {sizes})",
     )
 
 
 def _peak_of(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `run` needed at once beyond what was there before."""
+    """Return the peak bytes of `run` above what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return max(torch.cuda.max_memory_allocated(device) - before, 0)
-    reader = open_device(device.type)  # not prepared, it reads what the process has in all
+    reader = open_device(device.type)  # without `prepare` it reads the whole process
     reader.reset_peak()
     before = reader.read().peak_bytes
     run()
@@ -83,7 +83,7 @@ def _peak_of(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that tensors may take in addition to those that are there."""
+    """Return the bytes available for new tensors."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -91,8 +91,8 @@ def _free(device: torch.device) -> int:
     return open_device(device.type).capacity()
 
 
-def _state_to_come(optimizer: Optimizer) -> int:
-    """What the optimizer will allocate in its first step: two values a parameter, as Adam does."""
+def _optimizer_state_bytes(optimizer: Optimizer) -> int:
+    """Return the bytes the optimizer allocates in its first step; assumes Adam's two moments."""
     if optimizer.state:
         return 0
     copies = 2

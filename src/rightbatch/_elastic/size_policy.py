@@ -1,4 +1,4 @@
-"""The size of the micro-batch over time: a pure policy of what failed and what went well."""
+"""The policy of the micro-batch size over time, from failures and successes; no side effects."""
 
 from __future__ import annotations
 
@@ -7,69 +7,71 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 PATIENCE = 20
-"""Steps that must go well before an emptied cache is worth another try at the same size."""
+"""Successful steps before emptying the cache is worth another attempt at the same size."""
 FIRST_WAIT, LONGEST_WAIT = 50, 1600
-"""Steps that must go well before a larger micro-batch is tried; doubled when that fails."""
-PRESSED = 2
-"""Consecutive steps in which the allocator had to search for room that count as a warning."""
+"""Successful steps before a larger micro-batch is tried; doubled each time that fails."""
+MAX_RETRIED_STEPS = 2
+"""Consecutive steps with a retry of the allocator after which the micro-batch shrinks."""
 
-Answer = Literal["again", "smaller", "larger", "none"]
+Decision = Literal["again", "smaller", "larger", "none"]
 
 
 @dataclass
 class MicroBatchSize:
-    """The size in use, at most `most`, at least `least`.
+    """The micro-batch size in use, from `least` to `most`.
 
-    After the first failure in a while the same size is tried again, since the cache was emptied
-    meanwhile and what was missing may have been fragmented; then half of it, and so on. When all
-    has gone well for `wait` steps, twice the size is tried, up to `most`.
+    The first failure after `PATIENCE` successful steps repeats the same size, since the cache is
+    emptied and fragmentation may have been the cause. Each further failure halves the size. After
+    `wait` successful steps twice the size is tried, up to `most`.
     """
 
     size: int
     most: int
     least: int = 1
-    well: int = 0
+    successes: int = 0
     since_emptied: int = PATIENCE
     wait: int = FIRST_WAIT
     before_trial: int | None = None
-    pressed: int = 0
+    retried_steps: int = 0
 
-    def failed(self) -> Answer:
-        """Memory ran out at this size: what to do, the size being changed already."""
-        self.well = self.pressed = 0
+    def on_failure(self) -> Decision:
+        """Change the size after memory ran out; return the decision."""
+        self.successes = self.retried_steps = 0
         if self.before_trial is not None:
             self.size, self.before_trial = self.before_trial, None
             self.wait = min(2 * self.wait, LONGEST_WAIT)
             self.since_emptied = 0
             return "smaller"
-        patience = PATIENCE if self.size > self.least else 1  # nothing smaller is left to try
+        patience = PATIENCE if self.size > self.least else 1  # there is no smaller size to try
         if self.since_emptied >= patience:
             self.since_emptied = 0
             return "again"
         return self._shrink()
 
-    def went_well(self, *, is_short: bool, was_searched: bool = False) -> Answer:
-        """A step survived; not `is_short` if it had several parts, so that one was of this size.
+    def on_success(self, *, is_single_part: bool, allocator_retried: bool = False) -> Decision:
+        """Change the size after a successful step; return the decision.
 
-        `was_searched` says that the allocator had to search for room.
+        `is_single_part` says that one part held the whole batch, so that no part may have been as
+        large as the size. `allocator_retried` says that the allocator freed its cache to serve a
+        request.
         """
         self.since_emptied += 1
-        self.pressed = self.pressed + 1 if was_searched else 0
-        if self.pressed >= PRESSED:
-            self.pressed = self.well = 0
+        self.retried_steps = self.retried_steps + 1 if allocator_retried else 0
+        if self.retried_steps >= MAX_RETRIED_STEPS:
+            self.retried_steps = self.successes = 0
             return self._shrink()
-        if is_short:
+        if is_single_part:
             return "none"
         self.before_trial = None
-        self.well += 1
-        if self.size < self.most and self.well >= self.wait:
-            self.well = 0
+        self.successes += 1
+        if self.size < self.most and self.successes >= self.wait:
+            self.successes = 0
             self.before_trial = self.size
             self.size = min(2 * self.size, self.most)
             return "larger"
         return "none"
 
-    def _shrink(self) -> Answer:
+    def _shrink(self) -> Decision:
         if self.size <= self.least:
             return "none"
         self.size = max(self.size // 2, self.least)
@@ -77,14 +79,15 @@ class MicroBatchSize:
         return "smaller"
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the fields, which `MicroBatchSize(**state)` takes."""
         return asdict(self)
 
 
 def next_trial(measured: Sequence[tuple[int, int]], room: int, whole: int, least: int) -> int:
-    """The size to measure next, or 0 when `largest` may answer.
+    """Return the size to measure next, or 0 when `largest` can answer.
 
-    `measured` are sizes with the bytes that their forward and backward pass needed, `room` the
-    bytes there are, `whole` the largest size that is of use.
+    `measured` are (size, bytes of its forward and backward pass), `room` the bytes available,
+    `whole` the largest size of use, `least` the smallest valid one.
     """
     if not measured:
         return min(least, whole)
@@ -93,12 +96,12 @@ def next_trial(measured: Sequence[tuple[int, int]], room: int, whole: int, least
     if following == size or needed > room / 2:
         return 0
     if len(measured) > 1 and _expected(measured, following) > room / 2:
-        return 0  # it has told enough, and a trial must not be what fails
+        return 0  # the slope is known, and a trial itself must not run out of memory
     return following
 
 
 def largest(measured: Sequence[tuple[int, int]], room: int, whole: int) -> int:
-    """The largest size whose need, on the line of the last two measured, is within `room`."""
+    """Return the largest size that needs at most `room`, by the line through the last two."""
     size, needed = measured[-1]
     if needed > room:
         return max((n for n, bytes_ in measured if bytes_ <= room), default=1)

@@ -1,15 +1,15 @@
-"""The optimizer's step in chunks, each of which can be undone: it ends whole, or not at all.
+"""Run the optimizer's step in chunks that can be undone, so that it completes entirely or not.
 
-An optimizer allocates while it updates (AdamW its state, every one its temporaries), so it may fail
-with half of the weights changed. Copies of everything would double its memory and its time.
-Instead, parameters are updated a chunk at a time and only the chunk is copied before. A chunk that
-fails is put back and tried again in smaller ones. Its gradients are all there, so the update can
-always be completed, and need not be repeated.
+An optimizer allocates during its step (AdamW its state, all of them temporaries), so it can run out
+of memory with half of the weights updated. Copying everything first would double its memory and
+time. Instead, parameters are updated one chunk at a time, and only the chunk is copied first. A
+chunk that fails is restored and retried in smaller chunks. The gradients are kept, so the update
+can always be completed later.
 
-Chunks need an optimizer that treats each parameter by itself, as those of torch do, LBFGS excepted.
-Any other one is a single chunk: all that it changes is copied before. Those that were made with
-`fused=True` change parameters by kernels for which nothing is allocated but their state before:
-once it is there they cannot fail half way, and nothing is copied.
+Chunks require an optimizer that treats each parameter separately, as those of torch do except
+LBFGS. For any other optimizer all parameters are one chunk. An optimizer with `fused=True`
+allocates only its state, before its kernel runs: once the state exists it cannot fail half way,
+and nothing is copied.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from torch.optim import Optimizer
 from rightbatch import _faults
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
-from rightbatch._elastic.gradients import caught
+from rightbatch._elastic.gradients import failure_from
 from rightbatch._errors import NothingFitsError
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20, "mps": 64 * 2**20}
-"""Of parameters. On a CPU a chunk and its copies stay in the processor's cache."""
+"""Bytes of parameters in a chunk. On a CPU a chunk and its copies fit into the cache."""
 PAUSES = (0.0, 0.1, 1.0)
-"""Seconds before a single parameter is tried again, since another program may hold the memory."""
+"""Seconds before a single parameter is retried; another program may free memory meanwhile."""
 
-Where = tuple[dict[str, Any], nn.Parameter]
+Member = tuple[dict[str, Any], nn.Parameter]
+"""A parameter with its parameter group."""
 
 
 class UndoableUpdate:
-    """Makes `optimizer.step` atomic while `armed`; `on_undo(reason)` hears of what was undone."""
+    """Makes `optimizer.step` atomic inside `atomic()`; calls `on_undo(reason)` after each undo."""
 
     def __init__(
         self, optimizer: Optimizer, device: torch.device, on_undo: Callable[[str], None]
@@ -47,16 +48,16 @@ class UndoableUpdate:
         self._optimizer = optimizer
         self._device = device
         self._on_undo = on_undo
-        self._pending: list[list[Where]] = []
-        self._entered = False
-        self._scratch = _Scratch()
+        self._pending: list[list[Member]] = []
+        self._has_entered = False
+        self._copies = _CopyBuffer()
 
     @contextmanager
-    def armed(self) -> Iterator[None]:
-        """Inside, `optimizer.step()` goes by chunks, whoever calls it (a GradScaler, a trainer)."""
+    def atomic(self) -> Iterator[None]:
+        """Replace `optimizer.step`, so that every caller (GradScaler, trainer) runs the chunks."""
         optimizer = self._optimizer
-        plain = optimizer.step
-        had = vars(optimizer).get("step")
+        original = optimizer.step
+        override = vars(optimizer).get("step")
 
         def step(closure: Callable[[], Any] | None = None) -> Any:
             loss = None
@@ -64,36 +65,37 @@ class UndoableUpdate:
                 with torch.enable_grad():
                     loss = closure()
             if self._is_fused:
-                self._run_fused(plain)
+                self._run_fused(original)
             else:
                 self._pending = self._chunks()
-                self._run(plain)
+                self._run(original)
             return loss
 
         optimizer.step = step  # type: ignore[method-assign]
         try:
             yield
         finally:
-            if had is None:
+            if override is None:
                 del optimizer.step
             else:
-                optimizer.step = had  # type: ignore[method-assign]
+                optimizer.step = override  # type: ignore[method-assign]
 
     def finish(self) -> None:
-        """Complete an update that had to be given up half way; nothing where there is none."""
+        """Complete an update that was interrupted half way, if there is one."""
         if self._pending:
             self._run(self._optimizer.step)
 
     @property
     def is_half_done(self) -> bool:
+        """Whether an interrupted update waits for `finish`."""
         return bool(self._pending)
 
-    def _run(self, plain: Callable[[], Any]) -> None:
+    def _run(self, original: Callable[[], Any]) -> None:
         total = sum(len(chunk) for chunk in self._pending)
-        self._entered = False
+        self._has_entered = False
         while self._pending:
             chunk = self._pending[0]
-            failure = self._try(plain, chunk)
+            failure = self._try(original, chunk)
             if failure is None:
                 self._pending.pop(0)
                 continue
@@ -101,35 +103,37 @@ class UndoableUpdate:
             if len(chunk) > 1 and self._splits:
                 middle = len(chunk) // 2
                 self._pending[:1] = [chunk[:middle], chunk[middle:]]
-                self._on_undo(f"{failure}; {len(chunk)} parameters were put back, to go on in two")
+                self._on_undo(
+                    f"{failure}; restored {len(chunk)} parameters, retrying in two halves"
+                )
             else:
-                self._on_undo(f"{failure}; {len(chunk)} parameters were put back, to try again")
-                self._insist(plain, chunk, total)
+                self._on_undo(f"{failure}; restored {len(chunk)} parameters, retrying")
+                self._retry(original, chunk, total)
 
-    def _run_fused(self, plain: Callable[[], Any]) -> None:
+    def _run_fused(self, original: Callable[[], Any]) -> None:
         failure = ""
         for pause in PAUSES:
             time.sleep(pause)
             try:
                 _faults.enter("optimizer")
-                plain()
+                original()
                 return
             except BaseException as error:
-                failure = caught(error, "optimizer").message
+                failure = failure_from(error, "optimizer").message
             release(self._device)
-            self._on_undo(f"{failure}; a fused step had changed nothing yet, to try again")
+            self._on_undo(f"{failure}; the fused step had changed nothing, retrying")
         raise NothingFitsError(
-            "memory ran out for the optimizer's state, before its step: weights are as before it, "
-            f"and the next step with these gradients makes it ({failure})",
+            "memory ran out while the optimizer allocated its state, before its step: the weights "
+            f"are unchanged; free memory and repeat the step with these gradients ({failure})",
             error_type="OutOfMemoryError",
             error_message=failure,
         )
 
-    def _insist(self, plain: Callable[[], Any], chunk: list[Where], total: int) -> None:
+    def _retry(self, original: Callable[[], Any], chunk: list[Member], total: int) -> None:
         failure: str | None = ""
         for pause in PAUSES:
             time.sleep(pause)
-            failure = self._try(plain, chunk)
+            failure = self._try(original, chunk)
             if failure is None:
                 self._pending.pop(0)
                 return
@@ -137,36 +141,39 @@ class UndoableUpdate:
         left = sum(len(each) for each in self._pending)
         raise NothingFitsError(
             f"memory ran out in the optimizer's step, with {left} of {total} parameters not "
-            "updated yet; their gradients are kept, and the next step completes the update "
-            f"before it begins ({failure})",
+            "updated yet; their gradients are kept, and the next step first completes this update "
+            f"({failure})",
             error_type="OutOfMemoryError",
             error_message=failure or "",
         )
 
-    def _try(self, plain: Callable[[], Any], chunk: list[Where]) -> str | None:
-        """Update the chunk; what went wrong, with the chunk as it was before, or None."""
-        before: _Before | None = None
+    def _try(self, original: Callable[[], Any], chunk: list[Member]) -> str | None:
+        """Update the chunk; on failure restore it and return the message, else return None."""
+        before: _ChunkCopy | None = None
         try:
-            before = _Before(self._optimizer, chunk, self._scratch)
-            with self._only(chunk):
-                plain()
-            if not self._entered:  # after the first chunk, so that a fault comes half way
-                self._entered = True
+            before = _ChunkCopy(self._optimizer, chunk, self._copies)
+            with self._limited_to(chunk):
+                original()
+            if not self._has_entered:  # after the first chunk, so that a fault is half way
+                self._has_entered = True
                 _faults.enter("optimizer")
         except BaseException as error:
             if before is not None:
-                before.put_back()
+                before.restore()
             if not is_out_of_memory(error):
                 self._pending = []
-            return caught(error, "optimizer").message
+            return failure_from(error, "optimizer").message
         return None
 
     @property
     def _is_fused(self) -> bool:
-        """Once all state is there, or with one group: torch allocates it group by group, so that a
-        later group's may fail after an earlier one was updated."""
+        """Whether the step is one fused kernel that cannot fail half way.
+
+        With several groups this requires that all state exists: torch allocates it group by group,
+        so a later group can fail after an earlier one was updated.
+        """
         optimizer, groups = self._optimizer, self._optimizer.param_groups
-        if not (_is_torchs(optimizer) and all(group.get("fused") for group in groups)):
+        if not (_is_separable(optimizer) and all(group.get("fused") for group in groups)):
             return False
         return len(groups) == 1 or all(
             optimizer.state.get(parameter)
@@ -179,58 +186,58 @@ class UndoableUpdate:
     def _splits(self) -> bool:
         optimizer = self._optimizer
         has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        return _is_torchs(optimizer) and not has_hooks
+        return _is_separable(optimizer) and not has_hooks
 
-    def _chunks(self) -> list[list[Where]]:
-        everything = [
+    def _chunks(self) -> list[list[Member]]:
+        members = [
             (group, parameter)
             for group in self._optimizer.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
         if not self._splits:
-            return [everything]
-        chunks: list[list[Where]] = []
+            return [members]
+        chunks: list[list[Member]] = []
         most = CHUNK_BYTES.get(self._device.type, CHUNK_BYTES["cuda"])
-        held = 0
-        for group, parameter in everything:
-            if not chunks or held + parameter.nbytes > most:
+        size = 0
+        for group, parameter in members:
+            if not chunks or size + parameter.nbytes > most:
                 chunks.append([])
-                held = 0
+                size = 0
             chunks[-1].append((group, parameter))
-            held += parameter.nbytes
+            size += parameter.nbytes
         return chunks
 
     @contextmanager
-    def _only(self, chunk: list[Where]) -> Iterator[None]:
-        """The optimizer has no other parameters meanwhile."""
+    def _limited_to(self, chunk: list[Member]) -> Iterator[None]:
+        """Remove all other parameters from the optimizer inside the context."""
         groups = self._optimizer.param_groups
         parameters = [group["params"] for group in groups]
         if self._splits:
-            mine: dict[int, list[nn.Parameter]] = {}
+            in_chunk: dict[int, list[nn.Parameter]] = {}
             for group, parameter in chunk:
-                mine.setdefault(id(group), []).append(parameter)
-            self._optimizer.param_groups = [group for group in groups if id(group) in mine]
+                in_chunk.setdefault(id(group), []).append(parameter)
+            self._optimizer.param_groups = [group for group in groups if id(group) in in_chunk]
             for group in self._optimizer.param_groups:
-                group["params"] = mine[id(group)]
+                group["params"] = in_chunk[id(group)]
         try:
             yield
         finally:
             self._optimizer.param_groups = groups
-            for group, all_of_them in zip(groups, parameters, strict=True):
-                group["params"] = all_of_them
+            for group, members in zip(groups, parameters, strict=True):
+                group["params"] = members
 
 
-def _is_torchs(optimizer: Optimizer) -> bool:
-    """One that treats each parameter by itself."""
+def _is_separable(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer treats each parameter separately."""
     kind = type(optimizer)
     return kind.__module__.startswith("torch.optim.") and kind is not torch.optim.LBFGS
 
 
-class _Scratch:
-    """Where copies lie on a CPU: memory that is asked for anew is paid for page by page.
+class _CopyBuffer:
+    """A reused buffer for copies on a CPU, where new memory costs a page fault per page.
 
-    It is as large as the largest chunk with its state. A GPU's allocator keeps what is freed.
+    It grows to the largest chunk with its state. A GPU's allocator caches freed memory itself.
     """
 
     _ALIGNMENT = 64
@@ -240,7 +247,7 @@ class _Scratch:
 
     @torch.no_grad()
     def copies(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Copies that last until the next call."""
+        """Return copies that are valid until the next call."""
         sizes = [-(-t.nbytes // self._ALIGNMENT) * self._ALIGNMENT for t in tensors]
         if any(t.device.type != "cpu" for t in tensors):
             return [tensor.clone() for tensor in tensors]
@@ -253,10 +260,10 @@ class _Scratch:
         return copies
 
 
-class _Before:
-    """Parameters, and all that the optimizer knows of them, as they were."""
+class _ChunkCopy:
+    """A copy of a chunk's parameters and their optimizer state."""
 
-    def __init__(self, optimizer: Optimizer, chunk: list[Where], scratch: _Scratch) -> None:
+    def __init__(self, optimizer: Optimizer, chunk: list[Member], buffer: _CopyBuffer) -> None:
         self._optimizer = optimizer
         self._groups = [
             (group, {k: v for k, v in group.items() if k != "params"})
@@ -271,9 +278,10 @@ class _Before:
             if state:
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
         self._tensors = tensors
-        self._copies = scratch.copies(tensors)
+        self._copies = buffer.copies(tensors)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
+        """Restore the parameters, their state and their groups' options."""
         with torch.no_grad():
             for tensor, copy in zip(self._tensors, self._copies, strict=True):
                 tensor.copy_(copy)

@@ -1,4 +1,4 @@
-"""What is known of a noise scale: steps' unbiased parts, their ratio, and its interval."""
+"""Estimate the noise scale as a ratio of means over steps, with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.utils.hooks import RemovableHandle
 from rightbatch._errors import UsageError
 
 RESAMPLES = 1000
-LEVEL = 0.95
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """`value` with its 95% interval, in `unit` (examples, unless `n` counted something else).
+    """The noise scale `value` with its 95% interval `low` to `high`, in `unit` (usually examples).
 
-    Where the gradient cannot be told from noise, `value` is None and `high` infinite: all that is
-    known is that the noise scale is above `low`. `gradient` is |G|², `noise` is tr(Σ), both the
-    means of `steps` steps. `notes` say what the value depends on.
+    Where the gradient cannot be distinguished from noise, `value` is None and `high` infinite:
+    the data only show that the noise scale is above `low`. `gradient` is |G|² and `noise` is
+    tr(Σ), both means over `steps` steps. `notes` list what the value depends on.
     """
 
     value: float | None
@@ -45,12 +45,12 @@ class NoiseEstimate:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON; an infinite bound is None."""
+        """Return the fields for JSON; an infinite bound is None."""
         return self.__dict__ | {"high": self.high if math.isfinite(self.high) else None}
 
 
 class Observations:
-    """|G|² and tr(Σ) of the last `window` steps, each unbiased and noisy, and their ratio."""
+    """Unbiased estimates of |G|² and tr(Σ) from each of the last `window` steps."""
 
     def __init__(self, window: int, unit: str, notes: tuple[str, ...], seed: int) -> None:
         if window < 2:
@@ -68,12 +68,13 @@ class Observations:
         spread: float,
         population: float | None,
     ) -> bool:
-        """One step's: False where it had one micro-batch only, which tells nothing.
+        """Add one step; return False if it had a single micro-batch, which gives no estimate.
 
-        With v the gradients as they were seen, w their weights and n their sizes, `whole` is |Σv|²,
-        `single` Σ|v|², `weights` Σw, `squared` Σw² and `spread` Σw²/n:
+        With v the weighted gradients of the micro-batches, w their weights and n their sizes,
+        `whole` is |Σv|², `single` Σ|v|², `weights` Σw, `squared` Σw² and `spread` Σw²/n. Then
             E|Σv|² = (Σw)² |G|² + tr(Σ) Σw²/n        E Σ|v|² = Σw² |G|² + tr(Σ) Σw²/n
-        and, drawn from N without repetition, tr(Σ)/(N−1) less of |G|² in the difference.
+        Drawing from a `population` of N without replacement reduces the estimate of |G|² by
+        tr(Σ)/(N−1), which is added back.
         """
         pairs = weights**2 - squared
         if pairs <= 1e-9 * squared:
@@ -83,61 +84,62 @@ class Observations:
         if population is not None and population > 1:
             noise *= 1 - 1 / population
             gradient += noise / (population - 1)
-        if math.isfinite(gradient) and math.isfinite(noise):  # a scaler skips such a step, too
+        if math.isfinite(gradient) and math.isfinite(noise):  # a GradScaler skips such a step too
             self.pairs.append((gradient, noise))
         return True
 
     @property
     def estimate(self) -> NoiseEstimate | None:
-        """The ratio of means; None with fewer than two steps."""
+        """The noise scale as the ratio of means; None with fewer than two steps."""
         count = len(self.pairs)
         if count < 2:
             return None
         gradient, noise = (sum(column) / count for column in zip(*self.pairs, strict=True))
-        ratios = resampled(list(self.pairs), self._seed)
-        outside = (1 - LEVEL) / 2
-        low = float(ratios[int(outside * RESAMPLES)])
-        high = float(ratios[math.ceil((1 - outside) * RESAMPLES) - 1])
+        ratios = resample_ratios(list(self.pairs), self._seed)
+        tail = (1 - CONFIDENCE) / 2
+        low = float(ratios[int(tail * RESAMPLES)])
+        high = float(ratios[math.ceil((1 - tail) * RESAMPLES) - 1])
         value = noise / gradient if math.isfinite(high) and gradient > 0 else None
         high = high if value is not None else math.inf
         return NoiseEstimate(value, low, high, self._unit, gradient, noise, count, self._notes)
 
 
-class Watcher:
-    """What watches a model's gradients by hooks, and estimates from what it observed."""
+class GradientObserver:
+    """Base class: observes a model's gradients with hooks and estimates the noise scale."""
 
     _observations: Observations
     _handles: list[RemovableHandle]
 
     @property
     def estimate(self) -> NoiseEstimate | None:
-        """From the steps in the window that were watched; None with fewer than two."""
+        """The estimate over the observed steps in the window; None with fewer than two."""
         return self._observations.estimate
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
-def estimated(
+def estimate_from(
     observations: Iterable[Sequence[float]],
     *,
     unit: str = "examples",
     notes: tuple[str, ...] = (),
     seed: int = 0,
 ) -> NoiseEstimate | None:
-    """From pairs of |G|² and tr(Σ) that were kept; None with fewer than two."""
+    """Estimate the noise scale from stored pairs of |G|² and tr(Σ); None with fewer than two."""
     pairs = [(gradient, noise) for gradient, noise in observations]
     kept = Observations(max(len(pairs), 2), unit, notes, seed)
     kept.pairs.extend(pairs)
     return kept.estimate
 
 
-def resampled(observations: list[tuple[float, float]], seed: int = 0) -> Tensor:
-    """tr(Σ)/|G|² of RESAMPLES resampled sets of blocks, since neighbours are alike; in order.
+def resample_ratios(observations: list[tuple[float, float]], seed: int = 0) -> Tensor:
+    """Return tr(Σ)/|G|² of bootstrap resamples, sorted, shape (RESAMPLES,).
 
-    A resample whose |G|² is not positive counts as infinite.
+    Blocks of consecutive steps are resampled, because neighbouring steps are correlated (moving
+    block bootstrap). The ratio is infinite where the resampled |G|² is not positive.
     """
     steps = torch.tensor(observations, dtype=torch.float64)
     count = len(steps)

@@ -1,4 +1,4 @@
-"""The noise scale of a whole model, from micro-batches of a loop that accumulates them."""
+"""The noise scale of a whole model, from the micro-batches of a loop that accumulates gradients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._errors import UsageError
-from rightbatch._noise.estimate import Observations, Watcher
+from rightbatch._noise.estimate import GradientObserver, Observations
 from rightbatch._workload.normalization import has_batch_norm
 
-_HELD_BYTES = 4 * 2**20
-"""Of gradients that wait for their norms to be taken together."""
+_PENDING_BYTES = 4 * 2**20
+"""Bytes of gradients that are collected before their norms are computed in one call."""
 
 
-class NoiseScale(Watcher):
-    """Watches the gradients of a loop that runs several micro-batches per update.
+class NoiseScale(GradientObserver):
+    """Estimates the noise scale in a loop that runs several micro-batches per update.
 
     ::
 
@@ -27,12 +27,17 @@ class NoiseScale(Watcher):
         noise.step()                 # before the gradients are clipped
         print(noise.estimate)
 
-    Gradients are zeroed before the first micro-batch, as for any update. Under DDP every process
-    has one, and calls `step` after gradients were reduced; each process' micro-batches count.
+    Zero the gradients before the first micro-batch, as for any update. Under DDP, create one in
+    every process and call `step` after the gradients are reduced; the micro-batches of all
+    processes count.
 
-    `window` is how many steps the estimate looks back, since the noise scale grows in training.
-    `population` is the number of examples that an epoch draws without repetition: where a batch is
-    a sizeable part of it, less of its noise is seen. `unit` names what `n` counts.
+    `window` is the number of steps the estimate averages over; the noise scale grows during
+    training. `population` is the number of examples that an epoch draws without replacement;
+    it corrects the bias where a batch is a large part of the data set. `unit` names what `n`
+    counts.
+
+    Raises:
+        UsageError: if no parameter of the model requires a gradient.
     """
 
     def __init__(
@@ -46,52 +51,52 @@ class NoiseScale(Watcher):
     ) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         if not self._parameters:
-            raise UsageError("the model has no parameter that is trained")
+            raise UsageError("no parameter of the model requires a gradient")
         self._population = population
         self._observations = Observations(window, unit, tuple(_notes(model)), seed)
-        self._waiting: list[Tensor] = []  # gradients of the micro-batch that is going on
-        self._waiting_bytes = 0
-        self._is_new = False
+        self._pending: list[Tensor] = []  # gradients of the current micro-batch
+        self._pending_bytes = 0
+        self._has_gradient = False
         self._norms: list[Tensor] = []  # of every parameter in every micro-batch of the step
         self._parts: list[tuple[float, float]] = []
-        self._handles = [p.register_hook(self._seen) for p in self._parameters]
+        self._handles = [p.register_hook(self._on_gradient) for p in self._parameters]
 
     def micro_batch(self, n: float, weight: float = 1.0) -> None:
-        """Say that a backward pass over `n` examples has ended.
+        """Record a backward pass over `n` examples; call it after each.
 
-        `weight` is the factor that its mean loss was multiplied with: 1/k where the loop divides by
-        the number of parts, and `scaler.get_scale()` with a `GradScaler`.
+        `weight` is the factor on the micro-batch's mean loss: 1/k where the loop divides by the
+        number of micro-batches, `scaler.get_scale()` with a `GradScaler`.
 
         Raises:
-            UsageError: if no gradient arrived since the last call.
+            UsageError: if no gradient was computed since the last call.
         """
         if not n > 0 or not weight > 0:
-            raise UsageError(f"n and weight are above 0, not {n} and {weight}")
-        if not self._is_new:
-            raise UsageError("no gradient arrived: micro_batch follows a backward pass")
-        self._is_new = False
+            raise UsageError(f"n and weight must be positive, got {n} and {weight}")
+        if not self._has_gradient:
+            raise UsageError("no gradient was computed: call micro_batch after a backward pass")
+        self._has_gradient = False
         self._parts.append((float(n), float(weight)))
 
     def step(self) -> None:
-        """Say that the update's gradients are complete; they are read, not changed.
+        """Record the update; call it when its gradients are complete. Reads them only.
 
         Raises:
-            UsageError: if there was only one micro-batch, in all processes together.
+            UsageError: if there was only one micro-batch, over all processes.
         """
         if not self.complete():
             raise UsageError(
-                "one micro-batch tells nothing of the noise: split the update's batch in two parts "
-                "or more, and call micro_batch after the backward pass of each"
+                "the noise scale cannot be estimated from one micro-batch: split the update's "
+                "batch into two or more, and call micro_batch after the backward pass of each"
             )
 
     def complete(self, share: float = 1.0) -> bool:
-        """`step` for loops whose batches need not have two parts: False where there was only one.
+        """Record the update like `step`, but return False if there was only one micro-batch.
 
         `share` is the factor on this process' gradients in the mean over the processes.
         """
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         whole = float(_sum_of_squares(_norms_of(gradients))) if gradients else 0.0
-        self._take_norms()
+        self._compute_norms()
         single = float(_sum_of_squares(self._norms)) if self._norms else 0.0
         weights = share * sum(weight for _, weight in self._parts)
         squared = share**2 * sum(weight**2 for _, weight in self._parts)
@@ -110,40 +115,41 @@ class NoiseScale(Watcher):
         )
 
     def forget(self) -> None:
-        """Drop what was seen since the last step, of an attempt that is repeated."""
-        self._waiting, self._waiting_bytes, self._is_new = [], 0, False
+        """Discard the micro-batches since the last step, before an attempt is repeated."""
+        self._pending, self._pending_bytes, self._has_gradient = [], 0, False
         self._norms, self._parts = [], []
 
     @property
     def observations(self) -> list[tuple[float, float]]:
-        """|G|² and tr(Σ) of each step in the window, unbiased and noisy."""
+        """Unbiased estimates of |G|² and tr(Σ) from each step in the window."""
         return list(self._observations.pairs)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
+        """Return the observations in the window, for `load_state_dict`."""
         return {"steps": self.observations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Add the observations of `state_dict`."""
         self._observations.pairs.extend(tuple(pair) for pair in state["steps"])
 
-    def _seen(self, gradient: Tensor) -> None:
-        """Small gradients wait, so that one call takes the norms of many; large ones do not."""
-        # The tensor itself is kept: autograd then makes a copy of it the parameter's gradient,
-        # which DDP changes in place. With a view of it, autograd would not know.
-        self._is_new = True
-        self._waiting.append(gradient)
-        self._waiting_bytes += gradient.element_size() * gradient.numel()
-        if self._waiting_bytes > _HELD_BYTES:
-            self._take_norms()
+    def _on_gradient(self, gradient: Tensor) -> None:
+        """Collect small gradients, so that one call computes the norms of many."""
+        # Keep the tensor itself: autograd then copies it into the parameter's gradient, which DDP
+        # changes in place. It would not copy if this kept a view.
+        self._has_gradient = True
+        self._pending.append(gradient)
+        self._pending_bytes += gradient.element_size() * gradient.numel()
+        if self._pending_bytes > _PENDING_BYTES:
+            self._compute_norms()
 
-    def _take_norms(self) -> None:
-        if self._waiting:
-            self._norms += _norms_of(self._waiting)
-            self._waiting, self._waiting_bytes = [], 0
+    def _compute_norms(self) -> None:
+        if self._pending:
+            self._norms += _norms_of(self._pending)
+            self._pending, self._pending_bytes = [], 0
 
 
 def _norms_of(gradients: list[Tensor]) -> list[Tensor]:
-    """Each gradient's norm, in fp32 at least."""
+    """Return each gradient's norm, in fp32 or fp64."""
     norms: list[Tensor] = []
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for gradient in gradients:
@@ -161,7 +167,7 @@ def _sum_of_squares(norms: list[Tensor]) -> Tensor:
 
 
 def _over_processes(*sums: float) -> tuple[float, ...]:
-    """Sums over the processes of DDP, whose reduced gradient is the mean of theirs."""
+    """Return the sums over all processes; DDP's reduced gradient is the mean over them."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return sums

@@ -1,9 +1,9 @@
-"""The noise scale from normalization layers alone, in a loop that does not accumulate.
+"""The noise scale of the normalization layers, for a loop without gradient accumulation.
 
-One backward pass over a batch holds no two gradients to compare, except where single examples'
-gradients are cheap: at the weights and biases of LayerNorm, GroupNorm and RMSNorm. Gray et al. 2024
-(arXiv 2411.00999) find that the noise scale of these follows that of the whole model over a
-training; the factor between the two is the model's own.
+One backward pass gives a single gradient, so there is nothing to compare, except where the
+gradients of single examples are cheap to compute: at the weights and biases of LayerNorm, GroupNorm
+and RMSNorm. Gray et al. 2024 (arXiv 2411.00999) find that their noise scale is proportional to the
+whole model's during training; the factor depends on the model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rightbatch._errors import UsageError
-from rightbatch._noise.estimate import Observations, Watcher
+from rightbatch._noise.estimate import GradientObserver, Observations
 
-_NOTE = "of the normalization layers' weights only: it follows the model's own, at a factor"
+_NOTE = "of the normalization layers only: proportional to the whole model's, factor unknown"
 
 
-class NormalizationNoise(Watcher):
-    """Watches LayerNorm, GroupNorm and RMSNorm in a loop with one backward pass per update.
+class NormalizationNoise(GradientObserver):
+    """Estimates the noise scale of normalization layers, with one backward pass per update.
 
     ::
 
@@ -30,12 +30,12 @@ class NormalizationNoise(Watcher):
         noise.step()                 # before the gradients are clipped
         print(noise.estimate)
 
-    The first dimension of what a layer gets is the examples; the loss is a mean over them. `every`
-    watches one step of so many, which costs as much less. `window` and `population` are as in
-    `NoiseScale`.
+    The first dimension of a layer's input must be the examples, and the loss a mean over them.
+    Only every `every`-th step is observed, which divides the cost. `window` and `population` are
+    as in `NoiseScale`.
 
     Raises:
-        UsageError: if the model has no such layer with weights that are trained.
+        UsageError: if the model has no LayerNorm, GroupNorm or RMSNorm with trained weights.
     """
 
     def __init__(
@@ -47,39 +47,43 @@ class NormalizationNoise(Watcher):
         population: float | None = None,
         seed: int = 0,
     ) -> None:
-        layers = [module for module in model.modules() if _is_watched(module)]
+        layers = [module for module in model.modules() if _is_supported(module)]
         if not layers:
             raise UsageError(
-                "the model has no LayerNorm, GroupNorm or RMSNorm with weights; NoiseScale "
-                "watches any model, in a loop that accumulates two micro-batches or more"
+                "the model has no LayerNorm, GroupNorm or RMSNorm with weights; use NoiseScale, "
+                "which works with any model in a loop of two or more micro-batches per update"
             )
         if every < 1:
-            raise UsageError(f"every is at least 1, not {every}")
+            raise UsageError(f"every must be at least 1, got {every}")
         self._every, self._population = every, population
         self._observations = Observations(window, "examples", (_NOTE,), seed)
         self._steps = 0
         self._examples = 0
         self._rows: dict[nn.Module, list[Tensor]] = {}
-        self._handles = [layer.register_forward_hook(self._entered) for layer in layers]
+        self._handles = [layer.register_forward_hook(self._on_forward) for layer in layers]
 
     def step(self) -> None:
-        """Say that the update's gradients are complete.
+        """Record the update; call it when its gradients are complete.
 
         Raises:
-            UsageError: if no layer was seen in a step that is watched, or with one example.
+            UsageError: if an observed step had no gradient, or a single example.
         """
-        watched, self._steps = self._is_watching, self._steps + 1
+        was_observed, self._steps = self._is_observed, self._steps + 1
         rows, self._rows = self._rows, {}
-        if not watched:
+        if not was_observed:
             return
         if not rows:
-            raise UsageError("no gradient arrived: step follows a forward and a backward pass")
+            raise UsageError(
+                "no gradient was computed: call step after a forward and a backward pass"
+            )
         single = torch.stack([_squares(parts).sum() for parts in rows.values()]).sum()
         whole = torch.stack([_total(parts).square().sum() for parts in rows.values()]).sum()
         count = max(sum(len(part) for part in parts) for parts in rows.values())
         if count < 2:
-            raise UsageError("one example tells nothing of the noise")
-        # Every example is a micro-batch of one, of weight 1/count in the mean.
+            raise UsageError(
+                "the noise scale cannot be estimated from a batch of one example; use two or more"
+            )
+        # Every example is a micro-batch of one, with weight 1/count in the mean.
         self._observations.add(
             whole=float(whole),
             single=float(single),
@@ -90,31 +94,31 @@ class NormalizationNoise(Watcher):
         )
 
     @property
-    def _is_watching(self) -> bool:
+    def _is_observed(self) -> bool:
         return self._steps % self._every == 0
 
-    def _entered(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if self._is_watching and output.requires_grad:
+    def _on_forward(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self._is_observed and output.requires_grad:
             x = inputs[0].detach()
-            output.register_hook(lambda gradient: self._seen(layer, x, gradient))
+            output.register_hook(lambda gradient: self._on_gradient(layer, x, gradient))
 
-    def _seen(self, layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    def _on_gradient(self, layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
         self._rows.setdefault(layer, []).append(_per_example(layer, x, gradient.detach()))
 
 
 def _per_example(layer: Any, x: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the layer's weight (and bias) by each example: a row for each.
+    """Return each example's gradient of the layer's weight (and bias), one row per example.
 
-    With x̂ the normalized input, the weight's is the sum of x̂ · gradient over an example's places,
-    the bias' that of the gradient. GroupNorm's x̂ is (x − μ)/σ of its group, so the sums of
-    x · gradient and of the gradient suffice and x̂ is never made.
+    With x̂ the normalized input, the weight's gradient is the sum of x̂ · gradient over an example's
+    positions, the bias' the sum of the gradient. GroupNorm's x̂ is (x − μ)/σ of its group, so the
+    sums of x · gradient and of the gradient suffice, and x̂ is not computed.
     """
     count = len(x)
     if isinstance(layer, nn.GroupNorm):
         channels, groups = layer.num_channels, layer.num_groups
         places = x.reshape(count, channels, -1)
         by_place = gradient.reshape(places.shape)
-        # The layer's own kernel for the two: many times as fast as `var_mean` on the CPU.
+        # The layer's own kernel for mean and 1/σ is many times as fast as `var_mean` on the CPU.
         size, eps = places.shape[2], layer.eps
         _, mean, inverse = torch.native_group_norm(
             places.contiguous(), None, None, count, channels, size, groups, eps
@@ -139,7 +143,7 @@ def _per_example(layer: Any, x: Tensor, gradient: Tensor) -> Tensor:
     return torch.cat([weight, sums], dim=1) if bias is not None else weight
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _is_supported(module: nn.Module) -> bool:
     kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     weight = getattr(module, "weight", None)
     return isinstance(module, kinds) and weight is not None and weight.requires_grad

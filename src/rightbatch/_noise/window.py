@@ -1,7 +1,7 @@
-"""The noise scale at one set of weights: many micro-batches, and no update between them.
+"""Noise windows: the noise scale at fixed weights, from many micro-batches without an update.
 
-From N examples |G|² is known to about √2 · tr(Σ)/N, which no loop that updates after each batch
-comes near.
+N examples give |G|² with a standard error of about √2 · tr(Σ)/N, far better than a loop that
+updates after each batch.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from torch import Tensor, nn
 
 from rightbatch._noise.noise_scale import NoiseScale
 
-LEAST_PARTS = 4
+MIN_PARTS = 4
 
 Part = tuple[Callable[[], Tensor], float, float]
-"""A micro-batch: its mean loss, its examples, and what that mean is taken over."""
+"""A micro-batch: a function that computes its mean loss, its examples, and the mean's count."""
 
 Pair = tuple[float, float]
 """|G|² and tr(Σ)."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What windows showed at the weights of the moment, and at the average of the last ones.
+class NoiseWindow:
+    """Observations at the current weights and at the average of the last steps' weights.
 
-    At the weights, what the optimizer swings to and fro between steep walls counts as gradient,
-    though it takes the training nowhere: their noise scale is low. At the average the swings are
-    gone, and some of the progress with them: it is high. What the batch size has to be held
-    against lies between.
+    At the current weights, the optimizer's oscillation along steep directions counts as gradient
+    although it makes no progress, so the noise scale there is too low. At the average the
+    oscillation cancels, and part of the progress with it, so the noise scale there is too high.
+    The noise scale that matters for the batch size is between the two.
     """
 
     at_weights: tuple[Pair, ...] = ()
     at_average: tuple[Pair, ...] = ()
 
-    def __add__(self, other: Look) -> Look:
-        return Look(self.at_weights + other.at_weights, self.at_average + other.at_average)
+    def __add__(self, other: NoiseWindow) -> NoiseWindow:
+        return NoiseWindow(self.at_weights + other.at_weights, self.at_average + other.at_average)
 
-    def last(self, count: int) -> Look:
-        return Look(self.at_weights[-count:], self.at_average[-count:])
+    def last(self, count: int) -> NoiseWindow:
+        """Return the last `count` observations of each."""
+        return NoiseWindow(self.at_weights[-count:], self.at_average[-count:])
 
 
 class WeightAverage:
-    """The average of the weights of the last 10 steps or so; takes the memory of the weights."""
+    """Exponential average of the weights over about 10 steps; as large as the weights."""
 
     SHARE = 0.1
 
@@ -57,15 +58,15 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After every step of the optimizer."""
+        """Add the current weights; call it after every optimizer step."""
         self._steps += 1
         share = max(self.SHARE, 1 / self._steps)
         for value, parameter in zip(self._values, self._parameters, strict=True):
             value.lerp_(parameter.detach().to(value.dtype), share)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the model has the average for its weights."""
+    def applied(self) -> Iterator[None]:
+        """Use the average as the model's weights inside the context."""
         own = [p.data for p in self._parameters]
         for parameter, value in zip(self._parameters, self._values, strict=True):
             parameter.data = value
@@ -76,40 +77,40 @@ class WeightAverage:
                 parameter.data = value
 
 
-def look(
+def measure_noise(
     model: nn.Module,
     average: WeightAverage,
     parts: Callable[[], Iterator[Part]],
     population: int | None,
     seconds: float,
-) -> Look:
-    """A window at the weights and one at their average, of half of the `seconds` each."""
-    here = window(model, parts(), population, seconds / 2)
-    with average.in_place():
-        there = window(model, parts(), population, seconds / 2)
-    return Look(tuple(here), tuple(there))
+) -> NoiseWindow:
+    """Observe at the current weights and at their average, for half of the `seconds` each."""
+    at_weights = observe_parts(model, parts(), population, seconds / 2)
+    with average.applied():
+        at_average = observe_parts(model, parts(), population, seconds / 2)
+    return NoiseWindow(tuple(at_weights), tuple(at_average))
 
 
-def window(
+def observe_parts(
     model: nn.Module, parts: Iterator[Part], population: int | None, seconds: float
 ) -> list[Pair]:
-    """|G|² and tr(Σ) from `parts`, until `seconds` or half of the `population` are spent.
+    """Return |G|² and tr(Σ) from `parts`, stopping after `seconds` or half of the `population`.
 
-    The population is that of examples which an epoch draws without repetition and which are the
-    same each time; None where augmentation makes them anew. Buffers are as before in the end; there
-    are no gradients before and none are left.
+    `population` is the number of examples that an epoch draws without replacement; None where
+    random augmentation changes an example each time. Restores the buffers. Expects no gradients,
+    and leaves none.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     noise = NoiseScale(model, population=population)
-    began, count, seen = time.perf_counter(), 0, 0.0
+    started_at, count, drawn = time.perf_counter(), 0, 0.0
     try:
         for loss, examples, averaged in parts:
             (loss() * averaged).backward()
             noise.micro_batch(examples, weight=averaged)
-            count, seen = count + 1, seen + examples
-            is_late = time.perf_counter() - began > seconds
-            is_half = population is not None and seen > population / 2
-            if count >= LEAST_PARTS and (is_late or is_half):
+            count, drawn = count + 1, drawn + examples
+            is_late = time.perf_counter() - started_at > seconds
+            is_half = population is not None and drawn > population / 2
+            if count >= MIN_PARTS and (is_late or is_half):
                 break
         noise.complete()
     finally:

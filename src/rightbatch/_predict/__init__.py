@@ -1,4 +1,5 @@
-"""`predict`: memory on a GPU you don't have. A step is followed (`follow`) and allocated.
+"""`predict`: the memory of a step on a GPU you don't have.
 
-The simulator of PyTorch's caching allocator (`allocator`) and its replay live here, too.
+`follow` records the allocations of a step (a `Trace`), `allocator` simulates PyTorch's caching
+allocator, `simulate` and `replay` run traces and recordings through it.
 """

@@ -1,9 +1,9 @@
-"""CUDA's choices on CPU tensors: attention's kernel, dropout's mask, what autocast casts.
+"""CUDA's behaviour on CPU tensors: attention kernel, dropout mask and autocast.
 
 A step is followed with CPU tensors, fake or real, because their backward pass needs no driver.
-Where PyTorch decides by device, the CPU's kernels are replaced for the time of a recording by ones
-that do what CUDA's do. The lists are those of aten/src/ATen/autocast_mode.h (`AT_FORALL_FP32`,
-`AT_FORALL_FP32_SET_OPT_DTYPE`), the choice of attention that of
+Where PyTorch's behaviour depends on the device, the CPU kernels are replaced during a recording by
+functions that behave like CUDA's. The lists are from aten/src/ATen/autocast_mode.h
+(`AT_FORALL_FP32`, `AT_FORALL_FP32_SET_OPT_DTYPE`), the choice of attention is from
 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
 """
 
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from rightbatch._predict.reduction import reduction_buffers
 
-# Cast to fp32 by CUDA's autocast and not by the CPU's.
+# Cast to fp32 by CUDA's autocast, but not by the CPU's.
 _FP32_NAMES = """
 acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus
 layer_norm native_layer_norm group_norm cosine_similarity nll_loss nll_loss2d l1_loss kl_div
@@ -35,9 +35,9 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @contextmanager
 def cuda_semantics(capability: float) -> Iterator[None]:
-    """CPU operators choose and cast as those of a GPU of this compute capability would.
+    """Make CPU operators behave like those of a GPU of this compute capability.
 
-    Global to the process while entered: for the process of a recording, not for a user's.
+    Affects the whole process inside the context: use it in a recording's own process only.
     """
     library = torch.library.Library("aten", "IMPL")
     attention = _attention(capability)
@@ -53,9 +53,9 @@ def cuda_semantics(capability: float) -> Iterator[None]:
                 continue
             full = name if overload == "default" else f"{name}.{overload}"
             if not torch._C._dispatch_has_kernel(f"aten::{full}"):
-                continue  # TorchScript's own, on numbers
+                continue  # TorchScript's operators on numbers
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{full}", "AutocastCPU"):
-                continue  # the CPU's list has it already
+                continue  # already in the CPU's list
             library.impl(full, _in_fp32(operator), "AutocastCPU")
     try:
         yield
@@ -64,14 +64,14 @@ def cuda_semantics(capability: float) -> Iterator[None]:
 
 
 def as_on_cuda(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer do what it does by default on CUDA: all parameters in one call."""
+    """Set the optimizer's default on CUDA: update all parameters in one call (`foreach`)."""
     for group in [optimizer.defaults, *optimizer.param_groups]:
         if "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True
 
 
 def temporaries(operator: Any, arguments: Any) -> tuple[int, ...]:
-    """Bytes that CUDA's kernel of this operator takes beside its results; one after the other."""
+    """Return the bytes of each buffer that CUDA's kernel allocates besides its results."""
     if operator._opname != "sum" or not arguments or not arguments[0].is_floating_point():
         return ()
     x = arguments[0]
@@ -87,18 +87,18 @@ def _in_fp32(operator: Any) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            args, kwargs = tree_map_only(Tensor, _up, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, _to_fp32, (args, kwargs))
             return operator(*args, **kwargs)
 
     return run
 
 
-def _up(tensor: Tensor) -> Tensor:
+def _to_fp32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _HALVES else tensor
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """CUDA keeps a mask of booleans, the CPU one of the input's type."""
+    """Apply dropout with a boolean mask like CUDA's; the CPU's mask has the input's type."""
     if not train or p == 0 or x.numel() == 0:
         return x
     return torch.ops.aten.native_dropout(x, p, train)[0]  # type: ignore[no-any-return]
@@ -155,7 +155,7 @@ def attention_kernel(
     enable_gqa: bool,
     capability: float,
 ) -> str:
-    """The kernel that CUDA takes: `flash`, `efficient` or `math`."""
+    """Return the kernel that CUDA selects: `flash`, `efficient` or `math`."""
     if query.ndim != 4 or query.shape[-1] != value.shape[-1]:
         return "math"
     half = query.dtype == torch.float16 or (query.dtype == torch.bfloat16 and capability >= 8.0)

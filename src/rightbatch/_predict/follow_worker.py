@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from rightbatch._predict.follow import Follower, guard_build
+from rightbatch._predict.build import limit_building
+from rightbatch._predict.follow import Follower
 from rightbatch._predict.follow_framework import FrameworkFollower
 from rightbatch._predict.forked_traces import answers
 from rightbatch._predict.variant import Variant
@@ -19,7 +20,7 @@ from rightbatch._worker.failure import failure
 def run(channel: Channel, header: Header, training: Training) -> None:
     """Follow the step in the variants that commands ask for; nothing of it runs on a device."""
     try:
-        guard_build()
+        limit_building()
         follower: Any
         if isinstance(training, WorkloadTraining):
             follower = Follower(training.factory, seed=header.seed)

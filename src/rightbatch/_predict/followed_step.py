@@ -1,4 +1,4 @@
-"""The step of a workload on a GPU that is not here, at any batch size."""
+"""The memory of a workload's step at any batch size, on a GPU you don't have."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from rightbatch._errors import UsageError
 from rightbatch._predict.allocator import AllocatorSettings
 from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.follow_process import FollowProcess
-from rightbatch._predict.outside import Outside, outside
+from rightbatch._predict.overhead import Overhead, process_overhead
 from rightbatch._predict.simulate import Simulated, simulate
 from rightbatch._predict.trace import Family, Trace
 from rightbatch._worker import Failure
 
 LOW, HIGH = 2, 4
-"""Batch sizes that are followed; every allocation is a line through them."""
+"""Batch sizes that are followed; each allocation is linear in the batch size between and beyond."""
 CHECKED = 7
-"""A third one, at which the line must be right."""
-STRAIGHT = 0.01
-"""How far from its line a peak may be where single allocations are none."""
+"""A third batch size, at which the linear model is verified."""
+PEAK_TOLERANCE = 0.01
+"""Accepted error of a linear peak, if single allocations are not linear."""
 _UNBOUNDED = 2**20
-_HELPS = 0.99
-"""A variant that leaves more than this share of the peak saves nothing."""
+_SAVING = 0.99
+"""A variant saves memory if its peak is below this share of the original."""
 
 
 class FollowedStep:
-    """The step of a workload at any batch size, followed once per kind of GPU, allocated for each.
+    """A workload's step, followed once per kind of GPU and simulated for each GPU.
 
-    `process` has run nothing; `processes` is how many GPUs train together. `beside_context` says
-    that a limit is what there is beside the CUDA context. After the first answer `examples` is what
-    one epoch has, `how` is `fake` or `real`, and `notes` say what a person should know.
+    `process` must not have run anything; `processes` is the number of GPUs that train together.
+    `beside_context` says that a limit does not include the CUDA context. After the first trace,
+    `examples` is the number of examples in an epoch, `how` is `fake` or `real`, and `notes` are for
+    the user.
     """
 
     def __init__(
@@ -54,7 +55,11 @@ class FollowedStep:
         self.notes: list[str] = []
 
     def at(self, batch_size: int, capability: float) -> Trace:
-        """The trace at `batch_size`: by its lines, or followed by itself where it has none."""
+        """Return the trace at `batch_size`, by the linear model or by following that size.
+
+        Raises:
+            UsageError: if the step is not linear and this size cannot be followed.
+        """
         kind = _kind(capability)
         if kind not in self._families:
             self._families[kind] = self._family(capability)
@@ -63,14 +68,15 @@ class FollowedStep:
             return family.at(batch_size)
         if self.how == "real" and batch_size > CHECKED:
             raise UsageError(
-                "this step allocates differently from size to size, and needs real tensors: it "
-                "can only be measured; run `rightbatch fit` where the device is"
+                "the allocations of this step are not linear in the batch size, and it requires "
+                "real tensors, so it can only be measured; run `rightbatch fit` on the device"
             )
         if (kind, batch_size) not in self._single:
             self._single[kind, batch_size] = self._follow([batch_size], capability)[0]
         return self._single[kind, batch_size]
 
-    def outside(self, trace: Trace, capability: float) -> Outside:
+    def overhead(self, trace: Trace, capability: float) -> Overhead:
+        """Return the memory of the process besides the trace's tensors."""
         gradients = sum(
             size
             for size, kind in zip(trace.sizes, trace.kinds, strict=True)
@@ -79,7 +85,7 @@ class FollowedStep:
         largest = max(trace.sizes, default=0)
         if capability not in self._calibrations:
             self._calibrations[capability] = calibrated(capability)
-        return outside(
+        return process_overhead(
             capability,
             trace.operators,
             largest,
@@ -91,85 +97,88 @@ class FollowedStep:
     def simulated(
         self, batch_size: int, capability: float, capacity: int | None = None
     ) -> Simulated | None:
+        """Simulate the step with `capacity` bytes for the allocator; None if it runs out."""
         trace = self.at(batch_size, capability)
-        workspace = self.outside(trace, capability).cublas
+        workspace = self.overhead(trace, capability).cublas
         return simulate(trace, AllocatorSettings(capacity=capacity), workspace)
 
     def largest(self, limit: int, capability: float) -> int | None:
-        """The largest batch whose simulated run survives beside what lies outside; by bisection."""
+        """Return the largest batch that fits into `limit` bytes with the overhead; by bisection."""
         if (capability, limit) not in self._largest:
             self._largest[capability, limit] = self._search(limit, capability)
         return self._largest[capability, limit]
 
-    def saved(
+    def bytes_saved(
         self, batch_size: int, capability: float, variants: Mapping[str, dict[str, Any]]
     ) -> dict[str, int]:
-        """Bytes that each variant would save of the peak at this size, where it saves any."""
+        """Return the bytes that each variant saves of the peak at this size, if it saves any."""
         before = self.at(batch_size, capability).peak_bytes
         tasks = [{"batch_size": batch_size} | variant for variant in variants.values()]
         saved = {}
-        for name, answer in zip(variants, self._asked(tasks, capability), strict=True):
-            if answer["outcome"] == "ok":  # else no stack to checkpoint, no batch to cut
-                left = Trace.from_dict(answer["trace"]).peak_bytes
-                if left < _HELPS * before:
-                    saved[name] = before - left
+        for name, answer in zip(variants, self._request(tasks, capability), strict=True):
+            if answer["outcome"] == "ok":  # else it has no blocks to checkpoint, no batch to split
+                peak = Trace.from_dict(answer["trace"]).peak_bytes
+                if peak < _SAVING * before:
+                    saved[name] = before - peak
         return saved
 
     def _search(self, limit: int, capability: float) -> int | None:
         def room(size: int) -> int:
-            beside = self.outside(self.at(size, capability), capability)
-            return limit - beside.high + (beside.context[1] if self._beside_context else 0)
+            overhead = self.overhead(self.at(size, capability), capability)
+            return limit - overhead.high + (overhead.context[1] if self._beside_context else 0)
 
         def survives(size: int) -> bool:
-            left = room(size)
-            return left > 0 and self.simulated(size, capability, left) is not None
+            available = room(size)
+            return available > 0 and self.simulated(size, capability, available) is not None
 
-        # What tensors occupy is a line, and the allocator adds little: its end is a good guess.
+        # The tensors' bytes are linear and the allocator adds little, which gives a good guess.
         low, high = (self.at(size, capability).peak_bytes for size in (LOW, HIGH))
         most = self.examples or _UNBOUNDED
         per_example = max((high - low) / (HIGH - LOW), 1.0)
         guess = int(min(max(LOW + (room(LOW) - low) / per_example, 1), most))
-        return _last(survives, guess, most)
+        return _largest_surviving(survives, guess, most)
 
     def _family(self, capability: float) -> Family | None:
-        """The lines of this step; None, with a note, where allocations are no lines."""
+        """Return the linear model of this step; None, with a note, if it is not linear."""
         low, high, checked = self._follow([LOW, HIGH, CHECKED], capability)
         if low.is_like(high) and low.is_like(checked):
             family = Family(LOW, HIGH, low, high)
             if family.at(CHECKED).sizes == checked.sizes:
                 return family
         if self.how == "real":
-            # Larger sizes cannot be followed, and some allocations depend on the numbers: that the
-            # peak is a line is what can be had.
+            # Larger sizes cannot be followed, and some allocations depend on the values. Then the
+            # model only has to be right about the peak.
             low, high, checked = (trace.condensed() for trace in (low, high, checked))
             if low.is_like(high) and low.is_like(checked):
                 family = Family(LOW, CHECKED, low, checked)
                 error = family.at(HIGH).peak_bytes / high.peak_bytes - 1
-                if abs(error) <= STRAIGHT:
+                if abs(error) <= PEAK_TOLERANCE:
                     self.notes.append(
-                        "some allocations depend on the data; the peak is a line in the batch size "
+                        "some allocations depend on the data; the peak is linear in the batch size "
                         f"within {abs(error):.2%}"
                     )
                     return family
-        self.notes.append("allocations are no lines in the batch size; every size is followed")
+        self.notes.append(
+            "allocations are not linear in the batch size; every size is followed separately"
+        )
         return None
 
     def _follow(self, sizes: list[int], capability: float) -> list[Trace]:
-        """Traces at these sizes.
+        """Return the traces at these sizes.
 
         Raises:
             UsageError: if the workload's step cannot be followed.
-            WorkloadError: if it fails for a reason of its own.
+            WorkloadError: if the workload failed with an error other than out-of-memory.
         """
         traces = []
-        for answer in self._asked([{"batch_size": size} for size in sizes], capability):
+        for answer in self._request([{"batch_size": size} for size in sizes], capability):
             if answer["outcome"] != "ok":
                 failure = Failure(**answer["failure"])
-                raise failure.as_error("the workload cannot be followed")
+                raise failure.as_error("the workload's step cannot be followed")
             traces.append(Trace.from_dict(answer["trace"]))
         return traces
 
-    def _asked(self, tasks: list[dict[str, Any]], capability: float) -> list[dict[str, Any]]:
+    def _request(self, tasks: list[dict[str, Any]], capability: float) -> list[dict[str, Any]]:
         more = {"capability": capability, "inference": self._inference}
         followed = self._process.follow([task | more for task in tasks])
         self.examples = followed.examples
@@ -178,8 +187,8 @@ class FollowedStep:
         return followed.answers
 
 
-def _last(survives: Callable[[int], bool], guess: int, most: int) -> int | None:
-    """The last of 1 to `most` that survives, if all before it do; None if none does."""
+def _largest_surviving(survives: Callable[[int], bool], guess: int, most: int) -> int | None:
+    """Return the largest of 1 to `most` that survives, assuming all below it do; None if none."""
     stride = max(1, guess // 64)
     if survives(guess):
         low = guess
@@ -198,5 +207,5 @@ def _last(survives: Callable[[int], bool], guess: int, most: int) -> int | None:
 
 
 def _kind(capability: float) -> str:
-    """GPUs whose kernels make the same allocations."""
+    """Return the kind of GPUs whose kernels make the same allocations."""
     return "flash" if capability >= 8.0 else "no flash"

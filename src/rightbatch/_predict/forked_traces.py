@@ -1,7 +1,7 @@
-"""Traces for a request of several, in copies of this process where it can be copied.
+"""Follow several tasks in parallel, in forks of this process if it can be forked.
 
-Following is Python's work on one core, and what was imported and built serves every request: a fork
-has it at once, where a new process would import for seconds.
+Following runs Python on one core. A fork has all imports and the built model at once, while a new
+process would need seconds to import.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from rightbatch._predict.trace import Trace
 from rightbatch._predict.variant import Variant
 
 Task = tuple[int, Variant]
-"""A batch size, and how the step is run."""
+"""A batch size, and the variant of the step."""
 
 
 class AnyFollower(Protocol):
-    """`Follower` or `SessionFollower`. `is_copyable`: no numbers are computed, so that one core
-    is enough and copies do not differ. `is_followed`: its tensors are known to serve."""
+    """`Follower` or `SessionFollower`.
+
+    `can_fork` says that no values are computed, so that one core suffices and forks do not differ.
+    `is_followed` says that following has succeeded with its kind of tensors.
+    """
 
     is_followed: bool
     notes: list[str]
 
     @property
-    def is_copyable(self) -> bool: ...
+    def can_fork(self) -> bool: ...
 
     def trace(self, batch_size: int, variant: Variant) -> Trace: ...
 
@@ -40,7 +43,7 @@ class AnyFollower(Protocol):
 def answers(
     follower: AnyFollower, tasks: Sequence[Task], failure: Callable[[BaseException], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """For each task `{"outcome": "ok", "trace": ...}`, or what `failure` makes of its error."""
+    """Return `{"outcome": "ok", "trace": ...}` for each task, or `failure(error)`."""
 
     def answer(task: Task, follow: Callable[[int, Variant], Trace]) -> dict[str, Any]:
         try:
@@ -52,8 +55,8 @@ def answers(
     def follow_here(batch_size: int, variant: Variant) -> Trace:
         return follower.traces([batch_size], variant)[0]
 
-    if follower.is_copyable:
-        found = _in_copies(lambda task: answer(task, follower.trace), tasks)
+    if follower.can_fork:
+        found = _in_forks(lambda task: answer(task, follower.trace), tasks)
         for note in (note for one in found for note in one.pop("notes", ())):
             if note not in follower.notes:
                 follower.notes.append(note)
@@ -61,44 +64,44 @@ def answers(
         refused = all(one.get("failure", {}).get("type") == "UsageError" for one in found)
         if follower.is_followed or refused:
             return found
-    # Here, so that what the follower learns of a failure (real tensors instead) is kept.
+    # In this process, so that the follower keeps its state after a failure (real tensors instead).
     return [answer(task, follow_here) for task in tasks]
 
 
-def _in_copies(
+def _in_forks(
     answer: Callable[[Task], dict[str, Any]], tasks: Sequence[Task]
 ) -> list[dict[str, Any]]:
-    copies = min(len(tasks), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
-    if copies < 2:
+    forks = min(len(tasks), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    if forks < 2:
         return [answer(task) for task in tasks]
     readers, children = [], []
-    for copy in range(copies):
+    for fork in range(forks):
         reader, writer = os.pipe()
         with warnings.catch_warnings():
             # This process has a second thread, which waits for commands and holds no lock.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
-            _work(answer, tasks[copy::copies], writer)
+            _run_fork(answer, tasks[fork::forks], writer)
         os.close(writer)
         readers.append(reader)
         children.append(child)
     found: list[dict[str, Any]] = [{}] * len(tasks)
-    for copy, reader in enumerate(readers):
+    for fork, reader in enumerate(readers):
         with os.fdopen(reader, "rb") as stream:
             data = stream.read()
-        died = {"type": "ProcessDied", "message": "a copy of the following process ended"}
+        died = {"type": "ProcessDied", "message": "a fork of the following process died"}
         done = pickle.loads(data) if data else [{"outcome": "failed", "failure": died}]
-        found[copy::copies] = (done * len(tasks))[: len(tasks[copy::copies])]
+        found[fork::forks] = (done * len(tasks))[: len(tasks[fork::forks])]
     for child in children:
         os.waitpid(child, 0)
     return found
 
 
-def _work(answer: Callable[[Task], dict[str, Any]], tasks: Sequence[Task], writer: int) -> None:
-    """The life of a copy; never returns."""
+def _run_fork(answer: Callable[[Task], dict[str, Any]], tasks: Sequence[Task], writer: int) -> None:
+    """Run the tasks in a fork and exit; never returns."""
     try:
-        torch.set_num_threads(1)  # the threads of the process it was copied from are not there
+        torch.set_num_threads(1)  # a fork does not have its parent's threads
         with os.fdopen(writer, "wb") as stream:
             stream.write(pickle.dumps([answer(task) for task in tasks]))
     finally:

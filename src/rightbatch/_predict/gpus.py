@@ -1,4 +1,4 @@
-"""GPUs by name: memory, compute capability, and where each figure was read (`gpus.csv`)."""
+"""GPUs by name: memory, compute capability, and the source of each figure (`gpus.csv`)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from rightbatch._errors import UsageError
 from rightbatch._units import format_bytes
 
 USABLE_SHARE = 0.96
-"""Of the advertised memory, where no report of what CUDA shows was found: an assumption, at the
-lower end of the reports in the table that have none of ECC's share (0.97 to 0.99)."""
+"""Share of the advertised memory that CUDA reports, for GPUs without a report: an assumption,
+slightly below the reports in the table for GPUs without ECC (0.97 to 0.99)."""
 
 
 @dataclass(frozen=True)
 class GPU:
-    """One kind of GPU. `usable_bytes` is what CUDA reports in total; `is_verified` says that its
-    memory and capability were read in the sources that `gpus.csv` names."""
+    """One kind of GPU.
+
+    `usable_bytes` is the total that CUDA reports; `is_verified` says that memory and capability
+    are from the sources in `gpus.csv`.
+    """
 
     name: str
     kind: str
@@ -36,33 +39,33 @@ class GPU:
 
 @cache
 def catalogue() -> tuple[GPU, ...]:
-    """Every GPU in the table, in its order."""
+    """Return every GPU of the table, in its order."""
     text = files("rightbatch._predict").joinpath("gpus.csv").read_text(encoding="utf-8")
     return tuple(_gpu(row) for row in csv.DictReader(text.splitlines()))
 
 
 def find_gpu(name: str) -> GPU:
-    """The GPU called `name`; case, spaces, dashes and NVIDIA's own name do not matter.
+    """Return the GPU called `name`; case, spaces, dashes and "NVIDIA" do not matter.
 
     Raises:
-        UsageError: if there is none, or several; the message lists the nearest.
+        UsageError: if no GPU or several GPUs match; the message lists the nearest names.
     """
-    wanted = _plain(name)
+    wanted = _normalized(name)
     for gpu in catalogue():
-        if _plain(gpu.name) == wanted:
+        if _normalized(gpu.name) == wanted:
             return gpu
-    starting = [gpu for gpu in catalogue() if wanted and _plain(gpu.name).startswith(wanted)]
+    starting = [gpu for gpu in catalogue() if wanted and _normalized(gpu.name).startswith(wanted)]
     sizes = {(gpu.usable_bytes, gpu.capability) for gpu in starting}
     if len(sizes) == 1:
         return starting[0]
     if starting:
         near = [gpu.name for gpu in starting]
-        raise UsageError(f"{name!r} is several GPUs; say which: {', '.join(near)}")
-    names = {_plain(gpu.name): gpu.name for gpu in catalogue()}
+        raise UsageError(f"{name!r} matches several GPUs; choose one of: {', '.join(near)}")
+    names = {_normalized(gpu.name): gpu.name for gpu in catalogue()}
     near = [names[key] for key in difflib.get_close_matches(wanted, names, 5, 0.4)]
     raise UsageError(
-        f"no GPU called {name!r} is known; the nearest are {', '.join(near) or 'none'}. "
-        "`--memory 24GiB` asks for a size instead, `--gpu all` lists every one"
+        f"unknown GPU {name!r}; the nearest names are {', '.join(near) or 'none'}. Use "
+        "`--memory 24GiB` for a memory size instead; `--gpu all` lists every GPU"
     )
 
 
@@ -80,5 +83,5 @@ def _gpu(row: dict[str, str]) -> GPU:
     )
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())

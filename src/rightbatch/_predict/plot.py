@@ -1,4 +1,4 @@
-"""A picture of a trace: memory over a step, coloured by what it is for."""
+"""A chart of a trace: memory over a step, by kind."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rightbatch._errors import MissingExtraError
 from rightbatch._predict.trace import KINDS, Trace
 from rightbatch._units import format_bytes
 
-# Told apart by people with any colour vision (Okabe and Ito).
+# Distinguishable with any colour vision (Okabe and Ito).
 _COLORS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#999999")
 
 
 def plot_trace(trace: Trace, limit_bytes: int | None, batch_size: int) -> Any:
-    """A plotly figure: bytes by kind after each event, the peak, the phases and the limit.
+    """Return a plotly figure: bytes by kind after each event, the peak, the phases and the limit.
 
     Raises:
-        MissingExtraError: without plotly.
+        MissingExtraError: if plotly is not installed.
     """
     try:
         import plotly.graph_objects as go

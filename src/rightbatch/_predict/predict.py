@@ -1,4 +1,4 @@
-"""`predict`: peak memory and the largest batch on a GPU that is not here."""
+"""`predict`: peak memory and the largest batch on a GPU you don't have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.gpus import GPU, catalogue, find_gpu
 from rightbatch._predict.options import PredictOptions
-from rightbatch._predict.outside import Outside
+from rightbatch._predict.overhead import Overhead
 from rightbatch._predict.replay import ReplayResult, read_recording
 from rightbatch._predict.replay import replay as replay_recording
 from rightbatch._predict.trace import Trace
@@ -26,8 +26,9 @@ from rightbatch._workload.verb import takes
 
 DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
-"""Of allocated and reserved peaks. The one whole step that could be compared with a recording came
-out 0.1% above in allocated and 0.4% below in reserved memory (benchmarks/results/predict.md)."""
+"""Bounds of allocated and reserved peaks, as factors. The one whole step that was compared with a
+recording was 0.1% above in allocated and 0.4% below in reserved memory
+(benchmarks/results/predict.md)."""
 _MODULES_SHOWN = 5
 _VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 precision": {"precision": "bf16"},
@@ -51,14 +52,15 @@ class GPUFit:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a training step at `batch_size` holds of a GPU, in bytes; nothing was run there.
+    """The predicted memory of a training step at `batch_size`, in bytes; nothing ran on the GPU.
 
-    `allocated_peak_bytes` is what tensors occupy, `reserved_peak_bytes` what the caching allocator
-    holds for them, `process_bytes` what the driver charges, with context and workspaces;
-    `allocated_band` and `reserved_band` are the bounds of the first two. `breakdown` is of the
-    tensors at their peak, `activations` by module. `remedies` are the bytes that each would save at
-    this batch size. `largest_batch_size` is None without a GPU or a memory to fit into, and where
-    nothing fits. `how` says whether fake or real tensors were followed. `trace` is what happened.
+    `allocated_peak_bytes` is the memory of the tensors, `reserved_peak_bytes` that of the caching
+    allocator, `process_bytes` that of the process in the driver's account, with context and
+    workspaces; `allocated_band` and `reserved_band` are bounds of the first two. `breakdown` is the
+    tensors' memory at the peak by kind, `activations` by module. `remedies` are the bytes that each
+    way to save memory saves at this batch size. `largest_batch_size` is None without a GPU or
+    memory limit, or if nothing fits. `how` says whether fake or real tensors were followed, `trace`
+    has all allocations.
     """
 
     batch_size: int
@@ -100,7 +102,7 @@ class Prediction:
             lines.append(f"activations by module: {', '.join(parts)}{more}")
         if self.remedies:
             saved = (f"{name} saves {format_bytes(n)}" for name, n in self.remedies.items())
-            lines.append("what would help: " + ", ".join(saved))
+            lines.append("ways to save memory: " + ", ".join(saved))
         lines += [f"note: {note}" for note in self.notes]
         for fit in self.gpus:
             size = "nothing fits" if fit.largest_batch_size is None else fit.largest_batch_size
@@ -109,16 +111,16 @@ class Prediction:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch predict --json`."""
+        """Return the JSON document of `rightbatch predict --json`."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del fields["trace"]
         return fields | {"gpus": [asdict(fit) for fit in self.gpus]}
 
     def plot(self) -> Any:
-        """Memory over the step, by kind: a plotly figure, with the peak and the limit marked.
+        """Return a plotly figure of the memory over the step by kind, with the peak and the limit.
 
         Raises:
-            MissingExtraError: without plotly (the `study` extra).
+            MissingExtraError: if plotly (the `study` extra) is not installed.
         """
         from rightbatch._predict.plot import plot_trace
 
@@ -127,15 +129,15 @@ class Prediction:
 
 @takes(PredictOptions)
 def predict(workload: object, options: PredictOptions, **spec: Any) -> Prediction:
-    """Predict the memory of a training step of `batch` examples on a GPU that you don't have.
+    """Predict the memory of a training step of `batch` examples on a GPU you don't have.
 
-    `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` stands for a GPU of that size.
-    With `processes` above 1, what DDP and NCCL add on each GPU is added. With `inference` the batch
-    only runs forward; with `remedies` the memory that each way to save some would save is predicted
-    as well.
+    `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` describes a GPU by its size only.
+    With more than one of `processes`, the memory of DDP and NCCL on each GPU is added. With
+    `inference` the batch only runs forward; with `remedies` the bytes that each way to save memory
+    would save are predicted as well.
 
     Raises:
-        UsageError: for an unknown GPU (the nearest are listed), or a workload that is not followed.
+        UsageError: if the GPU is unknown (the nearest are listed), or the workload not supported.
         NothingFitsError: if a GPU or memory was given and not even one example fits into it.
         WorkloadError: if the workload failed with an error other than out-of-memory.
     """
@@ -148,24 +150,24 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     header = header_for(training, device="cpu", margin=0.0, seed=options.seed, inference=inference)
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     with Live("predict", enabled=options.progress) as live, FollowProcess(header) as process:
-        live.show("following a step")
+        live.stage("following a step")
         step = FollowedStep(process, processes=options.processes, inference=inference)
         trace = step.at(batch, capability)
         simulated = step.simulated(batch, capability)
-        assert simulated is not None  # without a limit there is room
-        beside = step.outside(trace, capability)
+        assert simulated is not None  # without a limit it cannot run out
+        overhead = step.overhead(trace, capability)
         largest = None
         if limit is not None:
-            live.show("looking for the largest batch")
+            live.stage("searching for the largest batch")
             largest = step.largest(limit, capability)
         saved: dict[str, int] = {}
         if options.remedies and not inference:
-            live.show("following what would help")
-            saved = step.saved(batch, capability, _VARIANTS)
+            live.stage("following ways to save memory")
+            saved = step.bytes_saved(batch, capability, _VARIANTS)
         fits: tuple[GPUFit, ...] = ()
         if gpu == "all":
             fits = tuple(_fits(step, one, live) for one in catalogue())
-    notes = (*step.notes, *beside.notes)
+    notes = (*step.notes, *overhead.notes)
     if chosen is not None and not chosen.is_verified:
         notes = (*notes, f"the figures of {chosen.name} are unverified")
     reserved = simulated.reserved_bytes
@@ -176,18 +178,18 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         allocated_peak_bytes=simulated.allocated_bytes,
         allocated_band=_band(simulated.allocated_bytes),
         reserved_peak_bytes=reserved,
-        reserved_band=_band(reserved, beside.convolutions[1]),
-        process_bytes={"low": reserved + beside.low, "high": reserved + beside.high},
+        reserved_band=_band(reserved, overhead.convolutions[1]),
+        process_bytes={"low": reserved + overhead.low, "high": reserved + overhead.high},
         breakdown=trace.breakdown(),
         activations=trace.activations(),
-        workspace_bytes=len(trace.gemms) * beside.cublas,
+        workspace_bytes=len(trace.gemms) * overhead.cublas,
         largest_batch_size=largest,
         remedies=dict(sorted(saved.items(), key=lambda item: -item[1])),
         gpus=fits,
         notes=notes,
         how=step.how,
         seconds=time.perf_counter() - started,
-        reason=_reason(limit, chosen, largest, step, beside),
+        reason=_reason(limit, chosen, largest, step, overhead),
         trace=trace,
     )
     if limit is not None and largest is None:
@@ -204,13 +206,13 @@ def replay(path: str | Path) -> ReplayResult:
     """Run a recorded allocator trace through the simulated allocator, and compare.
 
     Raises:
-        UsageError: if the file is no recording.
+        UsageError: if the file is not a recording.
     """
     return replay_recording(read_recording(Path(path)))
 
 
 def _fits(step: FollowedStep, gpu: GPU, live: Live) -> GPUFit:
-    live.show(f"looking for the largest batch on {gpu.name}")
+    live.show(f"searching for the largest batch on {gpu.name}")
     largest = step.largest(gpu.usable_bytes, gpu.capability)
     return GPUFit(gpu.name, gpu.kind, gpu.usable_bytes, largest, gpu.is_verified)
 
@@ -220,15 +222,15 @@ def _band(value: int, more: int = 0) -> dict[str, int]:
 
 
 def _reason(
-    limit: int | None, gpu: GPU | None, largest: int | None, step: FollowedStep, beside: Outside
+    limit: int | None, gpu: GPU | None, largest: int | None, step: FollowedStep, overhead: Overhead
 ) -> str:
     tensors = "tensors without memory" if step.how == "fake" else "real tensors at small sizes"
-    how = f"followed with {tensors}, allocated by the caching allocator's own rules"
+    how = f"followed with {tensors}, then simulated with the rules of the caching allocator"
     if limit is None:
-        return f"{how}; name a GPU (--gpu) or a memory for the largest batch"
+        return f"{how}; give a GPU (--gpu) or a memory size (--memory) for the largest batch"
     place = f"{gpu}" if gpu is not None else format_bytes(limit)
-    keep = f"{format_bytes(beside.high)} of it kept for what lies outside the allocator"
+    outside = f"with {format_bytes(overhead.high)} of it for memory outside the allocator"
     if largest is None:
-        return f"not even one example fits into {place}, {keep}; {how}"
-    bound = ", which is all there are" if largest == step.examples else ""
-    return f"up to {largest} examples{bound} fit into {place}, {keep}; {how}"
+        return f"not even one example fits into {place}, {outside}; {how}"
+    bound = ", the whole data set," if largest == step.examples else ""
+    return f"up to {largest} examples{bound} fit into {place}, {outside}; {how}"

@@ -1,9 +1,9 @@
-"""Records what a step allocates and frees, from tensors that may be fake.
+"""Record the allocations and frees of a step on real or fake tensors.
 
-A dispatch mode sees every operator's outputs. A storage that was not known is an allocation; when
-the last reference to it goes, it is a free. Views share their base's storage, and what autograd
-saves simply lives longer. Fake tensors (shapes without memory) have storages with the same lives,
-so the same recorder serves both, and a real run is the oracle of a fake one.
+A dispatch mode sees every operator's outputs. A new storage is an allocation, the end of its last
+reference a free. Views share their base's storage; tensors saved by autograd live longer. Fake
+tensors (shapes without memory) have storages with the same lifetimes, so one recorder serves both,
+and tests compare fake with real runs.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _NORMS = {
     "native_layer_norm",
 }
 _REDUCED_IN_PLACE = {"mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss"}
-"""Their result is made as large as their inputs and then becomes a number, in the same storage."""
+"""Their result is allocated as large as the inputs, and then reduced in the same storage."""
 _GEMMS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "_addmm_activation"}
 
 
 class Recorder(TorchDispatchMode):
-    """Records while it is entered; enter it inside a `FakeTensorMode`, if one is used.
+    """Records inside its context; enter it inside a `FakeTensorMode`, if one is used.
 
-    `hold` takes what existed before, `phase` names what follows, `classify` says what storages are
-    for, once that is known. Keeps no reference to any tensor. `temporaries(operator, arguments)`
-    are bytes that an operator's kernel takes for itself, one after the other.
+    `hold` adds existing tensors, `phase` starts a named phase, `classify` sets the kind of storages
+    once it is known. Keeps no reference to a tensor. `temporaries(operator, arguments)` returns the
+    bytes of each buffer that an operator's kernel allocates and frees.
     """
 
-    current: ClassVar[Recorder | None] = None  # the one at work in this process
+    current: ClassVar[Recorder | None] = None  # the active recorder of this process
 
     def __init__(self, temporaries: Callable[[Any, Any], Iterable[int]] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,11 +51,11 @@ class Recorder(TorchDispatchMode):
         self._places: list[str] = []
         self._phases: list[tuple[int, str]] = []
         self._gemms: list[int] = []
-        self._known: dict[int, int] = {}
+        self._known: dict[int, int] = {}  # storage -> its index
         self._hidden: set[int] = set()
-        self._arrived: set[int] = set()
-        self._inside: list[str] = []
-        self._gemm_in: set[str] = set()
+        self._batches: set[int] = set()
+        self._modules: list[str] = []  # the modules whose forward pass is running
+        self._gemm_threads: set[str] = set()
         self._operators: set[str] = set()
 
     def __torch_dispatch__(
@@ -63,14 +63,14 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         self._operators.add(func._opname)
         if func._opname in _GEMMS:
-            # cuBLAS has a workspace per thread, and the backward pass runs in a thread of its own.
+            # cuBLAS has a workspace per thread, and the backward pass runs in its own thread.
             thread = "backward" if self._phases and self._phases[-1][1] == "backward" else "main"
-            if thread not in self._gemm_in:
-                self._gemm_in.add(thread)
+            if thread not in self._gemm_threads:
+                self._gemm_threads.add(thread)
                 self._gemms.append(len(self.order))
         result = func(*args, **(kwargs or {}))
         if func._opname in _NORMS:
-            # Statistics are kept in fp32; the shapes' functions say the input's type.
+            # CUDA keeps the statistics in fp32; fake tensors report the input's type.
             for statistic in result[1:3]:
                 self._add(statistic, size=4 * statistic.numel())
         if func._opname in _REDUCED_IN_PLACE and isinstance(result, Tensor) and result.ndim == 0:
@@ -82,7 +82,7 @@ class Recorder(TorchDispatchMode):
                 self._add(leaf)
         if self._temporaries is not None:
             for size in self._temporaries(func, args):
-                self._pass_by(size)
+                self._add_temporary(size)
         return result
 
     def __enter__(self) -> Self:
@@ -95,63 +95,66 @@ class Recorder(TorchDispatchMode):
         Recorder.current = None
 
     def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """What is there already; in the order in which it was made."""
+        """Add existing tensors, in the order in which they were allocated."""
         for tensor in tensors:
             self._add(tensor, kind)
 
     def phase(self, name: str) -> None:
+        """Start a phase."""
         self._phases.append((len(self.order), name))
 
     def classify(self, tensors: Iterable[Tensor], kind: str) -> None:
+        """Set the kind of these tensors' storages."""
         for tensor in tensors:
             index = self._known.get(tensor.untyped_storage()._cdata)
             if index is not None:
                 self._kinds[index] = kind
 
     def hide(self, tensors: Iterable[Tensor]) -> None:
-        """These are not on the device (an optimizer's `step`, say): leave them out."""
+        """Leave out tensors that are not on the device, such as an optimizer's `step`."""
         for tensor in tensors:
             index = self._known.get(tensor.untyped_storage()._cdata)
             if index is not None:
                 self._hidden.add(index)
 
-    def arrived(self, tensors: Iterable[Tensor]) -> None:
-        """These are a batch, whatever else is made along with it."""
-        self._arrived |= {self._known[t.untyped_storage()._cdata] for t in tensors if t.nbytes}
+    def mark_batch(self, tensors: Iterable[Tensor]) -> None:
+        """Mark tensors as a batch, which `classify_since` leaves unchanged."""
+        self._batches |= {self._known[t.untyped_storage()._cdata] for t in tensors if t.nbytes}
 
     def classify_since(self, start: int, kind: str) -> None:
-        """What was made since event `start` and is still alive."""
-        alive = set(self._known.values()) - self._arrived
+        """Set the kind of the storages allocated since event `start` that are still alive."""
+        alive = set(self._known.values()) - self._batches
         for event in self.order[start:]:
             if event in alive and event >= 0:
                 self._kinds[event] = kind
 
     @contextmanager
     def naming(self, model: nn.Module) -> Iterator[None]:
-        """While entered, allocations know in which module's forward they were made."""
+        """Record the module whose forward pass makes an allocation, inside the context."""
         handles = []
         for name, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._entering(name or "model")))
-            handles.append(module.register_forward_hook(self._leaving, always_call=True))
+            handles.append(module.register_forward_pre_hook(self._push_module(name or "model")))
+            handles.append(module.register_forward_hook(self._pop_module, always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._inside.clear()
+            self._modules.clear()
 
     def trace(self) -> Trace:
+        """Return the recording without the hidden tensors."""
         if self._hidden:
             hidden = self._hidden
             kept = [e for e in self.order if (e if e >= 0 else ~e) not in hidden]
-            before = 0
-            moved = []  # how many events before each one are left out
+            omitted = 0
+            shifts = []  # the number of omitted events before each event
             for event in self.order:
-                moved.append(before)
-                before += (event if event >= 0 else ~event) in hidden
-            moved.append(before)
-            phases = [(index - moved[index], name) for index, name in self._phases]
-            gemms = [index - moved[index] for index in self._gemms]
+                shifts.append(omitted)
+                omitted += (event if event >= 0 else ~event) in hidden
+            shifts.append(omitted)
+            phases = [(index - shifts[index], name) for index, name in self._phases]
+            gemms = [index - shifts[index] for index in self._gemms]
         else:
             kept, phases, gemms = self.order, self._phases, self._gemms
         return Trace(
@@ -164,12 +167,12 @@ class Recorder(TorchDispatchMode):
             tuple(sorted(self._operators)),
         )
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._inside.append(name)
+    def _push_module(self, name: str) -> Callable[..., None]:
+        return lambda *_: self._modules.append(name)
 
-    def _leaving(self, *_: Any) -> None:
-        if self._inside:
-            self._inside.pop()
+    def _pop_module(self, *_: Any) -> None:
+        if self._modules:
+            self._modules.pop()
 
     def _add(self, tensor: Tensor, kind: str = "other", size: int | None = None) -> None:
         storage = tensor.untyped_storage()
@@ -183,26 +186,26 @@ class Recorder(TorchDispatchMode):
         self._known[key] = index
         self._sizes.append(size)
         self._kinds.append(kind)
-        self._places.append(self._inside[-1] if self._inside else "")
+        self._places.append(self._modules[-1] if self._modules else "")
         self.order.append(index)
-        weakref.finalize(storage, self._drop, key, index)
+        weakref.finalize(storage, self._free, key, index)
 
-    def _pass_by(self, size: int) -> None:
+    def _add_temporary(self, size: int) -> None:
         index = len(self._sizes)
         self._sizes.append(size)
         self._kinds.append("other")
         self._places.append("")
         self.order += [index, ~index]
 
-    def _drop(self, key: int, index: int) -> None:
+    def _free(self, key: int, index: int) -> None:
         del self._known[key]
         self.order.append(~index)
 
 
-def arriving(make: Callable[[], Batch]) -> Batch:
-    """A batch that is made on the host and then moved to the device.
+def transfer_batch(make: Callable[[], Batch]) -> Batch:
+    """Return a batch that `make` creates on the host, as if it was moved to the device.
 
-    Both are the same machine where a step is followed; a recorder must see the copies only.
+    When a step is followed, host and device are the same: the active recorder sees the copies only.
     """
     recorder = Recorder.current
     if recorder is None:
@@ -210,5 +213,5 @@ def arriving(make: Callable[[], Batch]) -> Batch:
     with _disable_current_modes():
         batch = make()
     moved = map_tensors(batch, torch.clone)
-    recorder.arrived(tensors(moved))
+    recorder.mark_batch(tensors(moved))
     return moved

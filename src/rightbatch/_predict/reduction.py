@@ -1,9 +1,10 @@
-"""What CUDA's sums allocate beside their result: partial sums, and a counter a column of blocks.
+"""Buffers of CUDA's sums: partial sums, and one counter per column of blocks.
 
-A dispatch mode does not see them, since the kernel takes them itself, but the allocator does: a
-bias' gradient, summed over a large batch, takes some MiB for a moment, which moves what comes
-after it. This is `setReduceConfig` of aten/src/ATen/native/cuda/Reduce.cuh. Its figures for one
-case are in a recording of a real GPU: 1024×1024 summed over the first takes 8 MiB and 32 bytes.
+The kernel allocates them itself, so a dispatch mode does not see them, but the allocator does. A
+bias' gradient, summed over a large batch, needs a few MiB temporarily, which changes the addresses
+of later allocations. The formula is `setReduceConfig` of aten/src/ATen/native/cuda/Reduce.cuh. A
+recording of a real GPU confirms one case: 1024×1024 summed over dimension 0 allocates 8 MiB and 32
+bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _WARP = 32
 _THREADS = 512
 _PER_THREAD_MIN, _PER_THREAD_MAX = 16, 256
 MULTIPROCESSORS = 108
-"""Of an A100; the result depends on it only where there are about as many outputs as threads."""
+"""Of an A100; it matters only if the number of outputs is close to the number of threads."""
 _THREADS_PER_MULTIPROCESSOR = 2048
 _ACCUMULATOR = 4  # bytes: sums are in fp32, whatever the input
 
@@ -27,10 +28,10 @@ def reduction_buffers(
     *,
     multiprocessors: int = MULTIPROCESSORS,
 ) -> tuple[int, int] | None:
-    """Bytes of partial sums and of counters for the sum of a contiguous tensor; None without.
+    """Return the bytes of partial sums and of counters for a sum; None if it needs no buffers.
 
-    `shape` are the input's dimensions, `reduced` the indices of those that are summed,
-    `element_size` the bytes of an input element.
+    `shape` is the shape of the contiguous input, `reduced` the summed dimensions, `element_size`
+    the bytes of an element.
 
     >>> reduction_buffers([1024, 1024], [0], 4)
     (8388608, 32)
@@ -57,7 +58,7 @@ def reduction_buffers(
     step_input, step_output = (width, 1) if is_fastest else (1, width)
     per_thread = -(-inputs // step_input)
     if per_thread < height * _PER_THREAD_MIN and per_thread < _PER_THREAD_MAX:
-        return None  # the input is not divided among warps, let alone among blocks
+        return None  # the input is not divided among warps, so not among blocks either
     step_input *= height
     per_thread = -(-inputs // step_input)
     grid = -(-(outputs // vector) // step_output)

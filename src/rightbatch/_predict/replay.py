@@ -1,8 +1,8 @@
-"""A recording of a real allocator, replayed through ours: does it decide the same every time?
+"""Replay a recording of a real allocator through the simulator, and compare every decision.
 
-The recording's segment releases are inputs, since they come from the outside (`empty_cache`); so
-are the addresses that the driver gave to new segments. Outputs are the address of every allocation
-and when which new segment is asked for; both are compared with the recording.
+Inputs are the requests, the releases of segments (the program called `empty_cache`) and the
+addresses that the driver gave to new segments. Compared are the address of every allocation, and
+the time and size of every new segment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rightbatch._units import format_bytes
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What came out as recorded, of how many; peaks in bytes."""
+    """The number of decisions, and how many of them match the recording; peaks in bytes."""
 
     allocations: int
     address_matches: int
@@ -36,20 +36,20 @@ class ReplayResult:
     def __str__(self) -> str:
         return (
             f"{self.address_matches} of {self.allocations} addresses and {self.segment_matches} of "
-            f"{self.segments} new segments as recorded; "
+            f"{self.segments} new segments match the recording; "
             f"peak reserved {format_bytes(self.peak_reserved_bytes)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch predict --replay --json`."""
+        """Return the JSON document of `rightbatch predict --replay --json`."""
         return asdict(self)
 
 
 def read_recording(path: Path) -> dict[str, Any]:
-    """A recording: `settings`, `initial` and `events`, as JSON, gzipped or not.
+    """Read a recording: JSON with `settings`, `initial` and `events`, optionally gzipped.
 
     Raises:
-        UsageError: if there is no such file, or it is something else.
+        UsageError: if the file does not exist or is not a recording.
     """
     try:
         raw = path.read_bytes()
@@ -72,49 +72,49 @@ def replay(recording: dict[str, Any]) -> ReplayResult:
     """Run a recording through the allocator.
 
     Raises:
-        UsageError: for an event that cannot be, or a setting that is not simulated.
+        UsageError: for an invalid event, or a setting that is not simulated.
     """
     events = recording["events"]
-    expected: list[tuple[int, int]] = []  # the segment that the recording shows next
-    asked = matched = 0
+    expected: list[tuple[int, int]] = []  # the next segment of the recording
+    requested = matched = 0
 
     def new_segment(size: int) -> int | None:
-        nonlocal asked, matched
-        asked += 1
+        nonlocal requested, matched
+        requested += 1
         if expected and expected[0][1] == size:
             matched += 1
-        # A segment that was not recorded has an address that nothing else has.
-        return expected.pop()[0] if expected else (1 << 50) + (asked << 34)
+        # A segment that is not in the recording gets an unused address.
+        return expected.pop()[0] if expected else (1 << 50) + (requested << 34)
 
     allocator = Allocator(_settings(recording.get("settings", {})), new_segment=new_segment)
     _adopt(allocator, recording.get("initial", {}))
     allocations = addresses = segments = 0
-    ours: dict[int, int] = {}  # recorded address -> ours, where they differ
+    simulated: dict[int, int] = {}  # recorded address -> simulated, if they differ
     malloc, free = allocator.malloc, allocator.free
     try:
         for kind, address, size in events:
             if kind == "a":
-                got = malloc(size)
+                allocated = malloc(size)
                 allocations += 1
-                if got == address:
+                if allocated == address:
                     addresses += 1
                 else:
-                    ours[address] = got
+                    simulated[address] = allocated
                 expected.clear()
             elif kind == "f":
-                free(ours.pop(address, address) if ours else address)
+                free(simulated.pop(address, address) if simulated else address)
             elif kind == "s":
                 segments += 1
                 expected[:] = [(address, size)]
             elif kind == "S":
                 allocator.release_segment(address)
             else:
-                raise UsageError(f"unknown event {kind!r}; known are a, f, s and S")
+                raise UsageError(f"unknown event {kind!r}; valid events are a, f, s and S")
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"the recording frees or names what it never allocated: {error}"
+            f"the recording frees an address that it did not allocate: {error}"
         ) from error
     return ReplayResult(
         allocations,
@@ -132,12 +132,15 @@ def _settings(recorded: dict[str, Any]) -> AllocatorSettings:
     if isinstance(divisions, dict):
         distinct = set(divisions.values())
         if len(distinct) > 1:
-            raise UsageError("roundup_power2_divisions that differ by size are not simulated")
+            raise UsageError(
+                "roundup_power2_divisions that differ by size are not simulated; record with one "
+                "value for all sizes"
+            )
         divisions = distinct.pop() if distinct else 0
     if recorded.get("expandable_segments"):
         raise UsageError(
-            "a recording with expandable segments cannot be replayed: it does not say where their "
-            "ranges of addresses begin"
+            "a recording with expandable segments cannot be replayed: it does not contain the "
+            "start of their address ranges; record with expandable_segments:False"
         )
     max_split = recorded.get("max_split_size", -1)
     return AllocatorSettings(
@@ -147,17 +150,17 @@ def _settings(recorded: dict[str, Any]) -> AllocatorSettings:
 
 
 def _adopt(allocator: Allocator, initial: dict[str, Any]) -> None:
-    """Take over what was there when the recording began."""
+    """Add the segments and blocks that existed when the recording started."""
     segments = sorted(initial.get("segments", []))
     starts = [address for address, _ in segments]
     live: dict[int, list[tuple[int, int]]] = {start: [] for start in starts}
     for address, size in initial.get("live", []):
         at = bisect_right(starts, address) - 1
         if at < 0 or address + size > segments[at][0] + segments[at][1]:
-            raise UsageError(f"the initial block at {address} lies in no segment")
+            raise UsageError(f"the initial block at {address} is not inside a segment")
         live[starts[at]].append((address, size))
     for start, size in segments:
         blocks = live[start]
-        # 2 MiB segments are the small pool's, unless a large request made one of just that size.
+        # A segment of 2 MiB is in the small pool, unless it has a block of a large request.
         small = size == SMALL_SEGMENT and all(extent <= SMALL_SIZE for _, extent in blocks)
         allocator.adopt(start, size, blocks, small)

@@ -1,4 +1,4 @@
-"""A trace through the allocator: what one process would hold of the device, with its workspaces."""
+"""Run a trace through the simulated allocator: the memory peaks of one process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rightbatch._predict.allocator import Allocator, AllocatorOutOfMemory, Alloc
 from rightbatch._predict.trace import Trace
 
 STEADY = 4
-"""Steps added before the peak is read: fragmentation grows over the first ones."""
+"""Steps added before the peak is read, because fragmentation grows over the first steps."""
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Peaks in bytes, as `torch.cuda.max_memory_allocated` and `max_memory_reserved` tell them."""
+    """Peaks in bytes, like `torch.cuda.max_memory_allocated` and `max_memory_reserved`."""
 
     allocated_bytes: int
     reserved_bytes: int
@@ -25,7 +25,7 @@ def simulate(
 ) -> Simulated | None:
     """Run a trace from the start of a process; None if it runs out of memory.
 
-    `workspace` are the bytes that each thread's first matrix product makes cuBLAS keep.
+    `workspace` is the size, in bytes, of cuBLAS' workspace at each thread's first matrix product.
     """
     allocator = Allocator(settings)
     trace = trace.settled(STEADY)

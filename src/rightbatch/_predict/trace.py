@@ -1,4 +1,4 @@
-"""What a step allocates and frees, in order; and the same step at any batch size."""
+"""Traces: the allocations and frees of a step, in order, and their extrapolation to any size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ KINDS = ("parameters", "gradients", "optimizer", "activations", "other")
 
 @dataclass(frozen=True)
 class Trace:
-    """One recording.
+    """The recorded allocations of a step.
 
-    `order` has one entry an event: `i` where storage `i` is allocated, `~i` where it is freed.
-    `sizes[i]` are its bytes, `kinds[i]` what it is for (one of `KINDS`), `places[i]` the module in
-    whose forward it was made. `phases` are (index into `order`, name) where a phase begins.
-    `gemms` are the indices where the first matrix product of the forward pass, and of the
-    backward pass, happens: the places where cuBLAS takes its workspaces. `operators` are the names
-    of what was called, each once.
+    `order` has one entry per event: `i` if storage `i` is allocated, `~i` if it is freed.
+    `sizes[i]` is its size in bytes, `kinds[i]` its purpose (one of `KINDS`), `places[i]` the module
+    whose forward pass allocated it. `phases` are (index into `order`, name) of each phase's start.
+    `gemms` are the indices of the first matrix product of the forward and of the backward pass,
+    where cuBLAS allocates its workspaces. `operators` are the names of all operators called.
     """
 
     order: tuple[int, ...]
@@ -30,7 +29,7 @@ class Trace:
     operators: tuple[str, ...]
 
     def live_bytes(self) -> Iterator[int]:
-        """Bytes alive after each event, not rounded."""
+        """Iterate over the bytes alive after each event, not rounded."""
         total = 0
         for event in self.order:
             total += self.sizes[event] if event >= 0 else -self.sizes[~event]
@@ -38,16 +37,16 @@ class Trace:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that was alive at once, not rounded."""
+        """The maximum of the bytes alive, not rounded."""
         return max(self.live_bytes(), default=0)
 
     def breakdown(self) -> dict[str, int]:
-        """Bytes by kind at the peak; they add up to it."""
+        """Return the bytes by kind at the peak; their sum is the peak."""
         alive = self._alive_at_peak()
         return {kind: sum(self.sizes[i] for i in alive if self.kinds[i] == kind) for kind in KINDS}
 
     def activations(self) -> dict[str, int]:
-        """Bytes of activations alive at the peak, by the module that made them, largest first."""
+        """Return the bytes of activations at the peak by module, largest first."""
         found: dict[str, int] = {}
         for i in self._alive_at_peak():
             if self.kinds[i] == "activations":
@@ -67,19 +66,21 @@ class Trace:
         return alive
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields, for `from_dict`."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Trace:
+        """Return the trace of `to_dict`, also after JSON."""
         phases = tuple((int(index), str(name)) for index, name in fields["phases"])
         given = {key: tuple(value) for key, value in fields.items() if key != "phases"}
         return cls(phases=phases, **given)
 
     def settled(self, times: int) -> Trace:
-        """The same with its last training step `times` more times, before the evaluation.
+        """Return the trace with its last training step repeated `times` times.
 
-        Fragmentation grows over the first steps. What a step frees of the one before it, the next
-        one frees of it: the oldest of the same size.
+        Fragmentation grows over the first steps. If a step frees an allocation of the previous
+        step, its repetition frees the oldest allocation of the same size in the step before it.
         """
         starts = [i for i, name in self.phases if name == "zero gradients"]
         stop = next((i for i, name in self.phases if name == "evaluation"), len(self.order))
@@ -97,7 +98,7 @@ class Trace:
         follows = {e: rest.pop(0) for e in older if (rest := waiting.get(self.sizes[e]))}
         order = list(self.order[:stop])
         sizes, kinds, places = list(self.sizes), list(self.kinds), list(self.places)
-        now = {e: e for e in made}  # what stands for an allocation of the step, in its last run
+        now = {e: e for e in made}  # allocation of the step -> its index in the last repetition
         for _ in range(times):
             new: dict[int, int] = {}
             for event in step:
@@ -122,10 +123,10 @@ class Trace:
         return Trace(**fields)
 
     def condensed(self, parts: int = 32) -> Trace:
-        """The same with its evaluation as `parts` equal storages that add up to its peak.
+        """Return the trace with the evaluation replaced by `parts` equal storages of its peak.
 
-        A framework evaluates image by image: what happens has no lines in the batch size, how much
-        is alive at most has.
+        A framework evaluates image by image, so its single allocations are not linear in the batch
+        size; their peak is.
         """
         stop = next((i for i, name in self.phases if name == "evaluation"), None)
         if stop is None:
@@ -146,16 +147,17 @@ class Trace:
         return Trace(**fields)
 
     def is_like(self, other: Trace) -> bool:
-        """Whether the same happens in the same order, sizes apart."""
+        """Return whether both have the same events in the same order, ignoring sizes."""
         return self.order == other.order and self.kinds == other.kinds
 
 
 @dataclass(frozen=True)
 class Family:
-    """Traces of the same step at any batch size: every allocation is a line in it.
+    """Traces of one step at any batch size, with every allocation linear in the batch size.
 
-    Two traces with the same events, at sizes `low` and `high`, give each allocation's line. What
-    shrinks from one to the other depends on more than the size, and stays as it is.
+    Two traces with the same events, at the batch sizes `low` and `high`, determine each line. An
+    allocation that is smaller at `high` depends on more than the batch size, and is not reduced
+    further.
     """
 
     low: int
@@ -164,7 +166,7 @@ class Family:
     at_high: Trace
 
     def at(self, batch_size: int) -> Trace:
-        """The trace at `batch_size`, by the lines through the two that were recorded."""
+        """Return the trace at `batch_size`, by linear extrapolation of the two traces."""
         if batch_size == self.low:
             return self.at_low
         span, offset = self.high - self.low, batch_size - self.low

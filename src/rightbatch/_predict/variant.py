@@ -1,4 +1,4 @@
-"""Ways to run the same step: with another precision, another optimizer, recomputed, in parts."""
+"""Variants of a step that save memory: precision, optimizer, checkpointing, accumulation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rightbatch._workload.workload import Workload
 
 @dataclass(frozen=True)
 class Variant:
-    """How a step is run: as the workload says, or with something changed.
+    """How a step is run; the defaults are the workload's own settings.
 
-    `capability` is the GPU's compute capability, None for what the CPU itself does. `optimizer`
-    is `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` cuts the
-    batch into so many parts. `halved` halves the sides of images.
+    `capability` is the GPU's compute capability, None for the CPU's own behaviour. `optimizer` is
+    `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` is the number
+    of micro-batches. `halved` halves the sides of images.
     """
 
     capability: float | None = None
@@ -36,6 +36,7 @@ class Variant:
 
 
 def autocast(w: Workload, variant: Variant) -> torch.autocast:
+    """Return the autocast context of the variant's precision, or the workload's."""
     precision = variant.precision or w.precision
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast("cpu", dtype, enabled=precision != "fp32")
@@ -43,7 +44,7 @@ def autocast(w: Workload, variant: Variant) -> torch.autocast:
 
 @contextmanager
 def optimizer_as(optimizer: torch.optim.Optimizer, variant: Variant) -> Iterator[None]:
-    """Its groups with the implementation that the variant asks for; as before at the end."""
+    """Select the variant's optimizer implementation inside the context."""
     names = ("foreach", "fused")
     groups = [optimizer.defaults, *optimizer.param_groups]
     kept = [{name: group[name] for name in names if name in group} for group in groups]
@@ -62,13 +63,13 @@ def optimizer_as(optimizer: torch.optim.Optimizer, variant: Variant) -> Iterator
 
 
 def half_images(batch: Batch) -> Batch:
-    """Every image (floating, N×C×H×W or more) at half the size.
+    """Halve the sides of every image (floating point, shape (N, C, H, W) or more dimensions).
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if the batch has no images.
     """
     if not any(leaf.ndim >= 4 and leaf.is_floating_point() for leaf in tensors(batch)):
-        raise UsageError("the batch holds no images")
+        raise UsageError("the batch has no images (floating-point tensors of 4 or more dimensions)")
 
     def halve(leaf: Tensor) -> Tensor:
         if leaf.ndim < 4 or not leaf.is_floating_point():
@@ -80,7 +81,7 @@ def half_images(batch: Batch) -> Batch:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """What activation checkpointing would recompute: the blocks of the outermost stacks."""
+    """Return the blocks for activation checkpointing: those of the outermost module lists."""
     stacks = [m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]
     long = [s for s in stacks if len(s) > 1]
     inner = {id(m) for s in long for m in s.modules() if m is not s}
@@ -89,14 +90,17 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def checkpointed(model: nn.Module) -> Iterator[None]:
-    """The model with its blocks checkpointed: recomputed instead of kept.
+    """Apply activation checkpointing to the model's blocks inside the context.
 
     Raises:
-        UsageError: if it has no stack of blocks.
+        UsageError: if the model has no Sequential or ModuleList of two or more blocks.
     """
     blocks = blocks_of(model)
     if not blocks:
-        raise UsageError("the model has no stack of blocks to checkpoint")
+        raise UsageError(
+            "activation checkpointing requires a Sequential or ModuleList of two or more blocks, "
+            "and the model has none"
+        )
     for block in blocks:
         block.forward = _recomputed(block.forward)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rightbatch._elastic import Event
-from rightbatch._elastic.events import tell
+from rightbatch._elastic.events import log_event
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._training.protocol import Observer
 
@@ -55,7 +55,7 @@ class TrainingFiles(Observer):
 
     def on_event(self, loop: WorkloadLoop, event: Event) -> None:
         """Write the event's line, here and in the log."""
-        tell(event)
+        log_event(event)
         self._append(EVENTS, event.to_dict())
 
     def _append(self, name: str, line: dict[str, Any]) -> None:

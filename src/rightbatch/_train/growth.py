@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rightbatch._noise import Look, NoiseEstimate, WeightAverage, estimated
+from rightbatch._noise import NoiseEstimate, NoiseWindow, WeightAverage, estimate_from
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._training.noise_windows import noise_windows
 from rightbatch._training.protocol import Observer, StepLoss
@@ -62,7 +62,7 @@ class Growth(Observer):
         self._throughput = Throughput(self._samples)
         self._most = 1
         self._betas: tuple[float, float] | None = None
-        self._seen = Look()
+        self._seen = NoiseWindow()
         self._measured_at = 0.0
         self._average: WeightAverage | None = None
 
@@ -97,7 +97,7 @@ class Growth(Observer):
         since = seconds - self._measured_at
         return SHARE * since if SHARE * since >= WINDOW else None
 
-    def grown(self, seen: Look, batch_size: int, seconds: float) -> Grown | None:
+    def grown(self, seen: NoiseWindow, batch_size: int, seconds: float) -> Grown | None:
         """With what a window has shown: twice the size where that is not slower now.
 
         At the same speed half the updates are left, each with half the noise.
@@ -115,7 +115,7 @@ class Growth(Observer):
         if then > now:
             return None
         rule = scaling(self._betas, batch_size, twice, decision.noise_scale)
-        self._seen = Look()  # the next decision rests on what the new size leads to
+        self._seen = NoiseWindow()  # the next decision rests on what the new size leads to
         micro = decision.expected[1].micro_batch_size
         return Grown(
             twice,
@@ -129,7 +129,7 @@ class Growth(Observer):
     @property
     def estimate(self) -> NoiseEstimate | None:
         """From the windows that are remembered."""
-        return estimated(self._seen.at_weights)
+        return estimate_from(self._seen.at_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, step times included, since a training that resumes has no `tune`."""

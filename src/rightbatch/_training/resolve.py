@@ -30,8 +30,8 @@ def resolve(workload: object, **options: Any) -> Training:
         return workload
     if not callable(workload):
         raise UsageError(
-            "a workload is given as a factory, a callable without arguments that builds it, "
-            f"because every probe builds it anew; got {type(workload).__name__}"
+            "expected a factory (a callable without arguments that builds the workload, because "
+            f"every probe builds its own), got {type(workload).__name__}"
         )
     return WorkloadTraining(workload)
 
@@ -41,7 +41,7 @@ def _from_text(text: str, options: dict[str, Any]) -> Training:
     if colon and file.endswith(".py"):
         path = Path(file).expanduser().resolve()
         if not path.is_file():
-            raise UsageError(f"there is no file {file}; looked in {path.parent}")
+            raise UsageError(f"there is no file {file} in {path.parent}")
         if options:
             raise UsageError(f"file.py:function takes no options, got {', '.join(options)}")
         return WorkloadTraining(FileFactory(path, function))
@@ -53,6 +53,6 @@ def _from_text(text: str, options: dict[str, Any]) -> Training:
     known = ", ".join(sorted(integration.name for integration in integrations)) or "none"
     hint = f"; did you mean {text}:FUNCTION?" if text.endswith(".py") else ""
     raise UsageError(
-        f"{text!r} is neither file.py:function nor a model that an integration knows "
-        f"(asked: {known}){hint}"
+        f"{text!r} is neither file.py:function nor a model of an integration "
+        f"(installed: {known}){hint}"
     )

@@ -46,7 +46,7 @@ class WorkloadSession:
 
     @property
     def varies(self) -> bool:
-        return self._examples.differ
+        return self._examples.sizes_differ
 
     def step(self, batch_size: int) -> None:
         self._model.train()
@@ -62,7 +62,7 @@ class WorkloadSession:
         self._model.train()
         times = [time.perf_counter()]
         examples = self._examples
-        batch = w.collate([examples.data[index] for index in examples.ordinary(batch_size)])
+        batch = w.collate([examples.data[index] for index in examples.typical(batch_size)])
         times.append(time.perf_counter())
         self._batch = to_device(batch, self._device)
         self._gradient(step)

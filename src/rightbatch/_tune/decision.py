@@ -3,7 +3,7 @@
 To a target a training at batch size B needs examples in proportion to 1 + B/φ (McCandlish 2018),
 and so time in proportion to (1 + B/φ) / throughput(B). Both are known with an uncertainty, which is
 carried through: the answer is a distribution over times for every size, all from the same draws.
-For φ that is wide: it lies between two noise scales (`rightbatch._noise.Look`).
+For φ that is wide: it lies between two noise scales (`rightbatch._noise.NoiseWindow`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rightbatch._noise import Look, estimated, resampled
+from rightbatch._noise import NoiseWindow, estimate_from, resample_ratios
 from rightbatch._tune.throughput import DRAWS, Steps, Throughput
 
 MODEL_ERROR = math.log(2) / 2
@@ -72,7 +72,7 @@ class Decision:
 
 def decide(
     throughput: Throughput,
-    seen: Look,
+    seen: NoiseWindow,
     candidates: Sequence[int],
     *,
     most: int | None = None,
@@ -139,7 +139,7 @@ def _seconds(
     return [float((needed * row).median()) for row in times]
 
 
-def _noise_draws(seen: Look, seed: int) -> Tensor:
+def _noise_draws(seen: NoiseWindow, seed: int) -> Tensor:
     """DRAWS of φ: anywhere between the noise scale at the weights and that at their average, on a
     logarithmic scale; within MODEL_ERROR of the first where the second is not known."""
     generator = torch.Generator().manual_seed(seed)
@@ -157,8 +157,8 @@ def _drawn(
 ) -> Tensor:
     """DRAWS of resampled ratios. Where the gradient is lost in noise, all that is known is that the
     ratio is above a bound, and it is taken to be at it: noise must be no order to grow."""
-    ratios = resampled(list(observations), seed)
-    estimate = estimated(observations, seed=seed)
+    ratios = resample_ratios(list(observations), seed)
+    estimate = estimate_from(observations, seed=seed)
     assert estimate is not None
     bound = max(estimate.low if math.isfinite(estimate.low) else 1.0, 1.0)
     is_known = ratios.isfinite() & (ratios > 0)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._noise import Look, WeightAverage
+from rightbatch._noise import NoiseWindow, WeightAverage
 from rightbatch._training.facts import TrainingFacts
 from rightbatch._training.noise_windows import noise_windows
 from rightbatch._training.protocol import LoopPlan, Observer, StepLoss, TrainingLoop
@@ -80,7 +80,7 @@ class PilotReport:
     steps: int
     examples: int
     losses: tuple[tuple[int, float], ...]
-    noise: Look
+    noise: NoiseWindow
     reached: Reached | None
     facts: TrainingFacts
 
@@ -97,7 +97,7 @@ class PilotReport:
             steps=found["steps"],
             examples=found["examples"],
             losses=tuple((examples, loss) for examples, loss in found["losses"]),
-            noise=Look(
+            noise=NoiseWindow(
                 *(tuple((g, s) for g, s in noise[key]) for key in ("at_weights", "at_average"))
             ),
             reached=Reached(**reached) if reached else None,
@@ -132,7 +132,7 @@ class Pilot(Observer):
         self._windows = 0
         self._average: WeightAverage | None = None
         self._losses = _Losses()
-        self._noise = Look()
+        self._noise = NoiseWindow()
         self._reached: Reached | None = None
         self._evaluated, self._evaluation_seconds = self._began, 0.0
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rightbatch._fit.result import FitResult
-from rightbatch._noise import Look, NoiseEstimate
+from rightbatch._noise import NoiseEstimate, NoiseWindow
 from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.advice import Advice
 from rightbatch._tune.decision import Expected
@@ -58,7 +58,7 @@ class Plan:
     reason: str
     branches: tuple[Branch, ...] = ()
     samples: dict[int, tuple[StepSeconds, ...]] = field(default_factory=dict, repr=False)
-    seen: Look = field(default=Look(), repr=False)
+    seen: NoiseWindow = field(default=NoiseWindow(), repr=False)
 
     def __str__(self) -> str:
         averaged = self.averaged_noise_scale

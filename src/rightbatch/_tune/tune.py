@@ -11,7 +11,7 @@ from typing import Any
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import largest_batch
 from rightbatch._fit.result import FitResult
-from rightbatch._noise import estimated
+from rightbatch._noise import estimate_from
 from rightbatch._progress import Live
 from rightbatch._training.facts import TrainingFacts
 from rightbatch._training.protocol import Ability, require
@@ -125,8 +125,8 @@ class _Tuning:
                 )
             trainer, report = self._pilot(processes)
             facts = report.facts
-            noise = estimated(report.noise.at_weights, notes=facts.notes)
-            averaged = estimated(report.noise.at_average, notes=facts.notes)
+            noise = estimate_from(report.noise.at_weights, notes=facts.notes)
+            averaged = estimate_from(report.noise.at_average, notes=facts.notes)
             if noise is None:
                 raise UsageError(
                     "no gradient of the pilot's windows was finite, so that nothing is known of "

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from rightbatch._device.out_of_memory import death_by_memory
+from rightbatch._device.out_of_memory import died_out_of_memory
 from rightbatch._worker.failure import Failure, Outcome
 from rightbatch._worker.wire import Header, receive, send, send_bytes
 
@@ -71,7 +71,7 @@ class Child:
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace")[-20000:]
         failure = Failure("ProcessDied", f"the process ended with status {code}", said)
-        return ("killed" if death_by_memory(code, said) else "failed"), failure
+        return ("killed" if died_out_of_memory(code, said) else "failed"), failure
 
     def kill(self) -> None:
         """End the process, and its workers with it; whoever waits for a message hears of it."""

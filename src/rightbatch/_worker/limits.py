@@ -19,7 +19,7 @@ def open_limited_device(channel: Channel, header: Header, limit: int | None) -> 
     device.prepare()
     capacity = device.capacity()
     limit = capacity if limit is None else min(limit, capacity)
-    ceiling = int(limit * (1 - max(header.margin, device.unrepeatable)))
+    ceiling = int(limit * (1 - max(header.margin, device.charge_variation)))
     channel.send(
         event="device",
         device=device.name,

@@ -1,4 +1,4 @@
-"""What is trained, and on what: `Workload`, its factory, its batches and its worst examples.
+"""`Workload` (a model, its loss, optimizer and data), its factory, its batches and worst examples.
 
-Every verb is given one of these; nothing here runs a step.
+Every verb takes a workload factory; nothing in this package runs a step.
 """

@@ -1,10 +1,8 @@
-"""What a batch is: tensors in any nesting of tuples, lists, mappings and dataclasses.
+"""Batches: tensors in any nesting of tuples, lists, mappings and dataclasses.
 
-Three questions are asked of a batch whose type is unknown: how many examples it holds, how to cut
-it into parts, and how to move it. The rule for the first: the leading dimension that all tensors
-share is the number of examples; where they share none (detection targets, say), the length that
-all top-level containers share. Where that is no answer either, the user says it: `count=`,
-`split=`.
+Counts, splits and moves batches of unknown types. The number of examples is the leading dimension
+that all tensors share; if they share none (detection targets, for example), the length that all
+top-level containers share. For other batches the user passes `count=` and `split=`.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ Batch = Any
 
 
 def count_examples(batch: Batch) -> int:
-    """The number of examples in a batch.
+    """Return the number of examples in a batch.
 
     Raises:
-        UsageError: if the batch does not say; pass `count=` (and `split=`) to the `Workload`.
+        UsageError: if the number is ambiguous; pass `count=` (and `split=`) to the `Workload`.
 
     >>> count_examples({"image": torch.zeros(8, 3, 32, 32), "label": torch.zeros(8)})
     8
@@ -46,17 +44,17 @@ def count_examples(batch: Batch) -> int:
 
 
 def split_batch(batch: Batch, n: int) -> Sequence[Batch]:
-    """Parts of at most `n` examples, in order; views of the batch's tensors, no copies.
+    """Split a batch into parts of at most `n` examples, in order; views, no copies.
 
-    Scalars, strings and None belong to every part. A list with one element per example is cut
-    like a tensor.
+    Scalars, strings and None are in every part. A list with one element per example is split like
+    a tensor.
 
     Raises:
-        UsageError: if the batch does not say how many examples it holds, or holds a tensor that
-            belongs to no example; pass `split=`.
+        UsageError: if the number of examples is ambiguous, or a tensor's first dimension is not
+            the examples; pass `split=`.
     """
     if n < 1:
-        raise UsageError(f"parts hold at least 1 example, not {n}")
+        raise UsageError(f"a part has at least 1 example, got {n}")
     total = count_examples(batch)
     shared = _leading(batch) == {total}
 
@@ -70,17 +68,17 @@ def split_batch(batch: Batch, n: int) -> Sequence[Batch]:
 
 
 def to_device(batch: Batch, device: str | torch.device) -> Batch:
-    """The batch with every tensor on `device`; what is there already is not copied."""
+    """Move every tensor to `device`; tensors that are already there are not copied."""
     return map_tensors(batch, lambda leaf: leaf.to(device, non_blocking=True))
 
 
 def batch_bytes(batch: Batch) -> int:
-    """Bytes that the batch's tensors occupy."""
+    """Return the bytes of the batch's tensors."""
     return sum(leaf.nbytes for leaf in tensors(batch))
 
 
 def tensors(batch: Batch) -> Iterator[Tensor]:
-    """Every tensor in the nesting."""
+    """Iterate over all tensors in the nesting."""
     if isinstance(batch, Tensor):
         yield batch
     else:
@@ -89,7 +87,7 @@ def tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Any]) -> Batch:
-    """The same nesting, with `function` applied to every tensor."""
+    """Apply `function` to every tensor, and keep the nesting."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, PackedSequence):
@@ -104,8 +102,9 @@ def _slice(part: Any, total: int, shared: bool, start: int, stop: int) -> Any:
         if len(part) == total:
             return part[start:stop]
         raise UsageError(
-            f"a tensor of shape {tuple(part.shape)} in a batch of {total} examples belongs to no "
-            "example; pass split=, a function of (batch, n), to Workload"
+            f"cannot split a tensor of shape {tuple(part.shape)} in a batch of {total} examples: "
+            "its first dimension is not the examples; pass split=, a function of (batch, n), to "
+            "Workload"
         )
     if _is_per_example(part, total, shared):
         return part[start:stop]
@@ -113,9 +112,9 @@ def _slice(part: Any, total: int, shared: bool, start: int, stop: int) -> Any:
 
 
 def _is_per_example(part: Any, total: int, shared: bool) -> bool:
-    """Whether a list inside a batch holds one element per example, rather than one per field.
+    """Return whether a list inside a batch has one element per example, not one per field.
 
-    Where all tensors share their leading dimension, an element as long as the batch is a field.
+    If all tensors share their leading dimension, an element as long as the batch is a field.
     """
     if not isinstance(part, list | tuple) or len(part) != total or _is_named(part):
         return False
@@ -125,7 +124,7 @@ def _is_per_example(part: Any, total: int, shared: bool) -> bool:
 def _refuse_packed(batch: Batch) -> None:
     if isinstance(batch, PackedSequence):
         raise UsageError(
-            "a PackedSequence cannot be counted or cut by itself; pass count= and split= to "
+            "a PackedSequence cannot be counted or split automatically; pass count= and split= to "
             "Workload"
         )
     for part in _parts(batch):
@@ -159,7 +158,7 @@ def _rebuild(batch: Batch, function: Callable[[Any], Any]) -> Batch:
         rebuilt = {key: function(value) for key, value in batch.items()}
         if type(batch) is dict:
             return rebuilt
-        try:  # transformers' BatchEncoding and its like are made from a dict
+        try:  # transformers' BatchEncoding and similar types are constructed from a dict
             return cast(Any, type(batch))(rebuilt)
         except TypeError:
             return rebuilt

@@ -1,6 +1,6 @@
-"""A factory in a file, `"file.py:function"`, found again in whatever process calls it.
+"""A factory in a file, `"file.py:function"`, loaded by whatever process calls it.
 
-Imports no torch: the process that asks need not have it.
+Does not import torch, so that verbs start fast.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ Factory = Callable[[], Any]
 
 @dataclass(frozen=True)
 class FileFactory:
-    """A factory in a file, found again in whatever process calls it."""
+    """A factory defined in a file, loaded by the process that calls it."""
 
     path: Path
     function: str
 
     def load(self) -> Factory:
-        """The function itself; runs the file.
+        """Run the file and return the function.
 
         Raises:
-            UsageError: if the file has no such function.
+            UsageError: if the file does not define the function.
         """
         folder = str(self.path.parent)
-        if folder not in sys.path:  # so that the file can import its neighbours, as a script can
+        if folder not in sys.path:  # like a script, the file can import modules beside it
             sys.path.insert(0, folder)
         name = f"_rightbatch_{self.path.stem}"
         spec = importlib.util.spec_from_file_location(name, self.path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # loader workers and dataclasses look their module up
+        sys.modules[name] = module  # loader workers and dataclasses look up their module
         spec.loader.exec_module(module)
         found = getattr(module, self.function, None)
         if not callable(found):

@@ -1,4 +1,4 @@
-"""Normalization over the examples of a batch, which ties their number to the result."""
+"""BatchNorm: detection, values per channel, and recalibration of its running statistics."""
 
 from __future__ import annotations
 
@@ -14,50 +14,49 @@ from rightbatch._workload.batch import Batch, to_device
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
-def least_examples(model: nn.Module) -> int:
-    """Of a part: BatchNorm over vectors has one value per channel and example."""
+def min_examples(model: nn.Module) -> int:
+    """Return the minimum examples in a part: 2 for BatchNorm1d, with one value per example."""
     return 2 if any(isinstance(module, nn.BatchNorm1d) for module in model.modules()) else 1
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the model normalizes over the examples that it is given at once."""
+    """Return whether the model normalizes over the examples of a micro-batch."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 class ValuesPerChannel:
-    """How many values each BatchNorm takes its mean and variance over; the least is `least`.
+    """The number of values per channel over which each BatchNorm computes mean and variance.
 
-    That is batch size × height × width, not the batch size: what matters for how well the two are
-    known (Wu and He 2018, arXiv 1803.08494). None where no BatchNorm ran.
+    It is batch size × height × width, and determines their standard error (Wu and He 2018, arXiv
+    1803.08494). `least` is the smallest number seen; None if no BatchNorm ran.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.least: int | None = None
         norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
-        self._handles = [norm.register_forward_pre_hook(self._seen) for norm in norms]
+        self._handles = [norm.register_forward_pre_hook(self._on_forward) for norm in norms]
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
-    def _seen(self, norm: Any, inputs: tuple[Any, ...]) -> None:
+    def _on_forward(self, norm: Any, inputs: tuple[Any, ...]) -> None:
         values = inputs[0].numel() // norm.num_features
         self.least = values if self.least is None else min(self.least, values)
 
 
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
-    """Set BatchNorm's running mean and variance to those over `batches`; returns how many there
-    were.
+    """Recompute BatchNorm's running mean and variance over `batches`; return their number.
 
-    While a model trains at a small micro-batch its running statistics are a noisy average over
-    weights of the past. Taken again at the final weights over some thousand examples, in batches
-    as large as fit, they are those of the data (PreciseBN; Wu and Johnson 2021, arXiv 2105.07576).
-    Weights, gradients, modes and other layers are left alone. A batch is the model's input: a
-    tensor, the first field of a tuple, or a mapping of its keyword arguments.
+    At a small micro-batch the running statistics are a noisy average over past weights. Computed
+    at the final weights over some thousand examples, in batches as large as fit, they are those of
+    the data (PreciseBN; Wu and Johnson 2021, arXiv 2105.07576). Weights, gradients, modes and other
+    layers do not change. A batch is the model's input: a tensor, a tuple whose first field is the
+    input, or a mapping of keyword arguments.
 
     Raises:
-        UsageError: if the model has no BatchNorm with running statistics, or there is no batch.
+        UsageError: if the model has no BatchNorm with running statistics, or `batches` is empty.
     """
     norms: list[Any] = [
         module
@@ -72,11 +71,11 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    model.eval()  # dropout would add noise to what the layers see
+    model.eval()  # dropout would change the layers' inputs
     count = 0
     try:
         for norm in norms:
-            norm.training, norm.momentum = True, None  # None: the plain average over batches
+            norm.training, norm.momentum = True, None  # None: the unweighted average over batches
             norm.reset_running_stats()
         with torch.no_grad():
             for batch in batches:
@@ -87,7 +86,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Batch]) -> int:
                     model(here[0] if isinstance(here, list | tuple) else here)
                 count += 1
         if count == 0:
-            raise UsageError("no batch was given to take statistics over")
+            raise UsageError("batches is empty: BatchNorm's statistics need at least one batch")
     except BaseException:
         for norm, (mean, variance) in zip(norms, before, strict=True):
             norm.running_mean.copy_(mean)

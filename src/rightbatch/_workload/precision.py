@@ -1,4 +1,4 @@
-"""The precision of a workload's steps: autocast around the loss, a scaler where fp16 needs it."""
+"""The precision of a workload's steps: autocast around the loss, and a GradScaler for fp16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rightbatch._workload.workload import Workload
 
 
 def autocast(workload: Workload, device: str | torch.device) -> AbstractContextManager[Any]:
-    """The context that the loss and `predict` run in."""
+    """Return the context for the loss and `predict`."""
     if workload.precision == "fp32":
         return nullcontext()
     dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float16
@@ -19,6 +19,6 @@ def autocast(workload: Workload, device: str | torch.device) -> AbstractContextM
 
 
 def scaler(workload: Workload, device: str | torch.device) -> torch.amp.GradScaler:
-    """Does nothing unless the precision is fp16."""
+    """Return a GradScaler, disabled unless the precision is fp16."""
     kind = torch.device(device).type
     return torch.amp.GradScaler(kind, enabled=workload.precision == "fp16")

@@ -1,4 +1,4 @@
-"""The one abstraction: what is trained, described once, by a factory without arguments."""
+"""`Workload`: the description of a training that every verb takes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,34 @@ _PRECISIONS = get_args(Precision)
 
 @dataclass(frozen=True)
 class Workload:
-    """A model, its loss, its optimizer and its data: all that a training step needs.
+    """A model with its loss, optimizer and data: everything a training step needs.
 
-    A *factory* of it, a callable without arguments, is what every verb takes, because it is built
-    anew in each probe's process. Build the model on the CPU; the library moves it and the batches.
+    Verbs take a *factory*, a callable without arguments that returns a Workload, because each
+    probe builds it in its own process. Build the model on the CPU; rightbatch moves it and the
+    batches to the device.
 
-    `loss(model, batch)` returns the scalar mean over `count(batch)`: over examples, or tokens.
-    `split(batch, n)` cuts a batch into parts of at most `n` examples.
-    `size(index)` is the relative size of an example where examples differ (a text's length, an
-    image's objects); a probe then runs the largest ones.
-    `evaluation_data` and `evaluate(model)` are what is measured after an epoch,
-    `predict(model, batch)` is inference, by default the model on the batch's inputs.
-    `scheduler(optimizer, steps)` makes a learning-rate schedule that is stepped once an update.
+    Args:
+        model: the module to train.
+        loss: `loss(model, batch)` returns the scalar mean over `count(batch)`.
+        optimizer: an optimizer over `model.parameters()`.
+        data: a map-style data set; its examples are one epoch.
+        collate: makes a batch from a list of examples.
+        count: `count(batch)` is what the loss averages over: examples, or tokens.
+        split: `split(batch, n)` cuts a batch into parts of at most `n` examples.
+        size: `size(index)` is the relative size of an example, if examples differ (a text's
+            length, an image's number of objects); a probe then runs the largest ones.
+        evaluation_data: examples for the evaluation after an epoch.
+        evaluate: `evaluate(model)` returns metrics by name, after an epoch.
+        predict: `predict(model, batch)` runs inference; by default the model on the batch's inputs.
+        scheduler: `scheduler(optimizer, steps)` returns a schedule that is stepped every update.
+        clip_norm: the norm to which gradients are clipped; None for no clipping.
+        drop_last: drop the epoch's last batch if it is smaller.
+        workers: processes that load data.
+        precision: `fp32`, `bf16` or `fp16` (autocast, with a GradScaler for fp16).
+        name: shown in reports.
 
     Raises:
-        UsageError: where a field cannot be meant.
+        UsageError: if a field has the wrong type or an invalid value.
     """
 
     model: nn.Module
@@ -57,35 +70,43 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
-            raise UsageError(f"Workload.model is a torch.nn.Module, not {_kind(self.model)}")
+            raise UsageError(
+                f"Workload.model must be a torch.nn.Module, got {_describe(self.model)}"
+            )
         if not isinstance(self.optimizer, Optimizer):
             raise UsageError(
-                f"Workload.optimizer is a torch.optim.Optimizer over model.parameters(), "
-                f"not {_kind(self.optimizer)}"
+                f"Workload.optimizer must be a torch.optim.Optimizer over model.parameters(), "
+                f"got {_describe(self.optimizer)}"
             )
         if not callable(self.loss):
             raise UsageError(
-                f"Workload.loss is a function of (model, batch), not {_kind(self.loss)}"
+                f"Workload.loss must be a function of (model, batch), got {_describe(self.loss)}"
             )
         if not isinstance(self.data, Dataset) and not hasattr(self.data, "__getitem__"):
-            raise UsageError(f"Workload.data is a Dataset of examples, not {_kind(self.data)}")
+            raise UsageError(
+                f"Workload.data must be a Dataset of examples, got {_describe(self.data)}"
+            )
         if self.precision not in _PRECISIONS:
             raise UsageError(
-                f"Workload.precision is one of {', '.join(_PRECISIONS)}, not {self.precision!r}"
+                f"Workload.precision must be one of {', '.join(_PRECISIONS)}, "
+                f"got {self.precision!r}"
             )
         if self.workers < 0:
-            raise UsageError(f"Workload.workers is 0 or more, not {self.workers}")
+            raise UsageError(f"Workload.workers must be 0 or more, got {self.workers}")
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """One training step, taken apart: `loading` its examples in this process, `computing` the
-    forward and backward pass, `updating` the optimizer's step."""
+    """The seconds of one training step by part.
+
+    `loading` is the time to load its examples in this process, `computing` the forward and backward
+    pass, `updating` the optimizer's step.
+    """
 
     loading: float
     computing: float
     updating: float
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{type(value).__name__} ({value!r:.60})"

@@ -1,8 +1,8 @@
-"""Which examples to measure with: the ones that need the most memory, not the first ones.
+"""Choose the examples that need the most memory, for probes.
 
-A batch of average texts or images says little about the worst batch of an epoch, and one bad batch
-is enough to lose a run. Where `Workload.size` tells, the largest examples of all are taken; else a
-sample of the data by the bytes of its collated examples.
+A batch of average texts or images needs less memory than the worst batch of an epoch, and a single
+batch that does not fit ends a run. With `Workload.size`, the largest examples of the data set are
+chosen; without it, the largest of a sample, by the bytes of their collated tensors.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rightbatch._errors import UsageError
 from rightbatch._workload.batch import batch_bytes
 
 SAMPLE = 256
-"""Examples looked at where no `size` is given."""
+"""Examples in the sample that is measured without `size`."""
 SAMPLE_SECONDS = 10.0
-"""And no longer than this, since decoding an example may take long."""
+"""Maximum seconds for the sample, because decoding an example can be slow."""
 
 
 class WorstExamples:
-    """Batches of the largest examples of a data set, and of ordinary ones.
+    """Batches of the largest examples of a data set, and of random ones.
 
     Raises:
-        UsageError: if the data set is empty.
+        UsageError: if the data set is empty, or map-style without `len`.
     """
 
     def __init__(
@@ -40,60 +40,61 @@ class WorstExamples:
     ) -> None:
         self.total = _length(data)
         if self.total == 0:
-            raise UsageError("the data set is empty: there is nothing to run")
+            raise UsageError("the data set is empty; pass data with at least one example")
         self.data = data
         if isinstance(data, IterableDataset):
-            # There are no indices to choose by: a sample from its beginning stands for it.
+            # An IterableDataset has no indices: use a sample from its start instead.
             self.data, size = list(islice(iter(data), SAMPLE)), None
             indices = range(len(self.data))
             if not indices:
-                raise UsageError("the data set is empty: there is nothing to run")
+                raise UsageError("the data set is empty; pass data with at least one example")
         elif self.total is None:
             raise UsageError(
-                f"{type(data).__name__} has no len(); a map-style Dataset has one, and data "
-                "without an end is an IterableDataset"
+                f"{type(data).__name__} has no len(); define __len__, or subclass IterableDataset "
+                "for a stream"
             )
         else:
             indices = range(self.total)
         self._indices = indices
         self._random = random.Random(seed)
         self._ordered, sizes = _by_size(self.data, indices, collate, size, seed)
-        self.differ = min(sizes) != max(sizes)
+        self.sizes_differ = min(sizes) != max(sizes)
 
     def worst(self, batch_size: int) -> list[int]:
-        """Indices of the batch that needs the most memory.
+        """Return the indices of the batch that needs the most memory.
 
-        In a sample of n out of N examples the largest n·B/N stand for the largest B of all.
+        In a sample of n of N examples, the largest n·B/N represent the largest B of all.
         """
-        seen, total = len(self._ordered), self.total or batch_size * len(self._ordered)
-        top = max(1, min(seen, -(-seen * batch_size // total)))
+        sampled, total = len(self._ordered), self.total or batch_size * len(self._ordered)
+        top = max(1, min(sampled, -(-sampled * batch_size // total)))
         return list(islice(cycle(self._ordered[:top]), batch_size))
 
-    def ordinary(self, batch_size: int) -> list[int]:
-        """Indices drawn as a shuffled epoch draws them, anew with every call."""
+    def typical(self, batch_size: int) -> list[int]:
+        """Return random indices, as a shuffled epoch draws them; new ones with every call."""
         drawn = self._random.sample(self._indices, min(batch_size, len(self._indices)))
         return list(islice(cycle(drawn), batch_size))
 
     def sequence(self, batch_size: int, *, drop_last: bool = True) -> Iterator[list[int]]:
-        """What an epoch holds for the allocator: the worst, others, its last batch, and again.
+        """Iterate over the batches that stress an allocator: worst, typical, last, full again.
 
-        The last one is smaller, unless it is dropped. Where examples differ no two batches have
-        the same shapes, and an allocator that reuses freed blocks holds more with each of them.
+        The last batch of an epoch is smaller, unless it is dropped. If examples differ in size, no
+        two batches have the same shapes, and a caching allocator holds more with each of them.
         """
         rest = 0 if drop_last else smaller_last_batch(self.total, batch_size)
         while True:
             yield self.worst(batch_size)
-            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
+            yield self.typical(batch_size) if self.sizes_differ else self.worst(batch_size)
             if rest:
-                yield self.ordinary(rest)
-            # What the smaller batch has broken up shows in the next one of full size.
-            yield self.ordinary(batch_size) if self.differ else self.worst(batch_size)
+                yield self.typical(rest)
+            # The next full batch shows the fragmentation that the smaller one caused.
+            yield self.typical(batch_size) if self.sizes_differ else self.worst(batch_size)
 
 
 def smaller_last_batch(examples: int | None, batch_size: int) -> int:
-    """How many examples an epoch's last batch holds, if that is another size; else 0.
+    """Return the number of examples in an epoch's last batch if it is smaller, else 0.
 
-    One of a single example counts as none: that is no question of memory (BatchNorm refuses it).
+    A last batch of one example counts as 0: it does not matter for memory, and BatchNorm cannot
+    train on it.
 
     >>> smaller_last_batch(100, 30), smaller_last_batch(91, 30), smaller_last_batch(20, 30)
     (10, 0, 0)
@@ -116,7 +117,7 @@ def _by_size(
     size: Callable[[int], int] | None,
     seed: int,
 ) -> tuple[list[int], list[float]]:
-    """Indices with the largest example first, and their sizes."""
+    """Return the indices, largest example first, and the sizes."""
     measure: Callable[[int], float]
     if size is not None:
         measure = size

@@ -1,10 +1,11 @@
-"""Data to try things on that is made here, never downloaded.
+"""Example data and trainings without downloads.
 
-Importing this brings no numpy, no OpenCV and no torch: they are imported when rendering starts.
+Importing this package does not import numpy, OpenCV or torch; rendering imports them.
 """
 
 from __future__ import annotations
 
-from rightbatch.examples.parts import CLASSES, Box, render_frames, render_parts
+from rightbatch.examples._labels import CLASSES, Box
+from rightbatch.examples.parts import render_frames, render_parts
 
 __all__ = ["CLASSES", "Box", "render_frames", "render_parts"]

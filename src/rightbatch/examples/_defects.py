@@ -1,8 +1,8 @@
-"""What goes wrong with a part: scratches, dents, holes nobody drilled, stains.
+"""Defects of a part: scratches, dents, missing holes and stains.
 
-A defect is the difference that it makes. Each is painted onto a copy of the surface, changes too
-faint to see are taken back, and its box is drawn around the pixels that are left; so the box is
-tight by construction, and outside it the part is the same pixel for pixel.
+Each defect is drawn onto a copy of the surface, changes too faint to see are reverted, and the box
+is the bounding box of the remaining changed pixels. So the box is tight by construction, and
+outside it the part has the same pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rightbatch.examples._metal import LIGHT, Design, Hole, Surface, draw_part
 if TYPE_CHECKING:
     from rightbatch.examples._metal import Floats
 
-# A change below this is lost in the noise of the sensor (of a scale of 0 to 1).
+# On a scale of 0 to 1; a smaller change disappears in the sensor noise.
 _VISIBLE = 0.035
 _TRIES = 24
 
@@ -36,16 +36,13 @@ class Defect:
 def add_defects(
     rng: np.random.Generator, design: Design, clean: Surface, count: int, window: Region
 ) -> tuple[Floats, list[Defect]]:
-    """The surface with `count` defects that lie within `window` and apart from one another.
-
-    Fewer, if there is no room for them.
-    """
+    """Return the surface with up to `count` defects inside `window` that do not overlap."""
     rgb, found = clean.rgb, list[Defect]()
     drilled = design.holes
     for _ in range(count * _TRIES):
         if len(found) == count:
             break
-        # Missing holes are as frequent as the others, though not every part has holes.
+        # Equal probabilities; a missing hole requires a part with holes.
         labels = ["scratch", "dent", "stain"] + ["missing_hole"] * bool(drilled)
         label = labels[int(rng.integers(len(labels)))]
         if label == "missing_hole":
@@ -101,7 +98,7 @@ def _fits(
 
 
 def _spot(rng: np.random.Generator, surface: Surface) -> tuple[float, float]:
-    """Somewhere on the metal, rather far from edges and holes."""
+    """Return a random point on the metal, away from edges and holes."""
     rows, columns = np.nonzero(surface.depth > 3 * surface.scale)
     if not len(rows):
         return 0.0, 0.0
@@ -111,7 +108,7 @@ def _spot(rng: np.random.Generator, surface: Surface) -> tuple[float, float]:
 
 
 def _turned(rng: np.random.Generator, surface: Surface) -> tuple[Floats, Floats, float]:
-    """Coordinates around a spot on the metal, turned by the angle that is returned too."""
+    """Return coordinates around a random point on the metal, and their rotation angle."""
     at_x, at_y = _spot(rng, surface)
     angle = float(rng.uniform(0, 2 * np.pi))
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -120,7 +117,7 @@ def _turned(rng: np.random.Generator, surface: Surface) -> tuple[Floats, Floats,
 
 
 def _scratch(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
-    """A few strokes that almost run together: each a dark groove with a bright burr beside it."""
+    """Draw 3 or 4 nearly parallel strokes, each a dark groove with a bright burr beside it."""
     scale = surface.scale
     along, across, _ = _turned(rng, surface)
     half = float(rng.uniform(22, 32)) * scale
@@ -145,7 +142,7 @@ def _scratch(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
 
 
 def _dent(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
-    """A hollow: the slope at the lamp's side lies in the shade, the one across catches light."""
+    """Draw a dent: the slope towards the lamp is dark, the opposite slope is bright."""
     scale = surface.scale
     along, across, angle = _turned(rng, surface)
     long = float(rng.uniform(12, 18)) * scale
@@ -161,7 +158,7 @@ def _dent(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
 
 
 def _stain(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
-    """Oil, rust or coolant that dried: a blot with a ragged, darker rim."""
+    """Draw a stain (oil, rust or dried coolant) with an irregular, darker rim."""
     along, across, _ = _turned(rng, surface)
     radius = float(rng.uniform(13, 20)) * surface.scale
     turn = np.arctan2(across, along)
@@ -184,7 +181,7 @@ def _stain(rng: np.random.Generator, surface: Surface, rgb: Floats) -> Floats:
 
 
 def _layout_marks(surface: Surface, rgb: Floats, hole: Hole) -> Floats:
-    """What the marking-out left where the hole belongs: a scribed circle and a punch mark."""
+    """Draw the layout marks of an undrilled hole: a scribed circle and a punch mark."""
     scale = surface.scale
     distance = np.hypot(surface.x - hole.x, surface.y - hole.y)
     circle = np.exp(-(((distance - hole.radius * 0.82) / (1.3 * scale)) ** 2))

@@ -1,7 +1,7 @@
-"""One machined part seen from above: its outline, its holes, its surface.
+"""One machined part seen from above: outline, holes and surface.
 
-A part is drawn from signed distances (negative inside), so its edges are smooth at any size, and
-the light on bevels and on the chamfers of holes is the slope of the very same distance.
+A part is drawn from signed distances (negative inside), so its edges are smooth at any size. The
+shading of bevels and chamfers is the gradient of the same distance.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 # The lamp is at the upper left, for every part and every picture.
 LIGHT = (-0.64, -0.77)
 
-_METALS = (  # RGB in 0..1, and how often it is met
+_METALS = (  # RGB, 0 to 1, and probability
     ((0.63, 0.65, 0.67), 0.40),  # steel
     ((0.74, 0.75, 0.76), 0.30),  # aluminium
     ((0.53, 0.55, 0.59), 0.15),  # dark steel
     ((0.75, 0.62, 0.38), 0.15),  # brass
 )
 _KINDS = (("flange", 0.34), ("plate", 0.28), ("lobed", 0.20), ("washer", 0.18))
-_GRAIN = 512  # side of the tiles of surface texture, which wrap around
+_GRAIN = 512  # side, in pixels, of the repeating tiles of surface texture
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,28 @@ class Hole:
 
 @dataclass(frozen=True)
 class Design:
-    """What a part is meant to look like, before anything goes wrong with it."""
+    """The parameters of a part without defects; lengths in pixels."""
 
     kind: str
-    radius: float  # nothing of the part is farther from its centre
-    scale: float  # pixels per unit; a unit is a pixel of a picture of 320
+    radius: float  # of the enclosing circle
+    scale: float  # pixels per unit; 1 for an image of 320 pixels
     angle: float
-    aspect: float  # of a plate: short side over long side
-    bore: float  # radius of the opening in the middle, 0 if none
+    aspect: float  # short side over long side of a plate
+    bore: float  # radius of the central opening, 0 if none
     hub: float  # radius of the raised ring, 0 if none
     holes: tuple[Hole, ...]
     metal: tuple[float, float, float]
     finish: str  # "turned", "brushed" or "blasted"
-    grain: tuple[float, float, float]  # where in the texture, and how strong
+    grain: tuple[float, float, float]  # x and y in the texture, and its strength
 
 
 @dataclass
 class Surface:
-    """A part drawn on a square of pixels whose centre is the part's."""
+    """A part drawn at the centre of a square of pixels."""
 
-    rgb: Floats  # (side, side, 3), also where there is no part
-    alpha: Floats  # how much of each pixel is part
-    depth: Floats  # pixels to the nearest edge or hole, negative off the metal
+    rgb: Floats  # (side, side, 3), defined outside the part too
+    alpha: Floats  # share of each pixel that the part covers
+    depth: Floats  # pixels to the nearest edge or hole, negative outside the metal
     x: Floats
     y: Floats
     scale: float
@@ -76,7 +76,7 @@ def _pick(rng: np.random.Generator, options: tuple[tuple[object, float], ...]) -
 
 
 def design_part(rng: np.random.Generator, radius: float, scale: float) -> Design:
-    """A random part that fits a circle of `radius` pixels."""
+    """Draw a random design that fits into a circle of `radius` pixels."""
     kind = _KINDS[_pick(rng, _KINDS)][0]
     metal, _ = _METALS[_pick(rng, _METALS)]
     angle, aspect = float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.72, 0.92))
@@ -132,18 +132,18 @@ def design_part(rng: np.random.Generator, radius: float, scale: float) -> Design
 
 
 def plate_half(radius: float, aspect: float) -> tuple[float, float]:
-    """Half the sides of a plate whose corners, rounded, touch the circle of `radius`."""
+    """Return half the sides of a plate whose rounded corners touch the circle of `radius`."""
     half_x = radius * 1.04 / float(np.hypot(1.0, aspect))
     return half_x, half_x * aspect
 
 
 def lobe_radius(radius: float) -> float:
-    """Radius of the rounded ear around each hole of a lobed flange."""
+    """Return the radius of the rounded lobe around each hole of a lobed flange."""
     return radius * 0.31
 
 
 def draw_part(design: Design, holes: tuple[Hole, ...]) -> Surface:
-    """The part with these holes, clean. Nothing random is left: the same part, the same pixels."""
+    """Draw the part with these holes and no defects; deterministic."""
     scale = design.scale
     half = int(np.ceil(design.radius + 4 * scale))
     line = np.arange(-half, half + 1, dtype=np.float32)
@@ -152,10 +152,10 @@ def draw_part(design: Design, holes: tuple[Hole, ...]) -> Surface:
     outer = _outline(design, x, y, distance)
     if design.bore:
         outer = np.maximum(outer, design.bore - distance)
-    # Distance to the nearest hole; beyond `far` it does not matter which way it is.
+    # Distance to the nearest hole, computed up to `far` pixels only.
     far = 14 * scale
     drilled = np.full_like(x, far)
-    inside = np.zeros_like(x)  # at the bottom of a hole, 1 where the lamp reaches, -1 across
+    inside = np.zeros_like(x)  # in a hole: 1 on the lit side, -1 on the opposite side
     for hole in holes:
         reach = int(hole.radius + far) + 2
         row, column = round(hole.y) + half, round(hole.x) + half
@@ -171,7 +171,7 @@ def draw_part(design: Design, holes: tuple[Hole, ...]) -> Surface:
     edge = np.maximum(outer, -drilled)
 
     shade = _finish(design, x, y, distance)
-    # The lamp is near, so the side of a part that is turned to it is brighter.
+    # The lamp is near, so the side of the part that faces it is brighter.
     shade += 0.07 * (x * LIGHT[0] + y * LIGHT[1]) / design.radius
     slope_y, slope_x = np.gradient(edge)
     bevel = np.clip(1 + edge / (2.6 * scale), 0, 1)
@@ -181,7 +181,7 @@ def draw_part(design: Design, holes: tuple[Hole, ...]) -> Surface:
         radial = (x * LIGHT[0] + y * LIGHT[1]) / np.maximum(distance, 1)
         shade += 0.28 * step * radial + 0.04 * (distance < design.hub)
     rgb = np.asarray(design.metal, np.float32) * (1 + shade)[..., None]
-    # What is seen through a hole is the belt in the shade of the part, lit on the far side.
+    # Through a hole the belt is visible, in the part's shadow, lit on the far side.
     bottom = 0.055 + 0.10 * np.clip(inside, 0, 1) ** 2
     hollow = np.clip(0.5 - drilled, 0, 1)[..., None]
     rgb = (
@@ -222,7 +222,7 @@ def _outline(design: Design, x: Floats, y: Floats, distance: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=2)
 def _textures(scale: float) -> tuple[Floats, Floats]:
-    """Two tiles that wrap: streaks along x, as a brush leaves them, and the grain of blasting."""
+    """Return two repeating tiles: streaks along x (brushed metal), and grain (blasted metal)."""
     rng = np.random.default_rng(20)
     raw = rng.standard_normal((_GRAIN, _GRAIN))
     fine, broad = (
@@ -233,9 +233,9 @@ def _textures(scale: float) -> tuple[Floats, Floats]:
 
 
 def blurred_around(raw: Floats, along: float, across: float) -> Floats:
-    """A tile blurred by so many pixels as if it repeated for ever, its spread brought to 1.
+    """Blur a repeating tile by `along` and `across` pixels, and scale its deviation to 1.
 
-    In frequencies a blur costs the same however wide it is, and wraps around by nature.
+    In the frequency domain the cost does not depend on the width, and the result is periodic.
     """
     rows, columns = np.fft.fftfreq(raw.shape[0])[:, None], np.fft.rfftfreq(raw.shape[1])[None, :]
     kept = np.exp(-2 * np.pi**2 * ((along * columns) ** 2 + (across * rows) ** 2))
@@ -244,11 +244,11 @@ def blurred_around(raw: Floats, along: float, across: float) -> Floats:
 
 
 def _finish(design: Design, x: Floats, y: Floats, distance: Floats) -> Floats:
-    """Lighter and darker, around 0: the marks of the tool and the sheen that they give."""
+    """Return the shading, around 0, of tool marks and their sheen."""
     streaks, grain = _textures(design.scale)
     at_x, at_y, strength = design.grain
     if design.finish == "turned":
-        # Grooves run in circles; they send light back on two opposite sides, like a bow tie.
+        # Circular grooves reflect light in two opposite sectors.
         turn = np.arctan2(y, x)
         texture = _look_up(streaks, turn * (_GRAIN / (2 * np.pi)) + at_x, distance + at_y)
         lamp = float(np.arctan2(LIGHT[1], LIGHT[0]))

@@ -1,13 +1,13 @@
-"""Training in three dimensions on a head: `python -m rightbatch.examples.brain_segmentation`.
+"""3D segmentation of brain tissue: `python -m rightbatch.examples.brain_segmentation`.
 
-A 3D U-Net tells grey matter, white matter and the rest apart. Even one whole head at a time may
-take more memory than there is. Then an example is a patch of it, cut out when it is needed, and
-several are one update with the activations of one in memory. The trained network sees the whole
-head through a window that slides over it.
+A 3D U-Net segments grey matter, white matter and background. A single whole volume can need more
+memory than available. Then an example is a patch, cut out on demand, and several patches are one
+update with the activations of one in memory. Inference on the whole volume uses a sliding window.
 
 The data is *one* head: nilearn's MNI152 template, the average of 152 people, without the skull. All
-"volumes", the one held out too, are that head turned, scaled, moved, with other contrast, shade and
-noise. So this shows how memory behaves; its Dice scores say nothing about other people's heads.
+"volumes", including the validation volume, are augmentations of it (rotation, scale, translation,
+contrast, shading and noise). The example shows how memory behaves; its Dice scores are not a
+measure of segmentation quality on other people.
 """
 
 from __future__ import annotations
@@ -34,41 +34,44 @@ import rightbatch as rb
 from rightbatch._errors import MissingExtraError
 from rightbatch._units import format_bytes, format_seconds
 
-# The letters of a shape: N examples, C channels, D × H × W voxels.
+# Dimensions in suffixes: N examples, C channels, D × H × W voxels.
 CLASSES = ("background", "grey", "white")
 PATCH, BATCH, EPOCHS, MEMORY = 40, 4, 3, "1200MiB"
-VOLUMES, PATCHES = 8, 12  # of the training; a patch is an example
-_LARGEST = 8  # no larger batch is tried: what fits is the question here, not how much more
-_STEP = 4  # the U-Net halves sides twice
+VOLUMES, PATCHES = 8, 12  # training volumes, and patches (examples) of each
+_MAX_BATCH = 8  # enough to show what fits; larger batches would take longer
+_STEP = 4  # the U-Net halves the sides twice
 _SHADES = torch.tensor([[0, 0, 0], [230, 159, 0], [86, 180, 233]], dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class Head:
-    """An image (DHW, 0 to 1) and the class of each of its voxels (DHW), a few MiB together."""
+    """An image (DHW, 0 to 1) and the class of each voxel (DHW); a few MiB together."""
 
     image: Tensor
     labels: Tensor
 
     @property
     def shape(self) -> list[int]:
-        """Rounded up to a multiple of `_STEP`; beyond the image is background."""
+        """The sides rounded up to a multiple of `_STEP`; outside the image is background."""
         return [-(-side // _STEP) * _STEP for side in self.image.shape]
 
 
 def load_head(resolution: int = 2) -> Head:
-    """The template at so many millimetres a voxel, from files inside the nilearn package."""
+    """Load the template with voxels of `resolution` mm, from files in the nilearn package."""
     nilearn = _imported("nilearn.datasets", "nilearn")
     loads = (getattr(nilearn, f"load_mni152_{of}template") for of in ("", "gm_", "wm_"))
     image, grey, white = (torch.tensor(load(resolution).get_fdata()).float() for load in loads)
-    # nilearn's masks of the two overlap, since each is cut off at a share of 20% in a voxel. Here
-    # it is the larger share that counts, and where neither is half, it is background.
+    # nilearn's masks of the two tissues overlap, because their threshold is a share of 20%. Here a
+    # voxel has the tissue with the larger share, and is background if that is below one half.
     labels = torch.where(grey >= white, 1, 2) * (torch.maximum(grey, white) > 0.5)
     return Head(image.clamp(0, 1), labels.to(torch.uint8))
 
 
 class Patches(Dataset[dict[str, Tensor]]):
-    """Examples cut from jittered volumes, which are never made whole, unless `patch` is None."""
+    """Patches of augmented volumes, computed without the whole volume; volumes if `patch` is None.
+
+    An example has an "image" (1DHW, float) and a "label" (1DHW, float class indices).
+    """
 
     def __init__(self, head: Head, patch: int | None, volumes: Sequence[int]) -> None:
         self._head = head
@@ -88,7 +91,7 @@ class Patches(Dataset[dict[str, Tensor]]):
 
     def _cut(self, volume: int, start: list[int], noise: torch.Generator) -> dict[str, Tensor]:
         head, whole = self._head, torch.tensor(self._head.image.shape)
-        draw = torch.Generator().manual_seed(volume)  # what all patches of a volume have in common
+        draw = torch.Generator().manual_seed(volume)  # the same for all patches of a volume
         turn, scale, move, shade = torch.randn(4, 3, generator=draw)
         contrast = 0.8 + 0.4 * torch.rand((), generator=draw)
         skew = torch.zeros(3, 3)
@@ -96,7 +99,7 @@ class Patches(Dataset[dict[str, Tensor]]):
         affine = torch.linalg.matrix_exp(skew - skew.T) * (1 + 0.05 * scale)
         axes = [torch.arange(n) + begin for n, begin in zip(self._shape, start, strict=True)]
         voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - (whole - 1) / 2
-        # From -1 at one end of the image to 1 at the other, and x first, as grid_sample wants it.
+        # grid_sample expects coordinates from -1 to 1 across the image, x first.
         places_DHW3 = (voxels @ affine.T + 2 * move) * 2 / (whole - 1)
         grid = places_DHW3.flip(-1)[None]
         image, labels = (
@@ -108,12 +111,16 @@ class Patches(Dataset[dict[str, Tensor]]):
 
 
 def network(norm: str = "group", checkpointing: bool = False) -> nn.Module:
-    """MONAI's U-Net; `norm` is group, instance or batch. `checkpointing` recomputes its blocks."""
+    """Return MONAI's U-Net; `norm` is group, instance or batch.
+
+    `checkpointing` recomputes its blocks in the backward pass.
+    """
     nets = _imported("monai.networks.nets.unet", "monai")
-    # The last block normalizes its output. Groups divide 8 channels, and not 3 classes, so the
-    # classes come from a convolution behind it.
+    # The last block normalizes its output, and 3 classes cannot be divided into 8 groups. So the
+    # U-Net has 8 output channels, and a convolution follows it.
     groups = ("group", {"num_groups": 8}) if norm == "group" else norm
-    kind = nets.CheckpointUNet if checkpointing else nets.UNet  # BatchNorm then counts all twice
+    # With CheckpointUNet, BatchNorm updates its statistics twice per step.
+    kind = nets.CheckpointUNet if checkpointing else nets.UNet
     unet = kind(3, 1, 8, channels=(32, 64, 128), strides=(2, 2), num_res_units=1, norm=groups)
     return nn.Sequential(unet, nn.Conv3d(8, len(CLASSES), 1))
 
@@ -121,15 +128,16 @@ def network(norm: str = "group", checkpointing: bool = False) -> nn.Module:
 def workload(
     head: Head | None = None, *, patch: int | None = PATCH, volumes: int = VOLUMES, **kind: Any
 ) -> rb.Workload:
-    """Segmentation by patches of `patch` voxels a side (a multiple of 4), or None: whole heads.
+    """Return a segmentation of cubic patches with side `patch` (a multiple of 4), or whole volumes.
 
-    `kind` goes to `network`. Without a `head` it is loaded here, and a probe counts what loading
-    needs: `functools.partial(workload, load_head())` loads it once, for all probes.
+    `kind` is passed to `network`. Without `head` the data is loaded here, and a probe's memory
+    includes the loading; `functools.partial(workload, load_head())` loads it once for all probes.
     """
     head = head or load_head()
     model = network(**kind)
     dice_and_ce = _imported("monai.losses", "monai").DiceCELoss
-    # With `batch=True` Dice is one of all examples, and the parts' gradients are not the whole's.
+    # `batch=True` computes one Dice score over all examples, so that gradients of micro-batches
+    # would not add up to the batch's gradient.
     criterion = dice_and_ce(to_onehot_y=True, softmax=True, batch=False)
     held_out = Patches(head, None, [volumes])[0]
 
@@ -145,7 +153,7 @@ def workload(
         loss=loss,
         optimizer=torch.optim.AdamW(model.parameters(), lr=5e-3),
         data=Patches(head, patch, range(volumes)),
-        size=lambda index: 1,  # all alike, so there is no need to cut some to see
+        size=lambda index: 1,  # all examples have one size; saves measuring a sample
         evaluate=evaluate,
         scheduler=lambda optimizer, steps: OneCycleLR(optimizer, 5e-3, total_steps=steps),
     )
@@ -153,21 +161,21 @@ def workload(
 
 @torch.no_grad()
 def segment(model: nn.Module, image_CDHW: Tensor, patch: int) -> Tensor:
-    """The class of each voxel (DHW), by a window of `patch` voxels that slides, one at a time."""
+    """Return the class of each voxel (DHW), by a sliding window of side `patch`, one at a time."""
     infer = _imported("monai.inferers", "monai").sliding_window_inference
     image_NCDHW = image_CDHW[None].to(next(model.parameters()).device)
     return cast(Tensor, infer(image_NCDHW, (patch,) * 3, 1, model)[0].argmax(0).cpu())
 
 
 def dice(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Per class, twice the voxels in common over the voxels of both."""
+    """Return the Dice score of each class: 2 |A ∩ B| / (|A| + |B|)."""
     pairs = [(predicted == value, truth == value) for value in range(len(CLASSES))]
     scores = [2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1) for a, b in pairs]
     return {f"dice_{name}": score for name, score in zip(CLASSES, scores, strict=True)}
 
 
 def exactness(head: Head, norm: str, patch: int = 32) -> rb.Exactness | None:
-    """Of an update by `BATCH` patches in micro-batches of one; None if it could not be told."""
+    """Return how exact an update by `BATCH` patches in micro-batches of one is; None if unknown."""
     w = workload(head, patch=patch, norm=norm)
     step = rb.Elastic(w.model, w.optimizer, w.loss, micro_batch_size=1, on_event=lambda _: None)
     step(default_collate([w.data[index] for index in range(BATCH)]))
@@ -175,11 +183,11 @@ def exactness(head: Head, norm: str, patch: int = 32) -> rb.Exactness | None:
 
 
 def draw(image: Tensor, truth: Tensor, predicted: Tensor, picture: Path) -> Path:
-    """The middle slice from above (all DHW): image, truth and prediction side by side."""
+    """Save the middle axial slice of image, truth and prediction (each DHW) side by side."""
     middle = image.shape[2] // 2
     grey = (image[:, :, middle, None].clamp(0, 1) * 255).byte().expand(-1, -1, 3)
     panels = [grey, *(_SHADES[each[:, :, middle].long()] for each in (truth, predicted))]
-    # The second axis runs to the front, which is up in such pictures.
+    # The second axis points to the front of the head, which is up in axial images.
     pixels = torch.cat([panel.transpose(0, 1).flip(0) for panel in panels], dim=1)
     enlarged = pixels.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy()
     _imported("PIL.Image", "pillow").fromarray(enlarged).save(picture)
@@ -187,11 +195,11 @@ def draw(image: Tensor, truth: Tensor, predicted: Tensor, picture: Path) -> Path
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the example and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/brain"), help="folder for results")
-    parser.add_argument("--memory", default=MEMORY, help=f"what may be used, by default {MEMORY}")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--out", type=Path, default=Path("runs/brain"), help="output folder")
+    parser.add_argument("--memory", default=MEMORY, help=f"memory limit, default: {MEMORY}")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
     console = Console(highlight=False)
     try:
         run(**vars(parser.parse_args()), console=console)
@@ -202,14 +210,15 @@ def main() -> int:
 
 
 def run(out: Path, memory: str, epochs: int, console: Console) -> None:
-    """All of it; `memory` is the ceiling of what is tried, not of the training."""
-    started = time.perf_counter()
-    _imported("PIL.Image", "pillow")  # before the work, not after it
+    """Run all stages; `memory` limits the trials of `fit`, not the training."""
+    started_at = time.perf_counter()
+    _imported("PIL.Image", "pillow")  # fail now, not after the training
     torch.manual_seed(0)
     head = load_head()
-    console.print(_what_fits(head, memory))
+    console.print(_largest_batches(head, memory))
     for norm in ("group", "batch"):
-        console.print(f"{norm} norm, {BATCH} patches in parts: {exactness(head, norm)}")
+        found = exactness(head, norm) or "unknown: there are too few examples to compare"
+        console.print(f"an update by {BATCH} patches in parts, {norm} norm: {found}")
     factory = functools.partial(workload, head)
     done = rb.train(factory, batch=BATCH, micro_batch=1, epochs=epochs, out=out / "train")
     scores = ", ".join(f"{name} {value:.3f}" for name, value in done.metrics.items())
@@ -219,27 +228,28 @@ def run(out: Path, memory: str, epochs: int, console: Console) -> None:
     example = Patches(head, None, [VOLUMES])[0]
     predicted = segment(model.eval(), example["image"], PATCH)
     picture = draw(example["image"][0], example["label"][0], predicted, out / "slice.png")
-    console.print(f"{picture}, after {format_seconds(time.perf_counter() - started)}")
+    seconds = format_seconds(time.perf_counter() - started_at)
+    console.print(f"saved the segmentation to {picture}, after {seconds}")
 
 
-def _what_fits(head: Head, memory: str) -> Table:
-    fits = Table("an example", "largest batch", "memory", title=f"what trains within {memory}")
+def _largest_batches(head: Head, memory: str) -> Table:
+    table = Table("example", "largest batch", "peak memory", title=f"training within {memory}")
     for patch, checkpointing in ((32, False), (64, False), (None, False), (None, True)):
-        name = f"{patch} voxels a side" if patch else "the whole head"
-        name += ", recomputed for backward" * checkpointing
+        name = f"patch of {patch}³ voxels" if patch else "whole volume"
+        name += ", activation checkpointing" * checkpointing
         factory = functools.partial(workload, head, patch=patch, checkpointing=checkpointing)
         try:
-            found = rb.fit(factory, memory=memory, max_batch=_LARGEST)
-            most = f"{found.batch_size}" + " or more" * (found.batch_size == _LARGEST)
-            fits.add_row(name, most, format_bytes(found.peak_bytes))
+            found = rb.fit(factory, memory=memory, max_batch=_MAX_BATCH)
+            largest = f"{found.batch_size}" + " or more" * (found.batch_size == _MAX_BATCH)
+            table.add_row(name, largest, format_bytes(found.peak_bytes))
         except rb.NothingFitsError as error:
             needed = error.measured["needed_bytes"]
-            fits.add_row(name, "none", f"needs {format_bytes(needed)}" if needed else "unknown")
-    return fits
+            table.add_row(name, "none", f"needs {format_bytes(needed)}" if needed else "unknown")
+    return table
 
 
 def _imported(module: str, package: str) -> Any:
-    """When it is used, and without its types, which are not there on every machine."""
+    """Import a module on use, untyped, because its package is optional."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

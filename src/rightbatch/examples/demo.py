@@ -1,8 +1,8 @@
-"""The main job from beginning to end: `python -m rightbatch.examples.demo`.
+"""The whole workflow: `python -m rightbatch.examples.demo`.
 
-Renders a detection data set, finds the largest batch for YOLO26n, chooses the one that learns most
-in a second, trains with it, measures how many cameras the model then serves, and shows what it
-sees. Everything lands in one folder.
+Renders a detection data set, finds the largest batch for YOLO26n, chooses the one that reaches the
+target soonest, trains with it, measures how many cameras the model can serve, and draws its
+detections. Writes everything into one folder.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ import io
 import os
 import sys
 import time
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rightbatch._errors import RightbatchError
+from rightbatch._progress import Live
 from rightbatch._units import format_bytes, format_seconds
-from rightbatch.examples.parts import CLASSES, render_parts
+from rightbatch.examples._labels import CLASSES
+from rightbatch.examples.parts import render_parts
 
 if TYPE_CHECKING:
     from rightbatch._serve.engine.calibration import Calibration
+    from rightbatch._train.train import TrainResult
     from rightbatch._tune.plan import Plan
-    from rightbatch.integrations.ultralytics._factory import Trained
 
 MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
-LATENCY = "100ms"  # for each picture, where the model is served
-# For a training from scratch of some hundred updates; Ultralytics' defaults assume thousands, and
-# a mosaic of small defects leaves too little of them at 160 pixels.
+# With 240 images and 20 epochs, `tune` chooses at most 17, so that enough updates remain. Sizes
+# up to 64 are for comparison; finding the largest of all takes minutes on a CPU.
+MAX_BATCH = 64
+LATENCY = "100ms"  # of each image when the model is served
+# For a training from scratch of a few hundred updates; Ultralytics' defaults assume thousands, and
+# a mosaic would make the small defects invisible at 160 pixels.
 RECIPE: dict[str, Any] = {
     "optimizer": "AdamW",
     "lr0": 0.003,
@@ -53,17 +58,17 @@ RECIPE: dict[str, Any] = {
     "plots": False,
     "verbose": False,
 }
-_SHOWN = 12  # pictures on the sheet of detections
+_SHOWN = 12  # images on the sheet of detections
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the demo and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything")
-    parser.add_argument("--memory", help="cap the device for a trial, for example 2GiB")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder")
+    parser.add_argument("--memory", help="memory limit of the device, for example 2GiB")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"default: {EPOCHS}")
     arguments = parser.parse_args()
-    console = Console(highlight=False, file=sys.stdout)  # this one, whatever is redirected later
+    console = Console(highlight=False, file=sys.stdout)  # before stdout is redirected
     try:
         run(arguments.out, arguments.memory, arguments.epochs, console)
     except RightbatchError as error:
@@ -76,58 +81,71 @@ def main() -> int:
 
 
 def run(out: Path, memory: str | None, epochs: int, console: Console) -> None:
-    """All of it; `memory` caps the device."""
-    started = time.perf_counter()
-    # Before ultralytics is imported: no downloads, no chatter, and settings of the demo's own.
+    """Run all stages; `memory` is the device's limit, None for all that is free."""
+    started_at = time.perf_counter()
+    # Must be set before ultralytics is imported: no downloads, no log, separate settings.
     os.environ |= {
         "YOLO_OFFLINE": "true",
         "YOLO_VERBOSE": "false",
         "YOLO_CONFIG_DIR": str((out / "settings").resolve()),
     }
     from rightbatch._fit.fit import fit
+    from rightbatch._train.train import train
     from rightbatch._tune.tune import tune
-    from rightbatch.integrations.ultralytics._factory import from_spec, without_trackers
+    from rightbatch.integrations.ultralytics import from_spec, without_trackers
 
-    with _bars(console) as bars:
-        task = bars.add_task("rendering parts on a conveyor", total=300)
-        data = render_parts(
-            out / "parts", progress=lambda n, total: bars.update(task, completed=n, total=total)
-        )
-        bars.update(task, completed=300)
-    factory = from_spec(MODEL, data=str(data), imgsz=IMAGE_SIZE, **RECIPE)
-    assert factory is not None
-    console.print(f"finding the largest batch for {MODEL} at {IMAGE_SIZE} pixels …")
-    largest = fit(factory, memory=memory)
-    console.print(f"  {largest.batch_size}, in {format_seconds(largest.seconds)}")
-    console.print("choosing the size that learns most in a second …")
-    plan = tune(factory, largest=largest, memory=memory, epochs=epochs, budget=BUDGET)
-    console.print(f"  {plan.batch_size}, in {format_seconds(plan.seconds)}")
+    with _stage(console, "1/5 rendering images of parts on a conveyor", total=300) as stage:
+        data = render_parts(out / "parts", progress=stage.count)
+    training = from_spec(MODEL, data=str(data), imgsz=IMAGE_SIZE, **RECIPE)
+    assert training is not None
+    with _stage(console, f"2/5 finding the largest batch for {MODEL}, up to {MAX_BATCH}") as stage:
+        largest = fit(training, memory=memory, max_batch=MAX_BATCH)
+        stage.result = str(largest.batch_size)
+    with _stage(console, "3/5 choosing the batch size that reaches the target soonest") as stage:
+        plan = tune(training, largest=largest, memory=memory, epochs=epochs, budget=BUDGET)
+        stage.result = str(plan.batch_size)
     without_trackers()
-    # Ultralytics has bars of its own, for every little thing.
-    with _bars(console) as bars, redirect_stdout(io.StringIO()):
-        task = bars.add_task(f"training at batch size {plan.batch_size}", total=epochs)
-        trained = factory.train(
-            batch=plan.batch_size,
-            epochs=epochs,
-            out=out / "train",
-            device=None,
-            seed=0,
-            on_epoch=lambda n: bars.update(task, completed=min(n, epochs)),
-        )
-    weights = trained.out / "weights" / "best.pt"
-    console.print(f"measuring how many cameras it serves within {LATENCY} …")
-    served = _serving(weights, data)
+    with (
+        _stage(console, f"4/5 training at batch size {plan.batch_size}"),
+        redirect_stdout(io.StringIO()),  # Ultralytics prints progress bars of its own
+    ):
+        trained = train(training, batch=plan.batch_size, epochs=epochs, out=out / "train")
+    weights = Path(trained.out) / "weights" / "best.pt"
+    with _stage(console, f"5/5 measuring how many cameras it can serve within {LATENCY}"):
+        served = _calibrate_serving(weights, data)
     picture = _draw_detections(weights, data, out / "detections.jpg")
-    console.print(_card(plan, trained, served, picture, time.perf_counter() - started))
+    console.print(_summary(plan, trained, served, picture, time.perf_counter() - started_at))
 
 
-def _bars(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console)
+class _Stage:
+    """A stage of the demo: `count` shows its progress, `result` is printed at its end."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self.result = ""
+
+    def count(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        self._live.show(f"{done} of {total}", done)
 
 
-def _serving(weights: Path, data: Path) -> Calibration:
-    """What this machine can do with the model, on a picture that it has not seen."""
+@contextmanager
+def _stage(console: Console, title: str, total: int | None = None) -> Iterator[_Stage]:
+    """Print the title, show progress if there is a `total`, then print the result and the time.
+
+    Verbs of rightbatch show their own progress.
+    """
+    console.print(f"{title} …")
+    started_at = time.perf_counter()
+    with Live(title, enabled=total is not None, total=total) as live:
+        stage = _Stage(live)
+        yield stage
+    seconds = format_seconds(time.perf_counter() - started_at)
+    console.print(f"  {stage.result}, in {seconds}" if stage.result else f"  {seconds}")
+
+
+def _calibrate_serving(weights: Path, data: Path) -> Calibration:
+    """Measure what this machine can serve with the model, on a validation image."""
     from rightbatch._serve.engine.batcher import Batcher
     from rightbatch._serve.models import open_model
     from rightbatch._serve.sources.pictures import load_picture
@@ -137,11 +155,11 @@ def _serving(weights: Path, data: Path) -> Calibration:
         return batcher.calibrate(load_picture(first))
 
 
-def _card(
-    plan: Plan, trained: Trained, served: Calibration, picture: Path, seconds: float
+def _summary(
+    plan: Plan, trained: TrainResult, served: Calibration, picture: Path, seconds: float
 ) -> Panel:
     largest = plan.largest
-    rate = trained.examples * trained.epochs / trained.seconds
+    rate = trained.examples / trained.seconds
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold")
     rows.add_column(overflow="fold")
@@ -155,14 +173,14 @@ def _card(
         f"{format_bytes(largest.limit_bytes)} on {largest.device} ({enforced})",
     )
     rows.add_row("speed", f"{rate:.0f} images per second in training")
-    rows.add_row("mAP50", f"{trained.metrics['metrics/mAP50(B)']:.3f} on held-out pictures")
+    rows.add_row("mAP50", f"{trained.metrics['metrics/mAP50(B)']:.3f} on validation images")
     rows.add_row(f"in {LATENCY}", str(served))
     rows.add_row("picture", str(picture))
     return Panel(rows, title=f"the right batch size for {MODEL}, in {format_seconds(seconds)}")
 
 
 def _draw_detections(weights: Path, data: Path, picture: Path) -> Path:
-    """A sheet of validation pictures with what the model detects on them."""
+    """Draw the model's detections on validation images, and save them as one image."""
     import cv2
     import numpy as np
     from ultralytics import YOLO
@@ -188,7 +206,7 @@ def _draw_detections(weights: Path, data: Path, picture: Path) -> Path:
     return picture
 
 
-# Blue, green, red; told apart by people with any colour vision.
+# Blue, green, red (OpenCV's order); distinguishable with any colour vision.
 _COLORS = ((0, 165, 255), (255, 200, 60), (80, 80, 255), (120, 220, 60))
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Handwritten digits: a study of batch sizes that takes some minutes on a CPU, without a download.
+"""Handwritten digits: a study of batch sizes that takes a few minutes on a CPU, without a download.
 
 `python -m rightbatch.examples.digits` trains six sizes with three seeds each into `runs/digits`.
-The data are scikit-learn's 1,797 scans of 8 × 8 pixels (Alpaydin and Kaynak 1998, UCI Machine
-Learning Repository), which come with its package.
+The data are the 1,797 scans of 8 × 8 pixels in scikit-learn's package (Alpaydin and Kaynak 1998,
+UCI Machine Learning Repository).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import rightbatch as rb
 BATCHES = (16, 32, 64, 128, 256, 512)
 TARGET = "evaluation_loss=0.2"
 HELD_OUT = 360
-"""Scans that are not trained with: a fifth, the same in every run."""
+"""Scans for the evaluation: a fifth, the same in every run."""
 
 
 def workload() -> rb.Workload:
-    """A network with one hidden layer, trained by SGD at a rate that was chosen for batches of 16.
+    """Return a network with one hidden layer, and SGD with the learning rate for batch size 16.
 
     Raises:
-        MissingExtraError: without scikit-learn, which mlflow brings.
+        MissingExtraError: if scikit-learn is not installed; mlflow depends on it.
     """
     train, held_out = _data()
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -67,21 +67,21 @@ def _data() -> tuple[TensorDataset, TensorDataset]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the study, and say what it found."""
+    """Run the study and print its results."""
     parser = argparse.ArgumentParser(
         prog="python -m rightbatch.examples.digits", description=main.__doc__
     )
     parser.add_argument("--out", default="runs/digits", help="default: runs/digits")
     parser.add_argument("--seeds", type=int, default=3, help="default: 3")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     print(
         rb.study(
             f"{__file__}:workload",
             batches=BATCHES,
-            seeds=asked.seeds,
+            seeds=options.seeds,
             epochs=200,
             target=TARGET,
-            out=asked.out,
+            out=options.out,
         )
     )
 

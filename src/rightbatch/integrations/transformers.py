@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._elastic import Elastic
-from rightbatch._elastic.gradients import add_gradients, set_aside
+from rightbatch._elastic.gradients import add_gradients, separate_gradients
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._workload.batch import Batch, count_examples
 from rightbatch._workload.workload import Workload
@@ -85,7 +85,7 @@ class ElasticMixin:
             else 1 / trainer.current_gradient_accumulation_steps
         )
         parameters = [p for p in model.parameters() if p.requires_grad]
-        with set_aside(parameters) as found:
+        with separate_gradients(parameters) as found:
             report = elastic.gradients(inputs)
         add_gradients(parameters, found)
         return report.mean_loss * self._scale

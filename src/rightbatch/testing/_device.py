@@ -18,8 +18,8 @@ class DeviceContract:
     The fixture takes back what `enforce` does to the process. `allocation` is how much the tests
     allocate, `tolerance` by how much a figure may exceed what was allocated: an allocator's blocks
     are larger than its tensors. It may fall short by 2%, where the process gives back meanwhile
-    what it had before. `name` and `unrepeatable` are read before `prepare`; all else is called in a
-    probe's order.
+    what it had before. `name` and `charge_variation` are read before `prepare`; all else is called
+    in a probe's order.
     """
 
     allocation = 256 * _MIB
@@ -35,7 +35,7 @@ class DeviceContract:
         assert tensor.device.type == torch.device(device.name).type
 
     def test_its_charge_repeats_to_a_share_of_the_limit(self, device: Device) -> None:
-        assert 0 <= device.unrepeatable < 1
+        assert 0 <= device.charge_variation < 1
 
     def test_it_has_a_capacity_in_bytes(self, device: Device) -> None:
         device.prepare()

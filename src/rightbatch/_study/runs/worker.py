@@ -57,7 +57,7 @@ def _train(channel: Channel, header: Header, training: Training, plan: RunPlan) 
         capacity = device.capacity()
         limit = capacity if memory is None else min(memory, capacity)
         if memory is not None:
-            device.enforce(int(limit * (1 - max(header.margin, device.unrepeatable))))
+            device.enforce(int(limit * (1 - max(header.margin, device.charge_variation))))
         ended = train_run(training, plan, device, limit, Reporter(channel.send))
     except BaseException as error:
         channel.send(event="broken", **failure(error.__cause__ or error))

@@ -128,7 +128,7 @@ class Needs:
             return trace.peak_bytes + BESIDE_TENSORS
         simulated = self._step.simulated(batch_size, DEFAULT_CAPABILITY)
         assert simulated is not None  # without a limit there is room
-        beside = self._step.outside(trace, DEFAULT_CAPABILITY)
+        beside = self._step.overhead(trace, DEFAULT_CAPABILITY)
         return simulated.reserved_bytes + beside.high
 
 

@@ -18,8 +18,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 from rightbatch import _faults
 from rightbatch._device.caches import release
 from rightbatch._elastic import Elastic, Event
-from rightbatch._elastic.events import tell
-from rightbatch._elastic.gradients import Failure, add_gradients, caught, set_aside
+from rightbatch._elastic.events import log_event
+from rightbatch._elastic.gradients import Failure, add_gradients, failure_from, separate_gradients
 from rightbatch._errors import NothingFitsError
 
 _OF_OBJECTS = ("cls", "bboxes", "batch_idx", "keypoints", "angle")
@@ -39,7 +39,7 @@ class ElasticYolo:
         trainer: Any,
         *,
         micro_batch_size: int | None = None,
-        on_event: Callable[[Event], object] = tell,
+        on_event: Callable[[Event], object] = log_event,
     ) -> None:
         self._trainer = trainer
         self._micro_batch_size, self._on_event = micro_batch_size, on_event
@@ -108,7 +108,7 @@ class ElasticYolo:
             return self._loss_of(x, *arguments, **keywords)
         self._items, self._whole = [], self._factor(x)
         parameters = [p for p in self._trainer.model.parameters() if p.requires_grad]
-        with set_aside(parameters) as found:
+        with separate_gradients(parameters) as found:
             report = elastic.gradients(x)
         value = report.mean_loss * self._whole
         loss = _Differentiated.apply(parameters[0], value, parameters, found)
@@ -229,7 +229,7 @@ def _tried(function: Any, x: Tensor, arguments: Any, keywords: Any) -> Any:
         _faults.enter("evaluation")
         return function(x, *arguments, **keywords)
     except BaseException as error:
-        return caught(error, "evaluation")
+        return failure_from(error, "evaluation")
 
 
 def _joined(parts: list[Any], sizes: list[int]) -> Any:

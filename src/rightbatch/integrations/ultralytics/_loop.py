@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ultralytics import YOLO
 
 from rightbatch._elastic import Event
-from rightbatch._elastic.events import tell
+from rightbatch._elastic.events import log_event
 from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._noise import Part
 from rightbatch._training.clock import Clock
@@ -305,7 +305,7 @@ class UltralyticsLoop:
     def _on_event(self, event: Event) -> None:
         self.state.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
         if self.plan.out is not None:
-            tell(event)
+            log_event(event)
         for observer in self._observers:
             observer.on_event(self, event)
 

@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import autocast
 
 from rightbatch._device.caches import synchronize
 from rightbatch._errors import UsageError
-from rightbatch._predict.recorder import arriving
+from rightbatch._predict.recorder import transfer_batch
 from rightbatch._workload.workload import StepSeconds
 from rightbatch._workload.worst import smaller_last_batch
 from rightbatch.integrations.ultralytics._isolation import register_no_trackers, write_no_caches
@@ -69,7 +69,7 @@ class UltralyticsSession:
         self._steps += 1
         rest = smaller_last_batch(len(self._train_data), batch_size)
         images = rest if rest and self._steps % 3 == 0 else batch_size
-        self._batch = arriving(lambda: self._worst_batch(self._train_data, images))
+        self._batch = transfer_batch(lambda: self._worst_batch(self._train_data, images))
         self._gradient()
         self._update(batch_size)
 
@@ -108,14 +108,14 @@ class UltralyticsSession:
     def evaluate(self, batch_size: int) -> int:
         trainer = self._trainer
         if self._inference:
-            self._predict(arriving(lambda: self._worst_batch(self._val_data, batch_size)))
+            self._predict(transfer_batch(lambda: self._worst_batch(self._val_data, batch_size)))
             return batch_size
         # Ultralytics' loaders never hold more than the data set has.
         count = min(self._val_factor * batch_size, len(self._val_data))
         trainer.epoch = trainer.start_epoch
         if not getattr(trainer, "loss_items", None):
             trainer.loss_items = self._losses()  # no step has told their names yet
-        batch = arriving(lambda: self._worst_batch(self._val_data, count))
+        batch = transfer_batch(lambda: self._worst_batch(self._val_data, count))
         trainer.validator.dataloader = _OneBatch(batch, self._val_data)
         with torch.inference_mode():
             trainer.validator(trainer)

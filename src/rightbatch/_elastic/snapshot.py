@@ -1,4 +1,4 @@
-"""What an attempt may change besides gradients: the model's buffers and every random state."""
+"""Snapshots of what an attempt changes besides gradients: buffers and random states."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from rightbatch._device.random_state import random_state, set_random_state
 
 
-class StateBefore:
-    """Buffers and random states as they were at `take`, put back by `restore`.
+class Snapshot:
+    """The model's buffers and all random states, copied by `take` and put back by `restore`.
 
-    BatchNorm counts in its buffers whatever it has seen, and dropout would draw other masks.
+    A forward pass updates the running statistics of BatchNorm, and dropout advances the random
+    state; a repeated attempt must start from the same values.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -24,17 +25,18 @@ class StateBefore:
         self._random: dict[str, Any] = {}
 
     def take(self) -> None:
+        """Copy the buffers and random states."""
         buffers = [
             (module, name, buffer)
             for module in self._model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        same = len(buffers) == len(self._buffers) and all(
+        are_same = len(buffers) == len(self._buffers) and all(
             new[2] is old[2] for new, old in zip(buffers, self._buffers, strict=True)
         )
         with torch.no_grad():
-            if same:
+            if are_same:
                 for copy, (_, _, buffer) in zip(self._copies, buffers, strict=True):
                     copy.copy_(buffer)
             else:
@@ -43,8 +45,9 @@ class StateBefore:
         self._random = random_state(self._device)
 
     def restore(self) -> None:
+        """Restore the buffers and random states of the last `take`."""
         with torch.no_grad():
             for (module, name, buffer), copy in zip(self._buffers, self._copies, strict=True):
                 buffer.copy_(copy)
-                module._buffers[name] = buffer  # it may have been replaced instead of written to
+                module._buffers[name] = buffer  # the forward pass may have replaced the tensor
         set_random_state(self._random, self._device)

@@ -1,0 +1,77 @@
+"""Progress lines without a terminal: what a CI log receives."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from rightbatch import _progress
+from rightbatch._progress import Live
+
+
+@pytest.fixture
+def interval(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds between two lines, short enough for a test."""
+    monkeypatch.setattr(_progress, "_INTERVAL", 0.05)
+    return 0.05
+
+
+def wait_for_lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
+    """Return the lines on stderr once there are `count`, or those after ten seconds."""
+    text, deadline = "", time.monotonic() + 10
+    while text.count("\n") < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+        text += capsys.readouterr().err
+    return text.splitlines()
+
+
+def test_the_latest_text_is_printed_again_and_again(
+    capsys: pytest.CaptureFixture[str], interval: float
+) -> None:
+    with Live("fit") as live:
+        live.show("batch size 8")
+        live.show("batch size 16")
+        lines = wait_for_lines(capsys, 3)
+    assert len(lines) >= 3
+    assert all(re.fullmatch(r"fit: batch size 16 \(0\.\d s\)", line) for line in lines[:3])
+
+
+def test_a_total_is_printed_as_a_percentage(
+    capsys: pytest.CaptureFixture[str], interval: float
+) -> None:
+    with Live("train", total=20) as live:
+        live.show("epoch 5", 5)
+        line = wait_for_lines(capsys, 1)[0]
+    assert line.startswith("train: epoch 5, 25% (")
+
+
+def test_a_stage_is_printed_at_once_and_a_short_run_prints_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Live("predict") as live:
+        live.stage("tracing a step")
+        live.show("batch size 64")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == ["predict: tracing a step"]
+
+
+def test_nothing_is_printed_where_progress_is_disabled(
+    capsys: pytest.CaptureFixture[str], interval: float
+) -> None:
+    with Live("fit", enabled=False) as live:
+        live.stage("batch size 8")
+        time.sleep(3 * interval)
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_printed_after_the_end(
+    capsys: pytest.CaptureFixture[str], interval: float
+) -> None:
+    with Live("fit") as live:
+        live.show("batch size 8")
+        wait_for_lines(capsys, 1)
+    capsys.readouterr()
+    time.sleep(3 * interval)
+    assert capsys.readouterr().err == ""
