@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from rightbatch._predict.predict import Prediction, predict, replay
     from rightbatch._predict.replay import ReplayResult
     from rightbatch._serve.engine.batcher import Batcher
-    from rightbatch._serve.serve import Server, serve
+    from rightbatch._serve.serve import serve
+    from rightbatch._serve.server import Server
     from rightbatch._study.result import StudyResult
     from rightbatch._study.study import study
     from rightbatch._train.train import TrainResult, train
@@ -65,7 +66,7 @@ _LAZY = {
     "Probe": "_worker",
     "Plan": "_tune",
     "ReplayResult": "_predict.replay",
-    "Server": "_serve.serve",
+    "Server": "_serve.server",
     "Session": "_workload.workload",
     "StepReport": "_elastic.step",
     "StudyResult": "_study.result",

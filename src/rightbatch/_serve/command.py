@@ -21,7 +21,7 @@ from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
 from rightbatch._progress import Live
 from rightbatch._serve.engine.calibration import Calibration
 from rightbatch._serve.engine.records import Contract
-from rightbatch._serve.serve import Server
+from rightbatch._serve.server import Server
 from rightbatch._units import parse_seconds
 from rightbatch._web.access import is_this_machine
 

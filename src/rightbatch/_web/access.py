@@ -49,7 +49,7 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
-class Door:
+class AccessControl:
     """Lets a request through to the application, or answers it with JSON that says why not.
 
     Args:

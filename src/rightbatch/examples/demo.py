@@ -129,7 +129,7 @@ def _bars(console: Console) -> Progress:
 def _serving(weights: Path, data: Path) -> Calibration:
     """What this machine can do with the model, on a picture that it has not seen."""
     from rightbatch._serve.engine.batcher import Batcher
-    from rightbatch._serve.models import open_model
+    from rightbatch._serve.models.open import open_model
     from rightbatch._serve.sources.pictures import load_picture
 
     first = sorted((data.parent / "images" / "val").iterdir())[0]

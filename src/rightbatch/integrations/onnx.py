@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.models import by_kind
+from rightbatch._serve.models.results import run_grouped
 from rightbatch.integrations._pixels import Image, Shape
 from rightbatch.integrations._yolo_outputs import Classifier, Detector, Metadata, Plain
 
@@ -125,7 +125,7 @@ class OnnxModel:
 
     def __call__(self, images: list[Image]) -> list[Any]:
         """One result for each."""
-        return by_kind(images, self._head.shape_of, self._run) if images else []
+        return run_grouped(images, self._head.shape_of, self._run) if images else []
 
     def close(self) -> None:
         """Ends the threads and gives the memory back."""

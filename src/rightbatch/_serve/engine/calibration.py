@@ -134,7 +134,7 @@ def measure(
         try:
             taken = _seconds(function, item, size)
         except Exception as error:
-            if not samples or isinstance(error, NotOneForEach | UsageError):
+            if not samples or isinstance(error, ResultCountError | UsageError):
                 raise
             return samples, "memory" if is_out_of_memory(error) else "failure"
         samples[size] = taken
@@ -153,7 +153,7 @@ def measure(
     return samples, "max_batch" if max(samples) == max_batch else "largest"
 
 
-def conclude(
+def estimate_capacity(
     samples: dict[int, list[float]],
     stopped_by: str,
     latency: float,
@@ -231,7 +231,7 @@ def _seconds(function: Function, item: Any, size: int) -> list[float]:
     return taken
 
 
-class NotOneForEach(TypeError):
+class ResultCountError(TypeError):
     """A function that returned something else than a result for each of its items."""
 
 
@@ -244,12 +244,12 @@ def check_results(results: Any, size: int) -> None:
     try:
         length = len(results)
     except TypeError:
-        raise NotOneForEach(
+        raise ResultCountError(
             f"the function must return a list with a result for each of its {size} item(s), "
             f"got {type(results).__name__}"
         ) from None
     if length != size:
-        raise NotOneForEach(f"the function returned {length} result(s) for {size} item(s)")
+        raise ResultCountError(f"the function returned {length} result(s) for {size} item(s)")
 
 
 def _drawn(

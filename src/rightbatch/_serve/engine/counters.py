@@ -17,7 +17,7 @@ _RATE_OVER = 5.0  # seconds
 
 
 @dataclass(slots=True)
-class Counts:
+class StreamCounts:
     """One stream's; latencies in seconds."""
 
     served: int = 0
@@ -45,13 +45,13 @@ class Counts:
         }
 
 
-class Tally:
+class Counters:
     """A `Listener` that counts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._streams: dict[str, Counts] = {}
-        self._gone = Counts()  # of streams that were closed
+        self._streams: dict[str, StreamCounts] = {}
+        self._gone = StreamCounts()  # of streams that were closed
         self._batches: deque[BatchRecord] = deque(maxlen=_BATCHES)
 
     def batch(self, record: BatchRecord) -> None:
@@ -72,7 +72,7 @@ class Tally:
     def open(self, stream: str) -> None:
         """Count for a stream, from now on."""
         with self._lock:
-            self._streams.setdefault(stream, Counts())
+            self._streams.setdefault(stream, StreamCounts())
 
     def forget(self, stream: str) -> None:
         """Count it, and what still comes of it, among those that are gone."""
@@ -90,7 +90,7 @@ class Tally:
     def of(self, stream: str) -> dict[str, Any]:
         """A stream's counts, rate and latencies."""
         with self._lock:
-            return self._streams.get(stream, Counts()).to_dict()
+            return self._streams.get(stream, StreamCounts()).to_dict()
 
     def total(self) -> dict[str, Any]:
         """All streams' counts."""
@@ -122,5 +122,5 @@ class Tally:
             for record in records
         ]
 
-    def _counts(self, stream: str) -> Counts:
+    def _counts(self, stream: str) -> StreamCounts:
         return self._streams.get(stream, self._gone)

@@ -16,7 +16,7 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._errors import LateError, UsageError
 from rightbatch._serve.engine import calibration
 from rightbatch._serve.engine.calibration import Calibration, Function
-from rightbatch._serve.engine.counters import Tally
+from rightbatch._serve.engine.counters import Counters
 from rightbatch._serve.engine.queues import NEVER, Item
 from rightbatch._serve.engine.records import BatchRecord, Cause, Contract, Listener, Served
 from rightbatch._serve.engine.scheduler import Dispatch, Scheduler
@@ -61,13 +61,13 @@ class Engine:
             if not sizes:
                 raise UsageError(f"none of the model's sizes is within max_batch={max_batch}")
         self.latency = parse_seconds(latency)
-        self.tally = Tally()
+        self.counters = Counters()
         self.calibration: Calibration | None = None
         self._function = function
         self._sizes = sizes
         self._max_batch = max_batch
         self._on_first = on_first or self.calibrate
-        self._listeners: list[Listener] = [self.tally, *listeners]
+        self._listeners: list[Listener] = [self.counters, *listeners]
         # Until it is calibrated the table says that nothing takes any time.
         self._scheduler = Scheduler(
             ServiceTable({1: [1e-9]}), self.latency, sizes=sizes, max_batch=max_batch
@@ -98,7 +98,7 @@ class Engine:
             scheduler = self._scheduler
             if stream not in scheduler.queues:
                 scheduler.open(stream)
-                self.tally.open(stream)
+                self.counters.open(stream)
             queue = scheduler.queues[stream]
             self._start()
             if queue.contract == "every":
@@ -159,7 +159,7 @@ class Engine:
             if name in self._scheduler.queues:
                 raise UsageError(f"there is a stream {name!r} already; choose another name")
             self._scheduler.open(name, contract, weight, depth)
-            self.tally.open(name)
+            self.counters.open(name)
 
     def close_stream(self, name: str) -> None:
         """Forget a stream; what waits there is dropped.
@@ -175,7 +175,7 @@ class Engine:
             self._left.notify_all()
         for item in left:
             self._drop(item, "closing")
-        self.tally.forget(name)
+        self.counters.forget(name)
 
     def cap(self, max_batch: int) -> None:
         """Form no larger batches from now on (memory)."""
@@ -212,7 +212,7 @@ class Engine:
         if stopped_by in ("memory", "failure"):
             self._max_batch = max(samples)
         told("what fits")
-        result = calibration.conclude(
+        result = calibration.estimate_capacity(
             samples, stopped_by, self.latency, sizes=self._sizes, max_batch=self._max_batch
         )
         with self._lock:
@@ -364,7 +364,7 @@ class Engine:
                 items=tuple(served),
             )
             for listener in self._listeners:
-                _safely(listener.batch, record)
+                _call_safely(listener.batch, record)
 
     def _outcomes(self, items: list[Item]) -> list[Any]:
         """A result or an exception for each: a batch that fails is run again in halves.
@@ -395,7 +395,7 @@ class Engine:
 
     def _refusal(self, stream: str, cause: Cause, retry_after: float = 0.0) -> LateError:
         for listener in self._listeners:
-            _safely(listener.dropped, stream, cause)
+            _call_safely(listener.dropped, stream, cause)
         return LateError(_WHY[cause], cause=cause, retry_after=retry_after)
 
     def _drop(self, item: Item, cause: Cause) -> None:
@@ -405,15 +405,15 @@ class Engine:
 
     def _fail(self, item: Item, error: BaseException) -> None:
         for listener in self._listeners:
-            _safely(listener.dropped, item.stream, "failed")
+            _call_safely(listener.dropped, item.stream, "failed")
         self._tell(item, error)
 
     def _tell(self, item: Item, outcome: Served | BaseException) -> None:
         if item.done is not None:
-            _safely(item.done, outcome)
+            _call_safely(item.done, outcome)
 
 
-def _safely(hears: Callable[..., object], *said: object) -> None:
+def _call_safely(hears: Callable[..., object], *said: object) -> None:
     """Nobody who hears of an item can keep the others from theirs."""
     try:
         hears(*said)

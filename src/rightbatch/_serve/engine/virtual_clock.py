@@ -16,7 +16,7 @@ Arrival = tuple[float, str]  # seconds, stream
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulationResult:
     """What became of a load; times in seconds."""
 
     offered: int
@@ -68,7 +68,7 @@ def simulate(
     contract: Contract = "deadline",
     refuse: bool = False,
     learn: bool = False,
-) -> Simulated:
+) -> SimulationResult:
     """Run a load through a scheduler; the queues must be empty.
 
     Args:
@@ -110,6 +110,6 @@ def simulate(
         if learn:
             scheduler.observe(dispatch.ran_as, took)
     in_time = sum(latency <= scheduler.latency + 1e-9 for latency in latencies)
-    return Simulated(
+    return SimulationResult(
         len(arrivals), in_time, {k: n for k, n in dropped.items() if n}, latencies, batches
     )

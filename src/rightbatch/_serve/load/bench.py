@@ -15,16 +15,12 @@ from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.calibration import Calibration
-from rightbatch._serve.load.load_test import (
-    SHARE,
-    Kind,
-    LargestRate,
-    LoadResult,
-    largest_rate,
-    run,
-    schedule,
-)
-from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._serve.load.arrivals import Kind, schedule
+from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.load_test import LoadResult, run
+from rightbatch._serve.load.rate_search import LargestRate, largest_rate
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image, Model
 from rightbatch._units import parse_seconds
 
 _KINDS: tuple[Kind, ...] = ("cameras", "poisson")
@@ -122,11 +118,11 @@ def bench(
     try:
         with Live("bench", enabled=progress) as live:
             if memory is not None:
-                from rightbatch._serve.engine.memory import largest_within
+                from rightbatch._serve.models.memory import largest_batch_within
 
                 live.show(f"how many images {memory} hold")
                 asked = {"device": device, "max_batch": max_batch, **options}
-                max_batch = largest_within(memory, model, images[0].shape, **asked).batch_size
+                max_batch = largest_batch_within(memory, model, images[0].shape, **asked).batch_size
             # What a short burst leaves in the queue is no sign of what can be borne.
             seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)
@@ -194,8 +190,7 @@ def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
         return [np.random.default_rng(seed).integers(0, 256, _NOISE, np.uint8)]
     if not isinstance(image, str | Path):
         return [image]
-    from rightbatch._serve.sources.frames import pictures_in
-    from rightbatch._serve.sources.pictures import load_picture
+    from rightbatch._serve.sources.pictures import load_picture, pictures_in
 
     files = pictures_in(Path(image)) if Path(image).exists() else ()
     if not files:

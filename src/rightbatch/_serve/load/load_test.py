@@ -8,28 +8,23 @@ that waits for a slow server sends less of it, and so hides what its users would
 from __future__ import annotations
 
 import math
-import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rightbatch._errors import LateError, UsageError
 from rightbatch._serve.engine.records import Served
 from rightbatch._serve.engine.service_times import quantile
-from rightbatch._serve.engine.virtual_clock import Arrival, cameras
+from rightbatch._serve.engine.virtual_clock import Arrival
+from rightbatch._serve.load.early_stopping import SHARE, queries_needed
 
-SHARE = 0.99  # of the items in time: what a rate that is borne means
-_CONFIDENCE = 0.99  # of MLPerf's early stopping
-_LAG = 0.05  # of the target: more than this, 1 in 100 times, is worth a word
-_WIDTH = 0.1  # of the guessed rate: the first step of the search
-
-Kind = Literal["poisson", "cameras"]
+_LAG_WARNING = 0.05  # share of the target that the 99% lag of the generator may reach
 
 
-class Loaded(Protocol):
+class LoadTarget(Protocol):
     """What a load is put on: a `Batcher`, or anything with its `put`."""
 
     @property
@@ -88,7 +83,7 @@ class LoadResult:
     @property
     def lags(self) -> bool:
         """Whether the generator itself was too late for these numbers to be the server's."""
-        return self.lag > _LAG * self.target
+        return self.lag > _LAG_WARNING * self.target
 
     def quantile(self, q: float) -> float | None:
         """Of the latencies of what was served, seconds."""
@@ -142,54 +137,8 @@ class LoadResult:
         }
 
 
-@dataclass(frozen=True)
-class LargestRate:
-    """The largest rate that held, items a second, and every run on the way to it, in order."""
-
-    rate: float
-    share: float
-    runs: tuple[tuple[float, LoadResult], ...] = field(repr=False)
-
-    @property
-    def last(self) -> LoadResult | None:
-        """The run that confirmed it."""
-        held = [result for rate, result in self.runs if rate == self.rate]
-        return held[-1] if held else None
-
-    @property
-    def is_generators(self) -> bool:
-        """Whether it may be the load generator's limit, and not the server's: above it the
-        generator itself was too late."""
-        above = [(rate, result) for rate, result in self.runs if rate > self.rate]
-        lowest = min((rate for rate, _ in above), default=0.0)
-        return any(result.lags for rate, result in above if rate == lowest)
-
-    def __str__(self) -> str:
-        last = self.last
-        if last is None:
-            return f"no rate was found at which {100 * self.share:g}% are in time"
-        text = f"{self.rate:.4g}/s with {100 * self.share:g}% in time, in two runs ({last})"
-        if not last.is_sure(self.share):
-            needed = queries_needed(last.offered - last.in_time, self.share)
-            text += f"; to be sure it takes {needed} items with so few late"
-        if self.is_generators:
-            text += "; above it the generator itself was late: the server may bear more"
-        return text
-
-    def to_dict(self) -> dict[str, Any]:
-        last = self.last
-        return {
-            "items_per_second": self.rate,
-            "share": self.share,
-            "is_sure": last is not None and last.is_sure(self.share),
-            "is_generators": self.is_generators,
-            "runs": [{"asked_per_second": rate, **run.to_dict()} for rate, run in self.runs],
-            "text": str(self),
-        }
-
-
 def run(
-    loaded: Loaded, items: Sequence[Any], arrivals: Sequence[Arrival], *, share: float = 0.0
+    loaded: LoadTarget, items: Sequence[Any], arrivals: Sequence[Arrival], *, share: float = 0.0
 ) -> LoadResult:
     """Put items at the moments of a schedule, whether or not the ones before are answered.
 
@@ -206,7 +155,7 @@ def run(
         raise UsageError("a load needs at least one item and one arrival")
     target = loaded.latency
     bearable = len(arrivals) - math.ceil(share * len(arrivals) - 1e-9)
-    account = _Account(target)
+    account = _OutcomeCollector(target)
     lags: list[float] = []
     start = time.monotonic() + 0.02
     for number, (at, stream) in enumerate(arrivals):
@@ -231,130 +180,7 @@ def run(
     )
 
 
-def largest_rate(
-    attempt: Callable[[float, int], LoadResult],
-    guess: float,
-    step: float,
-    *,
-    share: float = SHARE,
-) -> LargestRate:
-    """Search the largest rate that holds, in whole steps; it must hold twice.
-
-    From the guess in growing strides until one holds and one fails, then by halves. What was found
-    is tried once more with other arrivals, and where that fails the search goes on below it, now
-    with both at every rate. What fails is not tried again: the result errs to the low side.
-
-    Args:
-        attempt: runs a load of so many items a second; its second argument is the schedule's seed.
-        guess: items a second to start at.
-        step: the resolution: the rate of a camera, or a per cent or two of the guess.
-        share: of the items in time.
-    """
-    if guess <= 0 or step <= 0:
-        raise UsageError(f"a guess and a step are above 0, got {guess} and {step}")
-    _check(share)
-    runs: list[tuple[float, LoadResult]] = []
-    known: dict[tuple[int, int], bool] = {}
-
-    def holds(steps: int, seed: int) -> bool:
-        if (steps, seed) not in known:
-            result = attempt(steps * step, seed)
-            runs.append((steps * step, result))
-            known[steps, seed] = result.holds(share)
-        return known[steps, seed]
-
-    at = max(1, round(guess / step))
-    found = _largest(lambda steps: holds(steps, 0), at, max(1, round(_WIDTH * at)))
-    if found:
-        found = _largest(
-            lambda steps: holds(steps, 1) and holds(steps, 0), found, 1, failed=found + 1
-        )
-    return LargestRate(found * step, share, tuple(runs))
-
-
-def _largest(holds: Callable[[int], bool], at: int, stride: int, failed: int = 0) -> int:
-    """The largest whole number that holds; 0 where even 1 does not.
-
-    In growing strides until one holds and one fails, then by halves. `failed` is one of which that
-    is known; 0: none.
-    """
-    held, above = 0, failed
-    while above != 1 and (not held or not above or above - held > 1):
-        if holds(at):
-            held = at
-        else:
-            above = at
-        if held and above:
-            at = (held + above) // 2
-        else:
-            at = max(1, at + (-stride if above else stride))
-            stride *= 2
-    return held
-
-
-def schedule(
-    kind: Kind, rate: float, seconds: float, seed: int = 0, per: float = 10
-) -> list[Arrival]:
-    """Arrivals of so many items a second: Poisson, or as many cameras as make that rate.
-
-    `per` is the rate of a camera, or as near to it as makes the whole exact. Every seed has phases
-    and moments of its own. The Poisson process is one that has just this rate: given the number of
-    its moments, they are uniform.
-    """
-    if rate <= 0 or seconds <= 0 or per <= 0:
-        raise UsageError(f"a load has rates and seconds above 0, got {rate}, {seconds} and {per}")
-    if kind == "poisson":
-        rng = random.Random(seed)
-        moments = sorted(rng.uniform(0, seconds) for _ in range(max(1, round(rate * seconds))))
-        return [(at, "requests") for at in moments]
-    if kind == "cameras":
-        # A camera that comes in later than the end would make the load outlast its time.
-        count = max(1, round(rate / per))
-        arrivals = cameras(count, rate / count, seconds, seed)
-        return [(at, stream) for at, stream in arrivals if at < seconds]
-    raise UsageError(f"{kind!r} are no arrivals; the known ones: poisson, cameras")
-
-
-def queries_needed(late: int, share: float = SHARE) -> int:
-    """Items of which so few are late that 99 times in 100 not more than 1 - `share` would be.
-
-    The criterion of MLPerf's early stopping (`Server`: 459 queries with none late). It takes items
-    for independent, which those of one batch are not: the least that is needed.
-    """
-    _check(share)
-    low, high = late, late + 1
-    while _at_most(late, high, 1 - share) > 1 - _CONFIDENCE:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _at_most(late, middle, 1 - share) > 1 - _CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _check(share: float) -> None:
-    if not 0 < share < 1:  # no number of items can show that none would be late
-        raise UsageError(f"a share of the items lies between 0 and 1, got {share}")
-
-
-def _at_most(count: int, trials: int, chance: float) -> float:
-    """The probability of at most so many successes, binomial."""
-    choose = math.lgamma(trials + 1)
-    return sum(
-        math.exp(
-            choose
-            - math.lgamma(k + 1)
-            - math.lgamma(trials - k + 1)
-            + k * math.log(chance)
-            + (trials - k) * math.log1p(-chance)
-        )
-        for k in range(min(count, trials) + 1)
-    )
-
-
-class _Account:
+class _OutcomeCollector:
     """Outcomes as they come, from whatever thread."""
 
     def __init__(self, target: float) -> None:

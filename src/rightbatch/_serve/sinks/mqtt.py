@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.sources.frames import said
+from rightbatch._serve.redaction import describe_error
 
 if TYPE_CHECKING:
-    from rightbatch._serve.sinks.sinks import Line
+    from rightbatch._serve.sinks.line import Line
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _TOPIC = "rightbatch/{source}"
@@ -87,7 +87,7 @@ def parse(url: str) -> Address:
     )
 
 
-class Mqtt:
+class MqttSink:
     """Sends every line to its source's topic.
 
     `put` waits while 1000 lines are on their way. The client connects again by itself, and sends
@@ -170,7 +170,7 @@ class Mqtt:
         try:
             client.connect(address.host, address.port, keepalive=_ALIVE)
         except (OSError, ValueError) as error:  # a host's name may have no encoding
-            raise UsageError(f"no MQTT broker at {address}: {said(error)}") from None
+            raise UsageError(f"no MQTT broker at {address}: {describe_error(error)}") from None
         client.loop_start()
         with self._changed:
             self._changed.wait_for(lambda: self._answered or self._error, _ANSWER)

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rightbatch._serve.sinks.sinks import Line, NobodyReads, Sink
-from rightbatch._serve.sources.frames import said
+from rightbatch._serve.redaction import describe_error
+from rightbatch._serve.sinks.line import Line
+from rightbatch._serve.sinks.sink import ReaderGoneError, Sink
 
 _GRACE = 0.25  # seconds for a sink that used all of its time to say so
 
@@ -32,8 +33,8 @@ class Writer:
         self._changed = threading.Condition()
         self._on_broken = on_broken
         self._was_broken = False
-        self._outlets = [_Outlet(sink, self._changed, depth, self._broken) for sink in sinks]
-        for outlet in self._outlets:
+        self._sinks = [_Outlet(sink, self._changed, depth, self._broken) for sink in sinks]
+        for outlet in self._sinks:
             outlet.thread.start()
 
     def put(self, line: Line, patient: bool) -> None:
@@ -43,40 +44,40 @@ class Writer:
         its reader waits for room before it brings the next.
         """
         with self._changed:
-            for outlet in self._outlets:
+            for outlet in self._sinks:
                 outlet.take(line, patient)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """Wait until every sink has room, or it closes; False where the time was over first."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: all(outlet.has_room for outlet in self._outlets), timeout
+                lambda: all(outlet.has_room for outlet in self._sinks), timeout
             )
 
     @property
     def is_idle(self) -> bool:
         """Whether every line is written."""
         with self._changed:
-            return not any(outlet.is_busy for outlet in self._outlets)
+            return not any(outlet.is_busy for outlet in self._sinks)
 
     def close(self, timeout: float = 5.0) -> int:
         """Write what waits, for at most so many seconds; how many lines are left, of the sink that
         has most."""
         until = time.monotonic() + timeout
         with self._changed:
-            for outlet in self._outlets:
+            for outlet in self._sinks:
                 outlet.until = min(until, outlet.until or until)
             self._changed.notify_all()
-        return max([outlet.end() for outlet in self._outlets], default=0)
+        return max([outlet.end() for outlet in self._sinks], default=0)
 
     def status(self) -> dict[str, Any]:
         """`lines` reached every sink; `left_out` is how often one could not be given to a sink;
         `error` is what went wrong last, or what holds a sink up now."""
         with self._changed:
-            errors = [outlet.trouble for outlet in self._outlets]
+            errors = [outlet.trouble for outlet in self._sinks]
             return {
-                "lines": min((outlet.written for outlet in self._outlets), default=0),
-                "left_out": sum(outlet.left_out for outlet in self._outlets),
+                "lines": min((outlet.written for outlet in self._sinks), default=0),
+                "left_out": sum(outlet.left_out for outlet in self._sinks),
                 "error": next((error for error in errors if error is not None), None),
             }
 
@@ -151,7 +152,7 @@ class _Outlet:
                 error = raised
             with self._changed:
                 self._note(error)
-            if isinstance(error, NobodyReads):
+            if isinstance(error, ReaderGoneError):
                 self._on_broken()
         assert self.until is not None
         self._close_sink(max(0.0, self.until - time.monotonic()))
@@ -169,8 +170,8 @@ class _Outlet:
             self.written += 1
         else:
             self.left_out += 1
-            self._error = f"{self._sink.name}: {said(error)}"
-        if isinstance(error, NobodyReads):
+            self._error = f"{self._sink.name}: {describe_error(error)}"
+        if isinstance(error, ReaderGoneError):
             self._is_broken = True
             self.left_out += len(self._waiting)
             self._waiting.clear()
@@ -182,7 +183,7 @@ class _Outlet:
             undelivered = self._sink.close(timeout)
         except Exception as error:
             with self._changed:
-                self._error = f"{self._sink.name}: {said(error)}"
+                self._error = f"{self._sink.name}: {describe_error(error)}"
         else:
             with self._changed:
                 self._undelivered = undelivered or 0  # a user's sink may return nothing

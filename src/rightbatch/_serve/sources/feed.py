@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from rightbatch._serve.redaction import describe_error
 from rightbatch._serve.sources.frames import (
-    BrokenFrame,
+    DamagedFrameError,
     Frame,
     FrameSource,
     SourceSpec,
-    Stopped,
+    SourceStopped,
     Timeouts,
-    said,
 )
-from rightbatch._serve.sources.isolated import Isolated, pickled
+from rightbatch._serve.sources.isolated import IsolatedSource, pickle_for_process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ class Feed:
 
     A live source is connected to again and again. Any other one ends once, or fails with its error;
     `on_end` hears of both. `deliver` runs on the reader's thread; it may block for files, and
-    raises `Stopped` when no more is wanted.
+    raises `SourceStopped` when no more is wanted.
 
     Args:
         spec: what `open_source` returned.
@@ -120,9 +120,9 @@ class Feed:
         # at what comes. A process has to start before.
         self._connect_within = 2 * open_timeout + stall_after + (10.0 if isolated else 0.0)
         if isolated:
-            pickled(spec, timeouts)
+            pickle_for_process(spec, timeouts)
         make: Callable[[], FrameSource] = partial(spec.make, timeouts)
-        self._make = partial(Isolated, spec, timeouts) if isolated else make
+        self._make = partial(IsolatedSource, spec, timeouts) if isolated else make
         self._changed = threading.Condition()
         self._stopping = False
         self._state: State = "connecting"
@@ -235,7 +235,7 @@ class Feed:
                 while not attempt.void:
                     try:
                         found = source.read()
-                    except BrokenFrame as broken:
+                    except DamagedFrameError as broken:
                         self._note_broken(attempt, broken)
                         continue
                     if found is None:
@@ -243,21 +243,21 @@ class Feed:
                     self._hand_over(attempt, *found)
             finally:
                 source.close()
-        except Stopped:
+        except SourceStopped:
             self._stopping = True
         except BaseException as raised:  # a user's iterator may raise SystemExit
-            error = said(raised)
+            error = describe_error(raised)
         with self._changed:
             if not attempt.void:
                 attempt.error = error
             attempt.over = True
             self._changed.notify_all()
 
-    def _note_broken(self, attempt: _Attempt, broken: BrokenFrame) -> None:
+    def _note_broken(self, attempt: _Attempt, broken: DamagedFrameError) -> None:
         with self._changed:
             if not attempt.void:
                 self._broken += 1
-                self._error = said(broken)
+                self._error = describe_error(broken)
 
     def _hand_over(self, attempt: _Attempt, image: NDArray[np.uint8], captured: float) -> None:
         size = (image.shape[1], image.shape[0])

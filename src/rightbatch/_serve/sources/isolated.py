@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rightbatch._errors import UsageError
+from rightbatch._serve.redaction import describe_error
 from rightbatch._serve.sources.connection import Connection
-from rightbatch._serve.sources.frames import BrokenFrame, SourceSpec, Timeouts, said
+from rightbatch._serve.sources.frames import DamagedFrameError, SourceSpec, Timeouts
 from rightbatch._worker.wire import receive, receive_bytes, send, send_bytes
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Isolated(Connection):
+class IsolatedSource(Connection):
     """The parent's side: what `spec` makes, made in another process."""
 
     def __init__(self, spec: SourceSpec, timeouts: Timeouts) -> None:
         super().__init__()
         self.is_live = spec.is_live
-        self._sent = pickled(spec, timeouts)
+        self._sent = pickle_for_process(spec, timeouts)
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: Any = None
         self._ended = False
@@ -85,7 +86,7 @@ class Isolated(Connection):
             self._died()
         assert message is not None
         if message["event"] == "broken":
-            raise BrokenFrame(message["text"])
+            raise DamagedFrameError(message["text"])
         if message["event"] == "failed":
             raise OSError(message["text"])
         return message
@@ -112,7 +113,7 @@ class Isolated(Connection):
                 stream.close()
 
 
-def pickled(spec: SourceSpec, timeouts: Timeouts) -> bytes:
+def pickle_for_process(spec: SourceSpec, timeouts: Timeouts) -> bytes:
     """For a process that finds modules as this one does.
 
     Raises:
@@ -147,8 +148,8 @@ def main() -> None:
         while True:
             try:
                 got = source.read()
-            except BrokenFrame as error:
-                send(reports, event="broken", text=said(error))
+            except DamagedFrameError as error:
+                send(reports, event="broken", text=describe_error(error))
                 continue
             if got is None:
                 break
@@ -161,7 +162,7 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except Exception as error:
-        send(reports, event="failed", text=said(error))
+        send(reports, event="failed", text=describe_error(error))
 
 
 def _end_with(parent: BinaryIO) -> None:

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class Pictures:
-    """Picture files in their order; one that cannot be read is a `BrokenFrame`."""
+PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+
+
+class PictureSource:
+    """Picture files in their order; one that cannot be read is a `DamagedFrameError`."""
 
     is_live = False
 
@@ -34,13 +37,13 @@ class Pictures:
         try:
             return load_picture(path), captured
         except Exception as error:
-            raise BrokenFrame(f"{path.name}: {error}") from error
+            raise DamagedFrameError(f"{path.name}: {error}") from error
 
     def close(self) -> None:
         self._left = iter(())
 
 
-class Iterated:
+class IterableSource:
     """What an iterable yields, copied: it may fill the same array again."""
 
     is_live = False
@@ -68,6 +71,14 @@ class Iterated:
 
     def close(self) -> None:
         self._left = iter(())
+
+
+def pictures_in(path: Path) -> tuple[Path, ...]:
+    """The pictures of a folder, sorted by name, or the one picture."""
+    if not path.is_dir():
+        return (path,)
+    found = (file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    return tuple(sorted(file for file in found if file.is_file()))
 
 
 def load_picture(path: Path) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.sources.connection import Connection
-from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ and then brings all of these frames at once. What it did not see the decoder lea
 _TOLERANCE = 1.0  # seconds that a file may lack of what it says
 
 
-class Video(Connection):
+class VideoSource(Connection):
     """One connection to a camera, or one pass through a video file.
 
     Decoders make up what is missing of a damaged frame, and of all that refer to it. Such frames
@@ -132,7 +132,7 @@ class Video(Connection):
         if not self._damaged:
             return self._image(frame), frame.opaque or time.monotonic()
         if self.is_live:
-            raise BrokenFrame("a frame arrived damaged")
+            raise DamagedFrameError("a frame arrived damaged")
         raise ValueError("the file is damaged")
 
     def _next_packet(self) -> Any:
@@ -159,7 +159,7 @@ class Video(Connection):
         except av.error.InvalidDataError as error:
             if self.is_live:
                 self._damaged = True
-                raise BrokenFrame("a packet arrived damaged") from error
+                raise DamagedFrameError("a packet arrived damaged") from error
             self._fail(ValueError("the file is damaged"))
 
     def _fail(self, error: Exception) -> None:
@@ -206,7 +206,7 @@ def _timed(seconds: float, what: str) -> Iterator[None]:
         raise
 
 
-class Webcam(Video):
+class WebcamSource(VideoSource):
     """A camera of this machine, by its number."""
 
     def __init__(self, number: int, timeouts: Timeouts) -> None:

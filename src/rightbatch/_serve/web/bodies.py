@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.web.images import BadImage, Limits, too_long
+from rightbatch._serve.web.images import BadImageError, Limits, too_long_message
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -24,11 +24,11 @@ _DRAIN = 4  # times the limit is read and thrown away, so that the sender hears 
 _DRAIN_SECONDS = 5.0  # for as long as this
 
 
-class Overloaded(Exception):
+class OverloadedError(Exception):
     """All that the server may hold at once is held."""
 
 
-class Held:
+class MemoryBudget:
     """Bytes that the server holds for its requests; used on the event loop only."""
 
     def __init__(self, most: int) -> None:
@@ -41,9 +41,9 @@ class Held:
         return self._now
 
     @contextlib.contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self) -> Iterator[Reservation]:
         """What one request holds, which ends with it."""
-        share = Share(self)
+        share = Reservation(self)
         try:
             yield share
         finally:
@@ -56,14 +56,14 @@ class Held:
             Overloaded: if that is more than there may be.
         """
         if count > 0 and self._now + count > self._most:
-            raise Overloaded
+            raise OverloadedError
         self._now += count
 
 
-class Share:
+class Reservation:
     """One request's part of what is held."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: MemoryBudget) -> None:
         self._held = held
         self.bytes = 0
 
@@ -77,7 +77,7 @@ class Share:
         self.bytes = count
 
 
-async def read_body(request: Request, limits: Limits, share: Share, most: int) -> bytes:
+async def read_body(request: Request, limits: Limits, share: Reservation, most: int) -> bytes:
     """The body, of `most` bytes.
 
     Raises:
@@ -87,15 +87,15 @@ async def read_body(request: Request, limits: Limits, share: Share, most: int) -
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise BadImage(415, f"send the body as it is, not as {encoding}")
+        raise BadImageError(415, f"send the body as it is, not as {encoding}")
     try:
         async with asyncio.timeout(limits.upload_seconds):
             return await _read(request, limits, share, most)
     except TimeoutError:
-        raise BadImage(408, f"the body took more than {limits.upload_seconds:g} s") from None
+        raise BadImageError(408, f"the body took more than {limits.upload_seconds:g} s") from None
 
 
-async def read_image(request: Request, limits: Limits, share: Share) -> bytes:
+async def read_image(request: Request, limits: Limits, share: Reservation) -> bytes:
     """The image file of a request: its body, or the field `file` of a form.
 
     Raises:
@@ -109,12 +109,12 @@ async def read_image(request: Request, limits: Limits, share: Share) -> bytes:
     share.set(2 * len(body))  # the form, and the file that is taken out of it
     file = await _file_of_form(request.headers, body)
     if len(file) > limits.body_bytes:
-        raise BadImage(413, too_long(limits))
+        raise BadImageError(413, too_long_message(limits))
     share.set(len(file))
     return file
 
 
-async def _read(request: Request, limits: Limits, share: Share, most: int) -> bytes:
+async def _read(request: Request, limits: Limits, share: Reservation, most: int) -> bytes:
     said = request.headers.get("content-length", "")
     stream = request.stream()
     body = bytearray()
@@ -128,7 +128,7 @@ async def _read(request: Request, limits: Limits, share: Share, most: int) -> by
             return bytes(body)
     if "expect" not in request.headers:  # who waits to be told to go on has sent nothing
         await _drain(stream, _DRAIN * most)
-    raise BadImage(413, too_long(limits))
+    raise BadImageError(413, too_long_message(limits))
 
 
 async def _drain(stream: AsyncGenerator[bytes, None], most: int) -> None:
@@ -155,13 +155,13 @@ async def _file_of_form(headers: Headers, body: bytes) -> bytes:
     try:
         form = await InMemory(headers, whole(), max_files=1, max_fields=_FIELDS).parse()
     except MultiPartException as error:
-        raise BadImage(422, f"the form is broken: {error.message}") from None
+        raise BadImageError(422, f"the form is broken: {error.message}") from None
     except Exception as error:
-        raise BadImage(422, f"the form is broken: {error}") from None
+        raise BadImageError(422, f"the form is broken: {error}") from None
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise BadImage(422, "a form has the image as a file in the field `file`")
+            raise BadImageError(422, "a form has the image as a file in the field `file`")
         return await file.read()
     finally:
         await form.close()

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.engine.batcher import Batcher
-from rightbatch._serve.web.bodies import Held, Overloaded, read_body
-from rightbatch._serve.web.images import BadImage, Limits
+from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_body
+from rightbatch._serve.web.images import BadImageError, Limits
 from rightbatch._serve.web.metrics import Metrics
 from rightbatch._serve.web.predict import Predictor, answer
-from rightbatch._web.access import Door
+from rightbatch._web.access import AccessControl
 from rightbatch._web.listening import HttpServer
 
 try:
@@ -38,9 +38,9 @@ try:
 except ImportError:
     raise MissingExtraError("FastAPI", "serve") from None
 
-__all__ = ["HttpServer", "Limits", "Served", "make_app"]
+__all__ = ["HttpServer", "Limits", "ServerInterface", "make_app"]
 
-_PAGE = Path(__file__).with_name("page")
+_PAGE = Path(__file__).with_name("static")
 # Not guessed: what Windows takes .js for depends on what was installed there.
 _KINDS = {
     ".html": "text/html",
@@ -89,7 +89,7 @@ _SOURCE = {
 }
 
 
-class Served(Protocol):
+class ServerInterface(Protocol):
     """What is behind the routes: `run.Server`."""
 
     @property
@@ -112,7 +112,7 @@ class Served(Protocol):
 
 
 def make_app(
-    server: Served,
+    server: ServerInterface,
     *,
     token: str | None = None,
     predict: bool = True,
@@ -125,13 +125,13 @@ def make_app(
         server: what is served.
         token: that requests bear; the page is opened with `/?token=...` then.
         predict: whether it takes images.
-        hosts: the names by which it is asked for; see `Door`.
+        hosts: the names by which it is asked for; see `AccessControl`.
         limits: what requests may cost.
     """
     limits = limits or Limits()
     # Without FastAPI's pages of documentation, which load scripts from other machines.
     app = FastAPI(title="rightbatch", docs_url=None, redoc_url=None)
-    app.add_middleware(Door, token=token, hosts=hosts)
+    app.add_middleware(AccessControl, token=token, hosts=hosts)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     _add_page(app)
@@ -166,7 +166,7 @@ def _add_page(app: FastAPI) -> None:
         return give(name)
 
 
-def _add_figures(app: FastAPI, server: Served, predict: bool) -> None:
+def _add_figures(app: FastAPI, server: ServerInterface, predict: bool) -> None:
     metrics = Metrics(server)
 
     @app.get("/status")
@@ -188,8 +188,8 @@ def _add_figures(app: FastAPI, server: Served, predict: bool) -> None:
         return Response(text, headers={"Content-Type": kind})
 
 
-def _add_sources(app: FastAPI, server: Served, limits: Limits) -> None:
-    held = Held(limits.held_bytes)
+def _add_sources(app: FastAPI, server: ServerInterface, limits: Limits) -> None:
+    held = MemoryBudget(limits.held_bytes)
 
     @app.get("/snapshot/{name:path}")
     def snapshot(name: str) -> Response:
@@ -213,9 +213,9 @@ def _add_sources(app: FastAPI, server: Served, limits: Limits) -> None:
                 order = _order(await read_body(request, limits, share, _ORDER_BYTES))
             source = order.pop("source")
             name = await asyncio.to_thread(server.add, source, **order)
-        except BadImage as error:
+        except BadImageError as error:
             return answer(error.status, {"error": str(error)})
-        except (Overloaded, ClientDisconnect):
+        except (OverloadedError, ClientDisconnect):
             return answer(503, {"error": "there is no room"}, retry_after=1)
         except UsageError as error:
             return answer(422, {"error": str(error)})

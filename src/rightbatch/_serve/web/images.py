@@ -17,7 +17,7 @@ import numpy as np
 from rightbatch._errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from rightbatch._serve.models import Image
+    from rightbatch._serve.models.protocol import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -36,7 +36,7 @@ class Limits:
     upload_seconds: float = 30.0
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """A body that is no image that is taken; `status` is that of HTTP.
 
     413 where it is too large, 415 where it is of no known format, 422 where it is broken.
@@ -55,10 +55,10 @@ def decode(body: bytes, limits: Limits = Limits()) -> Image:
         MissingExtraError: if Pillow is not installed.
     """
     if len(body) > limits.body_bytes:
-        raise BadImage(413, too_long(limits))
+        raise BadImageError(413, too_long_message(limits))
     picture = _opened(body)
     if picture.width * picture.height > limits.pixels:
-        raise BadImage(
+        raise BadImageError(
             413,
             f"the image has {picture.width}×{picture.height} pixels, "
             f"more than the {limits.pixels} that are taken",
@@ -66,12 +66,12 @@ def decode(body: bytes, limits: Limits = Limits()) -> Image:
     try:
         return _rgb(picture)
     except MemoryError:
-        raise BadImage(413, "there is no memory to decode the image") from None
+        raise BadImageError(413, "there is no memory to decode the image") from None
     except Exception as error:  # a decoder meets bytes that nobody foresaw
-        raise BadImage(422, f"the image is broken: {_line(error)}") from None
+        raise BadImageError(422, f"the image is broken: {_line(error)}") from None
 
 
-def too_long(limits: Limits) -> str:
+def too_long_message(limits: Limits) -> str:
     """What is said of a body that is longer than the limit."""
     return f"the body is longer than the {limits.body_bytes} bytes that are taken"
 
@@ -85,19 +85,19 @@ def _opened(body: bytes) -> Any:
         raise MissingExtraError("Pillow", "serve") from None
     kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if not body:
-        raise BadImage(415, f"the body is empty: send a {kinds} file")
+        raise BadImageError(415, f"the body is empty: send a {kinds} file")
     try:
         picture = Pillow.open(io.BytesIO(body), formats=FORMATS)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise BadImage(413, f"the image is too large: {_line(error)}") from None
+        raise BadImageError(413, f"the image is too large: {_line(error)}") from None
     # Ultralytics puts a function of its own in the place of `open`, which tries HEIF where Pillow
     # knows no format, and raises ImportError where that is not installed.
     except (UnidentifiedImageError, ImportError):
-        raise BadImage(415, f"the body is no {kinds} file") from None
+        raise BadImageError(415, f"the body is no {kinds} file") from None
     except Exception as error:
-        raise BadImage(422, f"the image is broken: {_line(error)}") from None
+        raise BadImageError(422, f"the image is broken: {_line(error)}") from None
     if picture.format not in FORMATS:
-        raise BadImage(415, f"the body is a {picture.format} file, and no {kinds}")
+        raise BadImageError(415, f"the body is a {picture.format} file, and no {kinds}")
     return picture
 
 

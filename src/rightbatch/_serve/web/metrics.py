@@ -27,7 +27,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _STATES = ("connecting", "running", "waiting", "ended", "failed", "stopped")
 
 
-class Watched(Protocol):
+class StatusSource(Protocol):
     """What has figures."""
 
     @property
@@ -39,7 +39,7 @@ class Watched(Protocol):
 class Metrics:
     """A registry of its own with the figures of one server, and the `Listener` that feeds it."""
 
-    def __init__(self, server: Watched) -> None:
+    def __init__(self, server: StatusSource) -> None:
         self._server = server
         self._registry = CollectorRegistry()
         # First, since what it forgets must not have been collected.

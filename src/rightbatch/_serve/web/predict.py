@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
 from rightbatch._serve.engine.records import REQUESTS
-from rightbatch._serve.models import plain
-from rightbatch._serve.web.bodies import Held, Overloaded, read_image
-from rightbatch._serve.web.images import BadImage, Limits, decode
+from rightbatch._serve.models.results import json_default
+from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_image
+from rightbatch._serve.web.images import BadImageError, Limits, decode
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, batcher: Batcher, limits: Limits) -> None:
         self._batcher = batcher
         self._limits = limits
-        self._held = Held(limits.held_bytes)
+        self._held = MemoryBudget(limits.held_bytes)
         self._decoders = ThreadPoolExecutor(
             min(os.cpu_count() or 1, _DECODERS), thread_name_prefix="rightbatch-decode"
         )
@@ -52,12 +52,12 @@ class Predictor:
         arrived = time.monotonic()
         try:
             return answer(200, await self._predict(request, arrived))
-        except BadImage as error:
+        except BadImageError as error:
             return answer(error.status, {"error": str(error)})
         except LateError as error:
             refusal = {"error": str(error), "cause": error.cause}
             return answer(503, refusal, retry_after=error.retry_after)
-        except Overloaded:
+        except OverloadedError:
             return answer(503, {"error": "too many images are here at once"}, retry_after=1)
         except ClientDisconnect:
             return answer(400, {"error": "the sender has gone"})  # which nobody reads
@@ -108,7 +108,7 @@ def to_json(content: Any) -> str:
         TypeError: if it holds something that JSON has no word for.
     """
     try:
-        return json.dumps(content, default=plain, allow_nan=False)
+        return json.dumps(content, default=json_default, allow_nan=False)
     except ValueError:
-        text = json.dumps(content, default=plain)
+        text = json.dumps(content, default=json_default)
         return json.dumps(json.loads(text, parse_constant=lambda name: None))

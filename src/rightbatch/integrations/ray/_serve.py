@@ -23,7 +23,8 @@ import numpy as np
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import REQUESTS
-from rightbatch._serve.models import Image, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image
 from rightbatch._serve.web.images import Limits
 from rightbatch._serve.web.predict import Predictor, answer
 from rightbatch._units import parse_seconds

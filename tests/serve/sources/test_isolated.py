@@ -19,8 +19,9 @@ from films import Camera, encode, film, places, process_ids, shows, wait_for
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.sources.feed import Feed
-from rightbatch._serve.sources.frames import BrokenFrame, Frame, SourceSpec, Timeouts, open_source
-from rightbatch._serve.sources.isolated import Isolated
+from rightbatch._serve.sources.frames import DamagedFrameError, Frame, SourceSpec, Timeouts
+from rightbatch._serve.sources.isolated import IsolatedSource
+from rightbatch._serve.sources.open import open_source
 from rightbatch.testing import FrameSourceContract
 
 
@@ -38,15 +39,15 @@ def film_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def isolated(source: object) -> Isolated:
-    return Isolated(open_source(source), Timeouts())  # type: ignore[arg-type]
+def isolated(source: object) -> IsolatedSource:
+    return IsolatedSource(open_source(source), Timeouts())  # type: ignore[arg-type]
 
 
 class TestAnIsolatedFile(FrameSourceContract):
     frames = 30
 
     @pytest.fixture
-    def source(self, film_file: Path) -> Iterator[Isolated]:
+    def source(self, film_file: Path) -> Iterator[IsolatedSource]:
         source = isolated(film_file)
         yield source
         source.close()
@@ -93,7 +94,7 @@ def test_a_broken_frame_and_a_broken_source_are_what_they_are_in_a_thread(tmp_pa
     source = isolated(tmp_path)
     source.open()
     for name in ("a.png", "b.png"):
-        with pytest.raises(BrokenFrame, match=name):
+        with pytest.raises(DamagedFrameError, match=name):
             source.read()
     assert source.read() is None
     source.close()
@@ -148,7 +149,7 @@ def test_a_process_that_dies_is_said_to_have_died_and_started_again() -> None:
 
 def test_closing_kills_a_process_that_is_mute_at_once() -> None:
     with Camera(shows(films.pieces(), then=films.is_mute)) as camera:
-        source = Isolated(open_source(camera.url), Timeouts(read=100.0))
+        source = IsolatedSource(open_source(camera.url), Timeouts(read=100.0))
         source.open()
         source.read()
         reader = threading.Thread(target=_drain, args=(source,))
@@ -159,7 +160,7 @@ def test_closing_kills_a_process_that_is_mute_at_once() -> None:
         assert time.monotonic() - began < 5
 
 
-def _drain(source: Isolated) -> None:
+def _drain(source: IsolatedSource) -> None:
     try:
         while source.read() is not None:
             pass
@@ -174,7 +175,7 @@ def test_its_process_ends_with_a_parent_that_is_killed(film_file: Path, tmp_path
         textwrap.dedent(f"""
         import os, sys, time
         from rightbatch._serve.sources.feed import Feed
-        from rightbatch._serve.sources.frames import open_source
+        from rightbatch._serve.sources.open import open_source
         print("started", flush=True)
         def deliver(frame):
             print("frame", flush=True)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch._serve.models import FunctionModel, Image, Model, TorchModel, open_model, plain
+from rightbatch._serve.models.adapters import FunctionModel, TorchModel
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image, Model
+from rightbatch._serve.models.results import json_default
 from rightbatch.testing import ModelContract
 
 
@@ -196,7 +199,7 @@ def test_plain_makes_json_of_arrays_and_tensors_and_refuses_the_rest() -> None:
         "tensor": torch.ones(1, 2),
         "set": {1},
     }
-    text = json.dumps(value, default=plain)
+    text = json.dumps(value, default=json_default)
     assert json.loads(text) == {"array": [0, 1], "number": 0.5, "tensor": [[1, 1]], "set": [1]}
     with pytest.raises(TypeError, match="a result has a object"):
-        json.dumps(object(), default=plain)
+        json.dumps(object(), default=json_default)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from rightbatch._serve.engine import counters as tally
-from rightbatch._serve.engine.counters import Tally
+from rightbatch._serve.engine.counters import Counters
 from rightbatch._serve.engine.records import BatchRecord
 
 
@@ -24,7 +24,7 @@ def record(*items, at=1.0):
 
 @pytest.mark.parametrize("rate", [2, 40, 3000])
 def test_the_rate_is_that_of_the_last_seconds_however_many_they_were(clock, rate):
-    counted = Tally()
+    counted = Counters()
     counted.open("camera")
     for _ in range(10 * rate):
         clock.now += 1 / rate
@@ -35,7 +35,7 @@ def test_the_rate_is_that_of_the_last_seconds_however_many_they_were(clock, rate
 
 
 def test_latencies_are_in_milliseconds_and_of_each_stream(clock):
-    counted = Tally()
+    counted = Counters()
     counted.open("one")
     counted.open("two")
     counted.batch(record(*(("one", 0.001 * n, True) for n in range(1, 102)), ("two", 9.0, False)))
@@ -45,7 +45,7 @@ def test_latencies_are_in_milliseconds_and_of_each_stream(clock):
 
 
 def test_all_are_the_sum_of_the_streams(clock):
-    counted = Tally()
+    counted = Counters()
     for name in ("one", "two", "three"):
         counted.open(name)
     counted.batch(record(("one", 0.01, True), ("two", 0.9, False)))
@@ -56,7 +56,7 @@ def test_all_are_the_sum_of_the_streams(clock):
 
 
 def test_the_last_batches_are_kept_oldest_first(clock):
-    counted = Tally()
+    counted = Counters()
     for number in range(300):
         counted.batch(record(("one", 0.01, True), at=float(number)))
     batches = counted.batches()
@@ -65,7 +65,7 @@ def test_the_last_batches_are_kept_oldest_first(clock):
 
 
 def test_what_a_closed_stream_had_stays_in_the_total_and_nothing_more_is_kept_of_it(clock):
-    counted = Tally()
+    counted = Counters()
     counted.open("one")
     counted.batch(record(("one", 0.01, True)))
     counted.forget("one")

@@ -13,13 +13,10 @@ import pytest
 from rightbatch._errors import LateError, UsageError
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import Served
-from rightbatch._serve.load.load_test import (
-    LoadResult,
-    largest_rate,
-    queries_needed,
-    run,
-    schedule,
-)
+from rightbatch._serve.load.arrivals import schedule
+from rightbatch._serve.load.early_stopping import queries_needed
+from rightbatch._serve.load.load_test import LoadResult, run
+from rightbatch._serve.load.rate_search import largest_rate
 
 
 class Answers:
@@ -152,7 +149,7 @@ def test_a_real_batcher_under_a_load_answers_all_of_it():
     with Batcher(function, latency=0.5, max_batch=4, calibrate_on=1) as batcher:
         arrivals = schedule("cameras", 200, 0.3)
         result = run(batcher, [1, 2, 3], arrivals)
-        told = batcher.tally.total()
+        told = batcher.counters.total()
     assert result.offered == len(arrivals) == len(result.latencies) + sum(result.dropped.values())
     assert all(latency >= 0.001 for latency in result.latencies)
     assert told["served"] == len(result.latencies)

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from rightbatch._serve.sources.feed import Feed, FeedStatus, pause_after
 from rightbatch._serve.sources.frames import (
-    BrokenFrame,
+    DamagedFrameError,
     Frame,
     FrameSource,
     SourceSpec,
-    Stopped,
+    SourceStopped,
     Timeouts,
-    open_source,
 )
+from rightbatch._serve.sources.open import open_source
 from rightbatch.testing import FrameSourceContract
 
 QUICK: dict[str, Any] = {
@@ -252,7 +252,7 @@ def test_a_source_that_stalls_delays_no_other_one(feeds: Start, taker: Taker) ->
 def test_a_frame_that_is_broken_is_counted_and_what_follows_comes(
     feeds: Start, taker: Taker
 ) -> None:
-    broken = raises(BrokenFrame("rain"))
+    broken = raises(DamagedFrameError("rain"))
     spec = scripted([opens, picture(1), broken, picture(2), broken], is_live=False)
     feed = feeds(spec, taker, on_end=taker.end)
     wait_for(lambda: taker.ended)
@@ -269,7 +269,7 @@ def test_a_camera_that_sends_only_broken_frames_is_connected_to_again(
 
     def rain() -> None:
         time.sleep(0.01)
-        raise BrokenFrame("rain")
+        raise DamagedFrameError("rain")
 
     first: list[Step] = [opens, *(100_000 * [rain])]
     feed = feeds(scripted(first, [opens, picture(1)]), taker, stall_after=0.2)
@@ -325,7 +325,7 @@ def test_who_takes_frames_slowly_is_waited_for_and_the_source_has_not_stalled(
 
 def test_a_server_that_closes_stops_it(feeds: Start, taker: Taker) -> None:
     def deliver(frame: Frame) -> None:
-        raise Stopped
+        raise SourceStopped
 
     feed = feeds(scripted(2 * [opens, picture(1)]), deliver, on_end=taker.end)
     wait_for(lambda: feed.status().state == "stopped")

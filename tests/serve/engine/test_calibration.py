@@ -9,7 +9,7 @@ import pytest
 from servers import scheduler_on_a_line
 
 from rightbatch._serve.engine import calibration as calibrate
-from rightbatch._serve.engine.calibration import conclude, measure
+from rightbatch._serve.engine.calibration import estimate_capacity, measure
 from rightbatch._serve.engine.service_times import ServiceTable
 from rightbatch._serve.engine.virtual_clock import cameras, poisson, simulate
 
@@ -75,7 +75,7 @@ def test_it_stops_for_a_reason_and_says_it(
     for size, taken in samples.items():
         assert taken == pytest.approx([machine._seconds(size)] * len(taken))
         assert 3 <= len(taken) <= 9
-    found = conclude(samples, why, 0.033, **options)
+    found = estimate_capacity(samples, why, 0.033, **options)
     assert sentence in found.reason
     assert sentence in str(found)
 
@@ -102,7 +102,7 @@ def test_one_hiccup_neither_ends_it_nor_makes_batches_small(monkeypatch):
     machine = Machine(line, hiccups={3})
     samples, why = measured(monkeypatch, machine, 0.033)
     assert list(samples) == [1, 2, 4, 8, 16]
-    assert conclude(samples, why, 0.033).largest_batch == 12
+    assert estimate_capacity(samples, why, 0.033).largest_batch == 12
 
 
 def test_what_is_not_memory_is_raised(monkeypatch):
@@ -141,7 +141,7 @@ def test_progress_names_the_sizes(monkeypatch):
 @pytest.fixture(scope="module")
 def found():
     samples = {size: [line(size)] * 3 for size in (1, 2, 4, 8, 16)}
-    return conclude(samples, "latency", 0.033, camera_rate=30)
+    return estimate_capacity(samples, "latency", 0.033, camera_rate=30)
 
 
 def test_what_is_promised_is_what_a_load_bears(found):
@@ -183,7 +183,7 @@ def test_it_is_said_in_one_line_and_in_json(found):
     ],
 )
 def test_few_cameras_are_said_in_words(seconds, text):
-    assert text in str(conclude({1: [seconds]}, "latency", 0.05))
+    assert text in str(estimate_capacity({1: [seconds]}, "latency", 0.05))
 
 
 def test_the_table_of_a_calibration_serves_the_scheduler(monkeypatch):
@@ -193,7 +193,7 @@ def test_the_table_of_a_calibration_serves_the_scheduler(monkeypatch):
 
 def test_a_target_of_minutes_is_concluded_in_a_moment_and_promises_no_more_than_capacity():
     samples = {size: [1e-4 * size + 1e-4] for size in (1, 2, 4, 8)}
-    found = conclude(samples, "max_batch", 600.0, max_batch=8)
+    found = estimate_capacity(samples, "max_batch", 600.0, max_batch=8)
     most = 8 / 9e-4
     assert found.requests_per_second == pytest.approx(most, rel=0.02)
     assert found.requests_per_second <= most
@@ -208,9 +208,14 @@ def test_a_larger_batch_that_fails_for_another_reason_than_memory_ends_the_searc
 
     samples, stopped_by = measure(picky, 0, 10.0)
     assert (sorted(samples), stopped_by) == ([1, 2], "failure")
-    assert "a larger one failed" in conclude({1: [0.01], 2: [0.012]}, "failure", 0.1).reason
+    assert (
+        "a larger one failed" in estimate_capacity({1: [0.01], 2: [0.012]}, "failure", 0.1).reason
+    )
 
 
 def test_a_model_of_one_size_says_that_it_takes_no_larger_one():
     samples, stopped_by = measure(list, 0, 10.0, sizes=[1])
-    assert "the model takes no larger one" in conclude(samples, stopped_by, 10.0, sizes=[1]).reason
+    assert (
+        "the model takes no larger one"
+        in estimate_capacity(samples, stopped_by, 10.0, sizes=[1]).reason
+    )

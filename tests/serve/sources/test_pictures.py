@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rightbatch._serve.sources.frames import BrokenFrame, FrameSource, Timeouts, open_source
+from rightbatch._serve.sources.frames import DamagedFrameError, FrameSource, Timeouts
+from rightbatch._serve.sources.open import open_source
 from rightbatch.testing import FrameSourceContract
 
 
@@ -121,9 +122,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_next_one_comes(folder: P
     source = _made(folder)
     source.open()
     assert source.read() is not None
-    with pytest.raises(BrokenFrame, match=r"1\.png"):
+    with pytest.raises(DamagedFrameError, match=r"1\.png"):
         source.read()
-    with pytest.raises(BrokenFrame, match=r"2\.png"):
+    with pytest.raises(DamagedFrameError, match=r"2\.png"):
         source.read()
     assert len([source.read(), source.read()]) == 2
     assert source.read() is None
@@ -133,7 +134,7 @@ def test_a_picture_of_absurd_size_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 95)
     source = _made(folder)
     source.open()
-    with pytest.raises(BrokenFrame, match="pixels"):
+    with pytest.raises(DamagedFrameError, match="pixels"):
         source.read()
 
 

@@ -20,8 +20,9 @@ from films import free_port, wait_for
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.sinks import mqtt
-from rightbatch._serve.sinks.mqtt import Mqtt, parse
-from rightbatch._serve.sinks.sinks import Line, open_sink
+from rightbatch._serve.sinks.line import Line
+from rightbatch._serve.sinks.mqtt import MqttSink, parse
+from rightbatch._serve.sinks.open import open_sink
 from rightbatch._serve.sinks.writer import Writer
 
 pytest.importorskip("paho.mqtt", exc_type=ImportError)
@@ -125,8 +126,8 @@ def subscriber(broker: Broker) -> Iterator[Subscriber]:
 
 
 @pytest.fixture
-def sink(broker: Broker) -> Iterator[Mqtt]:
-    sink = Mqtt(f"mqtt://127.0.0.1:{broker.port}")
+def sink(broker: Broker) -> Iterator[MqttSink]:
+    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}")
     yield sink
     sink.close(0.0)
 
@@ -197,7 +198,7 @@ def test_what_is_no_address_is_refused_without_its_password(url: str) -> None:
 def test_without_paho_it_is_said_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(MissingExtraError, match=r"paho-mqtt is not installed.*rightbatch\[serve\]"):
-        Mqtt("mqtt://host")
+        MqttSink("mqtt://host")
 
 
 def test_a_broker_that_is_not_there_is_wrong_use_without_the_password() -> None:
@@ -217,13 +218,13 @@ def test_a_port_where_nobody_answers_is_wrong_use(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as mute:
         began = time.monotonic()
         with pytest.raises(UsageError, match="no answer"):
-            Mqtt(f"mqtt://127.0.0.1:{mute.getsockname()[1]}")
+            MqttSink(f"mqtt://127.0.0.1:{mute.getsockname()[1]}")
     assert time.monotonic() - began < 5
 
 
 @needs_broker
 def test_every_line_arrives_in_order_at_the_topic_of_its_source(
-    sink: Mqtt, subscriber: Subscriber
+    sink: MqttSink, subscriber: Subscriber
 ) -> None:
     for frame in range(300):
         sink.put(line(frame, "a+b" if frame % 2 else "c"))
@@ -237,7 +238,7 @@ def test_every_line_arrives_in_order_at_the_topic_of_its_source(
 
 @needs_broker
 def test_a_broker_that_is_killed_and_started_again_loses_no_line_that_was_queued(
-    broker: Broker, sink: Mqtt, subscriber: Subscriber
+    broker: Broker, sink: MqttSink, subscriber: Subscriber
 ) -> None:
     sink.put(line(0))
     wait_for(lambda: subscriber.frames == [0])
@@ -253,7 +254,7 @@ def test_a_broker_that_is_killed_and_started_again_loses_no_line_that_was_queued
 
 @needs_broker
 def test_a_broker_that_is_killed_while_lines_come_loses_none_of_them(
-    broker: Broker, sink: Mqtt, subscriber: Subscriber
+    broker: Broker, sink: MqttSink, subscriber: Subscriber
 ) -> None:
     writer = Writer([sink])
 
@@ -276,7 +277,7 @@ def test_a_broker_that_is_killed_while_lines_come_loses_none_of_them(
 
 @needs_broker
 def test_while_the_broker_is_away_so_many_lines_wait_and_the_end_says_how_many_are_left(
-    broker: Broker, sink: Mqtt, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, sink: MqttSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mqtt, "_WAITING", 10)
     writer = Writer([sink], depth=5)
@@ -304,9 +305,9 @@ def test_a_user_needs_the_right_password(tmp_path: Path) -> None:
     broker = Broker(tmp_path, "allow_anonymous false", f"password_file {passwords}")
     try:
         with pytest.raises(UsageError, match=r"the broker refuses: Not authorized$") as refused:
-            Mqtt(f"mqtt://me:wrong@127.0.0.1:{broker.port}")
+            MqttSink(f"mqtt://me:wrong@127.0.0.1:{broker.port}")
         assert "wrong" not in str(refused.value)
-        sink = Mqtt(f"mqtt://me:p%3A%2Fw@127.0.0.1:{broker.port}")
+        sink = MqttSink(f"mqtt://me:p%3A%2Fw@127.0.0.1:{broker.port}")
         sink.put(line())
         assert sink.close() == 0
     finally:
@@ -331,9 +332,9 @@ def test_an_encrypted_connection_needs_a_certificate_that_is_trusted(
     broker = Broker(tmp_path, "allow_anonymous true", f"certfile {certificate}", f"keyfile {key}")
     try:
         with pytest.raises(UsageError, match="certificate verify failed"):
-            Mqtt(f"mqtts://localhost:{broker.port}")
+            MqttSink(f"mqtts://localhost:{broker.port}")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        sink = Mqtt(f"mqtts://localhost:{broker.port}")
+        sink = MqttSink(f"mqtts://localhost:{broker.port}")
         sink.put(line())
         assert sink.close() == 0
     finally:
@@ -341,7 +342,9 @@ def test_an_encrypted_connection_needs_a_certificate_that_is_trusted(
 
 
 @needs_broker
-def test_a_broker_that_stops_answering_does_not_hold_up_the_end(broker: Broker, sink: Mqtt) -> None:
+def test_a_broker_that_stops_answering_does_not_hold_up_the_end(
+    broker: Broker, sink: MqttSink
+) -> None:
     assert broker.process is not None
     broker.process.send_signal(signal.SIGSTOP)
     try:

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rightbatch._serve.web.images import FORMATS, BadImage, Limits, decode
+from rightbatch._serve.web.images import FORMATS, BadImageError, Limits, decode
 
 Pillow = pytest.importorskip("PIL.Image")
 
@@ -35,8 +35,8 @@ def encoded(image: NDArray[np.uint8], format: str = "PNG", **options: object) ->
     return file.getvalue()
 
 
-def refusal(body: bytes, **limits: int) -> BadImage:
-    with pytest.raises(BadImage) as caught:
+def refusal(body: bytes, **limits: int) -> BadImageError:
+    with pytest.raises(BadImageError) as caught:
         decode(body, Limits(**limits))
     assert str(caught.value)
     return caught.value
@@ -208,7 +208,7 @@ def test_damage_of_any_kind_gives_an_image_or_a_refusal(
     image = error = None
     try:
         image = decode(bytes(body), Limits(pixels=100_000))
-    except BadImage as raised:
+    except BadImageError as raised:
         error = raised
     if image is not None:
         assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8

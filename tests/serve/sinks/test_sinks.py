@@ -18,7 +18,11 @@ import pytest
 from films import PATIENCE, wait_for
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.sinks.sinks import Callback, Line, Lines, NobodyReads, open_sink
+from rightbatch._serve.sinks.in_process import CallbackSink
+from rightbatch._serve.sinks.json_lines import JsonLinesSink
+from rightbatch._serve.sinks.line import Line
+from rightbatch._serve.sinks.open import open_sink
+from rightbatch._serve.sinks.sink import ReaderGoneError
 from rightbatch._serve.sinks.writer import Writer
 
 
@@ -141,7 +145,8 @@ def test_a_line_that_a_full_disk_cut_off_does_not_spoil_the_next(tmp_path: Path)
     code = f"""
 import resource, signal
 from pathlib import Path
-from rightbatch._serve.sinks.sinks import Line, Lines
+from rightbatch._serve.sinks.json_lines import Lines
+from rightbatch._serve.sinks.line import Line
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sink = Lines(Path({str(tmp_path / "out.jsonl")!r}))
 def put(frame, result):
@@ -195,7 +200,7 @@ def test_what_is_no_sink_is_refused_with_those_that_are_known(to: Any) -> None:
 def test_a_writer_gives_every_sink_every_line_in_order(tmp_path: Path) -> None:
     seen: list[int] = []
     path = tmp_path / "out.jsonl"
-    writer = Writer([Lines(path), Callback(lambda one: seen.append(one.frame))])
+    writer = Writer([JsonLinesSink(path), CallbackSink(lambda one: seen.append(one.frame))])
     for frame in range(500):
         writer.put(line(frame), patient=frame % 2 == 0)
     assert writer.close() == 0
@@ -251,7 +256,7 @@ def test_closing_lets_a_waiting_reader_go(gate: Gate) -> None:
 
 def test_a_sink_that_hangs_does_not_hold_up_another_one(gate: Gate) -> None:
     seen: list[int] = []
-    writer = Writer([gate, Callback(lambda one: seen.append(one.frame))], depth=2)
+    writer = Writer([gate, CallbackSink(lambda one: seen.append(one.frame))], depth=2)
     for frame in range(20):
         writer.put(line(frame), patient=True)
     wait_for(lambda: len(seen) == 20)
@@ -308,7 +313,7 @@ def test_a_sink_that_counts_nothing_when_it_closes_is_taken_at_its_word() -> Non
 
 def test_what_comes_after_the_end_is_left_out_and_closing_again_is_harmless() -> None:
     seen: list[Line] = []
-    writer = Writer([Callback(seen.append)])
+    writer = Writer([CallbackSink(seen.append)])
     writer.close()
     writer.put(line(), patient=True)
     assert writer.close() == 0
@@ -326,7 +331,7 @@ def test_a_sink_that_raises_is_noted_without_passwords_and_goes_on(error: BaseEx
             raise error
         seen.append(one.frame)
 
-    writer = Writer([Callback(store)])
+    writer = Writer([CallbackSink(store)])
     for frame in range(3):
         writer.put(line(frame), patient=True)
     writer.close()
@@ -350,7 +355,7 @@ def test_a_reader_that_goes_away_is_told_once_and_nothing_more_is_written() -> N
     reading, writing = os.pipe()
     told: list[str] = []
     with os.fdopen(writing, "w") as stream:
-        writer = Writer([Lines(stream)], depth=1, on_broken=lambda: told.append("gone"))
+        writer = Writer([JsonLinesSink(stream)], depth=1, on_broken=lambda: told.append("gone"))
         writer.put(line(0), patient=True)
         wait_for(lambda: writer.status()["lines"] == 1)
         os.close(reading)
@@ -376,13 +381,13 @@ def test_a_callback_whose_own_pipe_breaks_ends_nothing() -> None:
     def send(one: Line) -> None:
         raise BrokenPipeError
 
-    writer = Writer([Callback(send)], on_broken=lambda: told.append("gone"))
+    writer = Writer([CallbackSink(send)], on_broken=lambda: told.append("gone"))
     writer.put(line(), patient=True)
     writer.close()
     assert told == []
 
 
-@pytest.mark.parametrize("why", [NobodyReads, None])
+@pytest.mark.parametrize("why", [ReaderGoneError, None])
 def test_a_sink_may_close_its_own_writer(why: Callable[[], BaseException] | None) -> None:
     """As a user's function does that stops the server, and as `on_broken` does."""
     closed: list[int] = []
@@ -392,7 +397,9 @@ def test_a_sink_may_close_its_own_writer(why: Callable[[], BaseException] | None
             raise why()
         closed.append(writer.close(timeout=1.0))
 
-    writer = Writer([Callback(stop)], on_broken=lambda: closed.append(writer.close(timeout=1.0)))
+    writer = Writer(
+        [CallbackSink(stop)], on_broken=lambda: closed.append(writer.close(timeout=1.0))
+    )
     writer.put(line(), patient=True)
     wait_for(lambda: closed)
     writer.close()

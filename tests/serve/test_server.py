@@ -16,7 +16,7 @@ from PIL import Image
 
 import rightbatch as rb
 from rightbatch._errors import UsageError
-from rightbatch._serve.serve import Server
+from rightbatch._serve.server import Server
 
 
 def mean(images):

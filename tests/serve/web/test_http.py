@@ -425,7 +425,7 @@ def test_a_name_that_was_made_to_point_here_is_not_answered(
         answer = ask(url, path, body, Host=host)
         assert answer.status == 400
         assert "error" in answer.content
-    assert server.batcher.tally.total()["served"] == 0
+    assert server.batcher.counters.total()["served"] == 0
 
 
 def test_two_names_are_none(url: str) -> None:
@@ -572,7 +572,7 @@ def test_every_address_is_reached_from_here_by_a_name_that_is_accepted(server: S
 
 
 def test_the_real_server_is_asked(tmp_path: Path) -> None:
-    from rightbatch._serve.serve import Server
+    from rightbatch._serve.server import Server
 
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encoded(picture(40)))

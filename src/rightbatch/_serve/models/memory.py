@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rightbatch._device import open_device
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import FitResult, fit
-from rightbatch._serve.models import Model, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Model
 from rightbatch._units import parse_bytes
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _MOST = 256  # images, where nobody said how many are wanted
 
 
-def largest_within(
+def largest_batch_within(
     memory: int | str,
     model: Any,
     shape: tuple[int, ...],

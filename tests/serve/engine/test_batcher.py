@@ -50,10 +50,10 @@ class Gated:
 def quick_conclusion(monkeypatch):
     """What a calibration promises takes a second to work out; few of these tests ask for it."""
 
-    def conclude(samples, stopped_by, latency, **options):
+    def estimate_capacity(samples, stopped_by, latency, **options):
         return Calibration(latency, samples, stopped_by, max(samples), 1.0, 1.0, 0, 10.0, 0.0)
 
-    monkeypatch.setattr(calibrate, "conclude", conclude)
+    monkeypatch.setattr(calibrate, "estimate_capacity", estimate_capacity)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_threads_that_submit_at_once_get_their_own_results(batcher_of):
         thread.join(PATIENCE)
     assert wrong == []
     assert batcher.close(PATIENCE) == 0
-    assert batcher.tally.total() == {"served": 800, "in_time": 800, "dropped": {}}
+    assert batcher.counters.total() == {"served": 800, "in_time": 800, "dropped": {}}
 
 
 def test_a_latency_counts_from_the_arrival(batcher_of):
@@ -219,7 +219,7 @@ def test_a_bad_item_fails_alone(batcher_of):
     assert [one.result for one in outcomes] == [0, 1, 2, 4, 5, 6, 7]
     batcher.close(PATIENCE)
     assert heard.drops == [("", "failed")]
-    assert batcher.tally.total()["dropped"] == {"failed": 1}
+    assert batcher.counters.total()["dropped"] == {"failed": 1}
 
 
 def test_a_batch_that_runs_out_of_memory_is_halved_and_so_are_those_after_it(batcher_of):
@@ -428,7 +428,7 @@ def test_every_makes_who_brings_wait_and_loses_nothing(batcher_of):
     bringer.join(PATIENCE)
     assert [future.result(PATIENCE).result[1] for future in futures] == list(range(20))
     assert model.items[1:] == list(range(20))
-    assert batcher.tally.of("file")["dropped"] == {}
+    assert batcher.counters.of("file")["dropped"] == {}
 
 
 def test_every_does_not_drop_what_is_late(batcher_of):
@@ -438,7 +438,7 @@ def test_every_does_not_drop_what_is_late(batcher_of):
     futures = [batcher.submit(n, stream="file", arrived=old) for n in range(50)]
     assert [future.result(PATIENCE).in_time for future in futures] == [False] * 50
     batcher.close(PATIENCE)
-    counted = batcher.tally.of("file")
+    counted = batcher.counters.of("file")
     assert (counted["served"], counted["in_time"], counted["dropped"]) == (50, 0, {})
 
 
@@ -533,7 +533,7 @@ def test_listeners_hear_of_every_batch(batcher_of):
     assert second.waiting == 0
     assert all(latency >= second.seconds for _, latency, _ in second.items)
     assert second.oldest <= max(latency for _, latency, _ in second.items)
-    assert [batch["size"] for batch in batcher.tally.batches()] == [1, 3]
+    assert [batch["size"] for batch in batcher.counters.batches()] == [1, 3]
 
 
 # -- event loops

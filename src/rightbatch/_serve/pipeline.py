@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rightbatch._errors import LateError
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import Contract, Served
-from rightbatch._serve.sinks.sinks import Line
+from rightbatch._serve.redaction import describe_error
+from rightbatch._serve.sinks.line import Line
 from rightbatch._serve.sinks.writer import Writer
 from rightbatch._serve.sources.feed import Feed
-from rightbatch._serve.sources.frames import Frame, SourceSpec, Stopped, said
+from rightbatch._serve.sources.frames import Frame, SourceSpec, SourceStopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ _SNAPSHOT = (640, 480)  # pixels, at most
 _LOOK = 0.2  # seconds between two looks at whether it is to stop
 
 
-class Intake:
+class SourcePipeline:
     """Brings the frames of one source to the engine, and their results to the writer.
 
     Args:
@@ -84,7 +85,7 @@ class Intake:
     def status(self) -> dict[str, Any]:
         """How the source is doing, and what became of its frames."""
         feed = asdict(self._feed.status())
-        counts = self._batcher.tally.of(self.name)
+        counts = self._batcher.counters.of(self.name)
         counts["served_per_second"] = counts.pop("frames_per_second")
         return {
             "name": self.name,
@@ -116,7 +117,7 @@ class Intake:
         if self.contract == "every":
             while not self._writer.wait_for_room(_LOOK):
                 if self._stopping:
-                    raise Stopped
+                    raise SourceStopped
         with self._lock:
             self._open += 1
 
@@ -130,7 +131,7 @@ class Intake:
         except LateError as error:
             self._settled()
             if error.cause == "closing":
-                raise Stopped from None
+                raise SourceStopped from None
 
     def _done(self, number: int, captured: float, outcome: Served | BaseException) -> None:
         """On the engine's thread."""
@@ -141,7 +142,7 @@ class Intake:
             line = Line(self.name, number, captured, latency, size, outcome.result, reason)
         elif not isinstance(outcome, LateError):  # the latter is counted, and has no line
             self._on_failure(self.name, number, outcome)
-            error = f"{type(outcome).__name__}: {said(outcome)}"
+            error = f"{type(outcome).__name__}: {describe_error(outcome)}"
             line = Line(self.name, number, captured, None, None, None, error=error)
         if line is not None:
             self._writer.put(line, patient=self.contract == "every")

@@ -374,7 +374,7 @@ def test_a_page_that_nobody_sees_asks_for_no_pictures(browser: Any, server: Stan
 
 
 def test_the_real_server_is_shown(browser: Any) -> None:
-    from rightbatch._serve.serve import Server
+    from rightbatch._serve.server import Server
 
     def frames() -> Iterator[Any]:
         for _ in range(2000):

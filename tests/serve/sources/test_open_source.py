@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from rightbatch import _serve
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.sources.frames import SourceSpec, Timeouts, open_source, redact, said
+from rightbatch._serve.redaction import describe_error, redact
+from rightbatch._serve.sources.frames import SourceSpec, Timeouts
+from rightbatch._serve.sources.open import open_source
 
 
 @pytest.mark.parametrize(
@@ -116,9 +118,11 @@ def test_no_parameter_that_is_named_like_a_password_is_shown(key: str) -> None:
 
 
 def test_what_an_error_says_is_one_line_without_passwords() -> None:
-    assert said(OSError(111, "Connection refused", "rtsp://a:b@c/")) == "Connection refused"
-    assert said(ValueError("no\n  such rtsp://a:b@c/")) == "no such rtsp://***@c/"
-    assert said(KeyError()) == "KeyError"
+    assert (
+        describe_error(OSError(111, "Connection refused", "rtsp://a:b@c/")) == "Connection refused"
+    )
+    assert describe_error(ValueError("no\n  such rtsp://a:b@c/")) == "no such rtsp://***@c/"
+    assert describe_error(KeyError()) == "KeyError"
 
 
 def test_a_spec_shows_no_password() -> None:

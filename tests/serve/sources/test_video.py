@@ -15,8 +15,9 @@ import pytest
 from films import Camera, encode, film, free_port, places, shows
 
 from rightbatch._errors import UsageError
-from rightbatch._serve.sources.frames import BrokenFrame, FrameSource, Timeouts, open_source
-from rightbatch._serve.sources.video import Video, Webcam, _webcam
+from rightbatch._serve.sources.frames import DamagedFrameError, FrameSource, Timeouts
+from rightbatch._serve.sources.open import open_source
+from rightbatch._serve.sources.video import VideoSource, WebcamSource, _webcam
 from rightbatch.testing import FrameSourceContract
 
 QUICK = Timeouts(open=5.0, read=2.0)
@@ -85,11 +86,11 @@ def rtsp_port() -> Iterator[int]:
         yield port
 
 
-def rtsp_listener(port: int, timeouts: Timeouts = QUICK) -> Video:
+def rtsp_listener(port: int, timeouts: Timeouts = QUICK) -> VideoSource:
     """PyAV is no RTSP server, but it can wait for a camera to call."""
     options = {"rtsp_flags": "listen", "listen_timeout": "10"}
     url = f"rtsp://127.0.0.1:{port}/film"
-    return Video(url, True, timeouts, container="rtsp", options=options)
+    return VideoSource(url, True, timeouts, container="rtsp", options=options)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
@@ -223,7 +224,7 @@ def test_a_damaged_frame_of_a_camera_is_left_out_and_what_follows_a_key_frame_is
             while True:
                 try:
                     images.append(source.read()[0])  # type: ignore[index]
-                except BrokenFrame:
+                except DamagedFrameError:
                     broken += 1
         source.close()
     seen = places(images, film())
@@ -247,7 +248,7 @@ def test_a_camera_is_not_late_for_good_after_bytes_that_passed_for_reordered_fra
             while True:
                 try:
                     found = source.read()
-                except BrokenFrame:
+                except DamagedFrameError:
                     broken += 1
                     continue
                 assert found is not None
@@ -329,4 +330,4 @@ def test_where_no_webcams_are_known_that_is_said() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="names of devices differ")
 def test_a_webcam_that_is_absent_cannot_be_opened() -> None:
     with pytest.raises(OSError, match="No such"):
-        Webcam(63, Timeouts()).open()
+        WebcamSource(63, Timeouts()).open()

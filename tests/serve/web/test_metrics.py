@@ -40,7 +40,7 @@ def served(server: StandIn, stream: str = "http", count: int = 6) -> None:
         one.result()
     # The listener hears of a batch after those who wait for it.
     until = time.monotonic() + 5
-    while server.batcher.tally.of(stream)["served"] < count and time.monotonic() < until:
+    while server.batcher.counters.of(stream)["served"] < count and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(0.02)
 
@@ -50,7 +50,7 @@ def test_batches_are_counted_by_size_reason_and_time() -> None:
         metrics = Metrics(server)
         served(server)
         found = samples(metrics)
-        batches = server.batcher.tally.batches()
+        batches = server.batcher.counters.batches()
     assert value(found, "batch_size_count") == len(batches)
     assert value(found, "batch_size_sum") == 7
     assert value(found, "batch_seconds_count") == len(batches)
