@@ -33,7 +33,8 @@ from rightbatch.testing import ModelContract
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from rightbatch.integrations.onnx import _PROVIDERS, OnnxModel, devices  # noqa: E402
+from rightbatch.integrations._onnx_runtime import _PROVIDERS  # noqa: E402
+from rightbatch.integrations.onnx import OnnxModel, devices  # noqa: E402
 
 Side = int | str
 DETECTED = {"task": "detect", "names": "{0: 'a'}", "imgsz": "[64, 64]", "stride": "32"}

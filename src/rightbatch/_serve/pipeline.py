@@ -1,4 +1,4 @@
-"""One source's way through: frames to the engine, and a line for each that had a result."""
+"""The pipeline of one source: from its feed to the engine, and from there to the writer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SNAPSHOT = (640, 480)  # pixels, at most
-_LOOK = 0.2  # seconds between two looks at whether it is to stop
+_SNAPSHOT_SIZE = (640, 480)  # pixels, at most
+_POLL = 0.2  # seconds between two checks of whether it was stopped
 
 
 class SourcePipeline:
-    """Brings the frames of one source to the engine, and their results to the writer.
+    """Passes the frames of one source to the engine and their results to the writer.
 
     Args:
         spec: the source.
-        name: of its stream in the engine, where it is opened.
-        contract: what becomes of frames that cannot all be served; by default a live source keeps
-            the freshest, and any other loses none.
-        weight: its share; see `Engine.open_stream`.
+        name: of the stream that is opened in the engine.
+        contract: see `Engine.open_stream`; by default `freshest` for live sources, else `every`.
+        weight: see `Engine.open_stream`.
         batcher: the engine.
-        writer: takes the lines.
-        on_failure: hears what the model raised for a frame.
+        writer: receives a line for each result.
+        on_failure: called with (source, frame number, error) when the model fails on a frame.
         options: of `Feed`.
     """
 
@@ -60,30 +59,30 @@ class SourcePipeline:
         self._writer = writer
         self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._open = 0  # frames of which it is not known yet what becomes of them
+        self._pending = 0  # frames without an outcome
         self._stopping = False
         self._newest: NDArray[np.uint8] | None = None
         self._feed = Feed(spec, self._deliver, name=name, **options)
         batcher.open_stream(name, contract=self.contract, weight=weight)
 
     def start(self) -> None:
-        """Connect, and go on from there; returns at once."""
+        """Start reading; return at once."""
         self._feed.start()
 
     def stop(self, timeout: float) -> None:
-        """Bring no more; may be called again, with 0 for many first."""
+        """Stop reading. To stop many, call it with timeout 0 for all, then wait for each."""
         self._stopping = True
         self._feed.stop(timeout)
 
     @property
     def is_over(self) -> bool:
-        """Whether it has brought all of its frames, and it is known what became of each."""
+        """Whether the source has ended and each of its frames has an outcome."""
         ended = self._feed.status().state in ("ended", "failed", "stopped")
         with self._lock:
-            return ended and not self._open
+            return ended and not self._pending
 
     def status(self) -> dict[str, Any]:
-        """How the source is doing, and what became of its frames."""
+        """Return the state of the source and the counts of its frames."""
         feed = asdict(self._feed.status())
         counts = self._batcher.counters.of(self.name)
         counts["served_per_second"] = counts.pop("frames_per_second")
@@ -98,56 +97,56 @@ class SourcePipeline:
         }
 
     def snapshot(self) -> bytes | None:
-        """The newest frame as a small JPEG; None before there is one."""
+        """Return the newest frame as a small JPEG, if there is one."""
         image = self._newest
         if image is None:
             return None
         from PIL import Image
 
         picture = Image.fromarray(image)
-        picture.thumbnail(_SNAPSHOT)
+        picture.thumbnail(_SNAPSHOT_SIZE)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=80)
         return file.getvalue()
 
     def _deliver(self, frame: Frame) -> None:
-        """On the reader's thread; waits where no frame may be lost."""
+        """Queue a frame; called on the reader's thread, blocks if no frame may be lost."""
         self._newest = frame.image
         captured = time.time() - (time.monotonic() - frame.captured)
         if self.contract == "every":
-            while not self._writer.wait_for_room(_LOOK):
+            while not self._writer.wait_for_room(_POLL):
                 if self._stopping:
                     raise SourceStopped
         with self._lock:
-            self._open += 1
+            self._pending += 1
 
         def done(outcome: Served | BaseException) -> None:
             self._done(frame.number, captured, outcome)
 
-        # What waited for its turn to be read was not kept waiting by the engine.
+        # The frames of a file wait to be read, which is not latency: they arrive now.
         arrived = frame.captured if self.spec.is_live else None
         try:
             self._batcher.put(self.name, frame.image, done, arrived)
         except LateError as error:
-            self._settled()
+            self._finish_frame()
             if error.cause == "closing":
                 raise SourceStopped from None
 
     def _done(self, number: int, captured: float, outcome: Served | BaseException) -> None:
-        """On the engine's thread."""
+        """Write a line for an outcome; called on the engine's thread."""
         line: Line | None = None
         if isinstance(outcome, Served):
             latency = 1000 * outcome.latency
             size, reason = outcome.batch_size, outcome.reason
             line = Line(self.name, number, captured, latency, size, outcome.result, reason)
-        elif not isinstance(outcome, LateError):  # the latter is counted, and has no line
+        elif not isinstance(outcome, LateError):  # dropped frames are counted and have no line
             self._on_failure(self.name, number, outcome)
             error = f"{type(outcome).__name__}: {describe_error(outcome)}"
             line = Line(self.name, number, captured, None, None, None, error=error)
         if line is not None:
             self._writer.put(line, patient=self.contract == "every")
-        self._settled()
+        self._finish_frame()
 
-    def _settled(self) -> None:
+    def _finish_frame(self) -> None:
         with self._lock:
-            self._open -= 1
+            self._pending -= 1

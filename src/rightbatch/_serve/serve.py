@@ -20,7 +20,7 @@ def serve(
     contract: Contract | None = None,
     **options: Any,
 ) -> Server:
-    """Serve a model to sources, in the best batches under one latency target; it runs at once.
+    """Serve a model to sources in batches under one latency target; return the running server.
 
     ::
 
@@ -30,17 +30,17 @@ def serve(
 
     Args:
         model: as for `Server`.
-        sources: one, several in a list, or a mapping of names to them; see `Server.add`.
-        latency: the target, from a frame's capture to its result: seconds, or text like `"100ms"`.
-        http: take images, and show the page, at this port.
-        host: where to listen.
-        token: that requests bear.
-        contract: of all sources, if not their own.
+        sources: one source, a list, or a mapping of names to sources; see `Server.add`.
+        latency: target from a frame's capture to its result: seconds, or text like `"100ms"`.
+        http: port that accepts images and shows the page.
+        host: bind address; a non-loopback address requires a token.
+        token: that requests must send.
+        contract: of all sources; see `Server.add`.
         options: of `Server`.
 
     Raises:
-        UsageError: if an argument cannot be meant.
-        MissingExtraError: if something that is needed is not installed.
+        UsageError: if an argument is invalid.
+        MissingExtraError: if a required package is not installed.
     """
     server = Server(model, latency, **options)
     try:

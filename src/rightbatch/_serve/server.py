@@ -1,4 +1,4 @@
-"""`serve`: sources to one engine, results to sinks, and a page that shows how it goes."""
+"""`Server`: sources, one engine, sinks, and an HTTP server with a page."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 Destination = str | Path | TextIO | FileIO | Callable[[Line], object] | Sink
 
-_LOOK = 0.1  # seconds between two looks at whether it is over
+_POLL = 0.1  # seconds between two checks of whether it is over
 
 
 class Server:
-    """A model, the sources whose frames it gets, and where the results go.
+    """Runs a model on the frames of sources and on HTTP requests, and writes the results.
 
-    It runs from the start on; `rb.serve` makes one with its sources. Used in a `with` block, it is
-    stopped at the end. Without `to`, results come by iterating over it.
+    It runs from its construction on; `rb.serve` constructs one with its sources. A `with` block
+    stops it at the end. Without `to`, iterate over it to get the results.
 
     Args:
-        model: what `open_model` takes: a function on a list of H×W×3 uint8 RGB arrays, a torch
+        model: an argument of `open_model`: a function on a list of H×W×3 uint8 RGB arrays, a torch
             module, `"file.py:function"`, `"yolo26n.onnx"`, `"yolo26n.pt"`.
-        latency: the target, from a frame's capture to its result: seconds, or text like `"100ms"`.
-        to: a file, a stream, a function that gets every `Line`, `"mqtt://..."`, or several of them.
-        device: where the model runs, if it does not decide that itself.
-        max_batch: the most images of a batch.
-        memory: caps what batches may use (`"2GiB"`): how many images that holds is measured by
-            `fit`, on the first frame's size.
+        latency: target from a frame's capture to its result: seconds, or text like `"100ms"`.
+        to: a file, a stream, a function called with every `Line`, `"mqtt://..."`, or several.
+        device: where the model runs, if it does not choose its own device.
+        max_batch: the most images in a batch.
+        memory: limit for batches (`"2GiB"`); `fit` measures how many images of the first frame's
+            size it holds.
         isolated: read each source in a process of its own, which is killed when it hangs.
-        stall_after: seconds without a frame after which a live source is connected to anew.
-        progress: show on a terminal that it is calibrating.
-        on_calibrated: hears what this machine can do, once that is known.
+        stall_after: seconds without a frame after which a live source is reconnected.
+        progress: show the progress of the calibration on a terminal.
+        on_calibrated: called with the `Calibration` when it is known.
         options: of the model's integration (`imgsz=`, `conf=`, `threads=`).
 
     Raises:
-        UsageError: if an argument cannot be meant.
-        MissingExtraError: if something that is needed is not installed.
+        UsageError: if an argument is invalid.
+        MissingExtraError: if a required package is not installed.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Server:
         on_calibrated: Callable[[Any], object] = lambda calibration: None,
         **options: Any,
     ) -> None:
-        self._asked = (model, {"device": device, "max_batch": max_batch, **options})
+        self._model_arguments = (model, {"device": device, "max_batch": max_batch, **options})
         self._memory = memory
-        self._reading = {"isolated": isolated, "stall_after": stall_after}
+        self._feed_options = {"isolated": isolated, "stall_after": stall_after}
         self._progress = progress
         self._on_calibrated = on_calibrated
         self._since = time.time()
         self._state = "starting"
         self._lock = threading.Lock()
         self._pipelines: dict[str, SourcePipeline] = {}
-        self._leaving: set[str] = set()  # names of sources that are being removed
+        self._removing: set[str] = set()  # names of sources that are being removed
         self._http: HttpServer | None = None
         self._app: Any = None
-        self.failures = 0  # frames that the model failed on
+        self.failures = 0  # frames for which the model raised an error
         self.first_failure: tuple[str, int, BaseException] | None = None
-        self.no_answer: RightbatchError | None = None  # why it will never have one
+        self.no_answer: RightbatchError | None = None  # why no frame can ever be served
         self._iteration_sink = IterationSink() if to is None else None
         if memory is not None:
             from rightbatch._serve.models.memory import check_memory
@@ -102,7 +102,7 @@ class Server:
                 max_batch=max_batch,
                 on_first=self._calibrate,
             )
-            sinks = [self._iteration_sink] if self._iteration_sink is not None else _sinks(to)
+            sinks = [self._iteration_sink] if self._iteration_sink is not None else _open_sinks(to)
         except BaseException:
             self._model.close()
             raise
@@ -111,12 +111,12 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self._model.name
 
     @property
     def device(self) -> str | None:
-        """Where the model runs, if it says so."""
+        """Where the model runs, if it is known."""
         return getattr(self._model, "device", None)
 
     def add(
@@ -128,30 +128,37 @@ class Server:
         weight: float | None = None,
         isolated: bool | None = None,
     ) -> str:
-        """Add a source while it runs; its name.
+        """Add a source; return its name.
 
         Args:
             source: a URL, a file, a folder of pictures, a webcam, or an iterable of arrays.
-            name: by default made from the source.
-            contract: `every` loses no frame, `freshest` keeps the newest, `deadline` keeps each
-                until it would be late. By default live sources keep the freshest, others lose none.
-            weight: its share where the device is short, relative to the others.
-            isolated: as for all, unless said here.
+            name: by default derived from the source.
+            contract: `every` loses no frame, `freshest` keeps the newest, `deadline` keeps a frame
+                until it would be late. Default: `freshest` for live sources, `every` for others.
+            weight: share of the device relative to other sources when it is overloaded.
+            isolated: overrides the server's setting.
 
         Raises:
-            UsageError: if there is no such source, or its name is taken.
+            UsageError: if the source does not exist, or the name is taken.
         """
         spec = open_source(source)
-        reading = self._reading | ({} if isolated is None else {"isolated": isolated})
+        feed_options = self._feed_options | ({} if isolated is None else {"isolated": isolated})
         with self._lock:
             if self._state in ("stopping", "stopped"):
                 raise UsageError("the server has stopped; start another one")
             name = self._free_name(spec.name) if name is None else name
             if name in ("", ".", "..", REQUESTS) or self._is_taken(name):
-                taken = f"there is a source {name!r} already" if self._is_taken(name) else ""
-                raise UsageError(f"{taken or f'{name!r} is no name of a source'}; choose another")
+                problem = "exists already" if self._is_taken(name) else "is not a valid name"
+                raise UsageError(f"source {name!r} {problem}; choose another name")
             intake = SourcePipeline(
-                spec, name, contract, weight, self.batcher, self._writer, self._failed, **reading
+                spec,
+                name,
+                contract,
+                weight,
+                self.batcher,
+                self._writer,
+                self._failed,
+                **feed_options,
             )
             self._pipelines[name] = intake
             if self._state == "starting":
@@ -160,25 +167,25 @@ class Server:
         return name
 
     def remove(self, name: str) -> None:
-        """Take a source away; what waits of it is dropped.
+        """Remove a source; its waiting frames are dropped.
 
         Raises:
-            UsageError: if there is none of that name.
+            UsageError: if there is no source of that name.
         """
         with self._lock:
             intake = self._pipelines.pop(name, None)
             known = ", ".join(sorted(self._pipelines)) or "none"
             if intake is not None:
-                self._leaving.add(name)
+                self._removing.add(name)
         if intake is None:
-            raise UsageError(f"there is no source {name!r}; there are: {known}")
+            raise UsageError(f"no source {name!r}; sources: {known}")
         intake.stop(0)
         self.batcher.close_stream(name)
         intake.stop(1.0)
-        with suppress(UsageError):  # a frame that was on its way may have opened it again
+        with suppress(UsageError):  # a frame in flight may have opened it again
             self.batcher.close_stream(name)
         with self._lock:
-            self._leaving.discard(name)
+            self._removing.discard(name)
 
     def listen(
         self,
@@ -189,17 +196,17 @@ class Server:
         predict: bool = True,
         hosts: Collection[str] | None = None,
     ) -> str:
-        """Open the page, `/metrics` and, unless told not to, `/predict`; the address.
+        """Start the HTTP server with the page, `/metrics` and `/predict`; return its URL.
 
         Args:
-            port: 0 takes one that is free.
-            host: any other than this machine's own needs a token.
-            token: that requests bear.
-            predict: whether images are taken.
-            hosts: the names by which the server is asked for, if not those of this machine.
+            port: 0 chooses a free one.
+            host: bind address; a non-loopback address requires a token.
+            token: that requests must send.
+            predict: whether `/predict` accepts images.
+            hosts: accepted values of the Host header; by default the names of this machine.
 
         Raises:
-            UsageError: if it cannot listen there, or has to have a token.
+            UsageError: if it cannot listen there, or a token is missing.
             MissingExtraError: if FastAPI is not installed.
         """
         from rightbatch._serve.web.http import HttpServer, make_app
@@ -207,11 +214,11 @@ class Server:
 
         if token is None and not is_this_machine(host):
             raise UsageError(
-                f"{host} can be reached from other machines: give a token that requests bear"
+                f"{host} can be reached from other machines: pass a token that requests must send"
             )
         if self._http is not None:
-            raise UsageError(f"it listens already, at {self._http.url}")
-        http = HttpServer().bind(host, port)  # first, since an application begins to count
+            raise UsageError(f"the server listens already, at {self._http.url}")
+        http = HttpServer().bind(host, port)  # first, since an application registers listeners
         self._app = make_app(self, token=token, predict=predict, hosts=hosts)
         self._http = http.start(self._app)
         if self._state == "starting":
@@ -220,11 +227,11 @@ class Server:
 
     @property
     def url(self) -> str | None:
-        """Where it listens, if it does."""
+        """The URL of the HTTP server, if it runs."""
         return None if self._http is None else self._http.url
 
     def status(self) -> dict[str, Any]:
-        """All that the page shows: times in seconds or, where the name says so, milliseconds."""
+        """Return all that the page shows; times are seconds, or milliseconds in names with `ms`."""
         batcher = self.batcher
         with self._lock:
             intakes = list(self._pipelines.values())
@@ -249,21 +256,21 @@ class Server:
         }
 
     def snapshot(self, name: str) -> bytes | None:
-        """A source's newest frame as a JPEG of at most 640×480; None before there is one.
+        """Return a source's newest frame as a JPEG of at most 640×480, if there is one.
 
         Raises:
-            UsageError: if there is none of that name.
+            UsageError: if there is no source of that name.
         """
         with self._lock:
             intake = self._pipelines.get(name)
         if intake is None:
-            raise UsageError(f"there is no source {name!r}")
+            raise UsageError(f"no source {name!r}")
         return intake.snapshot()
 
     @property
     def is_over(self) -> bool:
-        """Whether every source has ended, all of its results are written, and there was one; or
-        whether there will never be a result, since nothing fits into the memory."""
+        """Whether all sources (at least one) have ended and all results are written, or whether no
+        frame can ever be served since nothing fits in memory."""
         with self._lock:
             intakes = list(self._pipelines.values())
         if self.no_answer is not None:
@@ -271,64 +278,63 @@ class Server:
         return bool(intakes) and all(i.is_over for i in intakes) and self._writer.is_idle
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is over, or stopped; False if the time was over first.
+        """Wait until it is over or stopped; False after `timeout` seconds.
 
-        Without `to`, another thread has to iterate meanwhile: a file's results wait to be taken.
+        Without `to`, another thread must iterate meanwhile: the frames of a file wait for it.
         """
         until = None if timeout is None else time.monotonic() + timeout
         while not (self.is_over or self._state == "stopped"):
             if until is not None and time.monotonic() >= until:
                 return False
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         return True
 
     def __iter__(self) -> Iterator[Line]:
-        """Every result as it comes, until it is over.
+        """Yield every result as it arrives, until it is over.
 
         Raises:
-            UsageError: if results go elsewhere.
+            UsageError: if `to` was given.
         """
         if self._iteration_sink is None:
-            raise UsageError("results go where `to` says; leave it out to iterate over them")
+            raise UsageError("results are written to `to`; leave it out to iterate over them")
         while True:
-            line = self._iteration_sink.get(_LOOK)
+            line = self._iteration_sink.get(_POLL)
             if line is not None:
                 yield line
             elif self.is_over or self._state == "stopped":
-                while (
-                    line := self._iteration_sink.get(0)
-                ) is not None:  # it came between the two looks
+                # A line may have arrived after the last check.
+                while (line := self._iteration_sink.get(0)) is not None:
                     yield line
                 if self.no_answer is not None:
                     raise self.no_answer
                 return
 
     def stop(self, timeout: float = 5.0) -> int:
-        """Take nothing new, finish what was accepted, for so many seconds at most; what was left.
+        """Stop accepting frames, finish those accepted, for at most `timeout` seconds.
 
-        Frames that were accepted and have no result, and results that were not written. Twice is as
-        good as once.
+        Return the number of accepted frames without a result plus results not written. May be
+        called twice.
         """
         with self._lock:
             if self._state == "stopped":
                 return 0
-            self._state = "stopping"  # again, if the last stop was interrupted
+            self._state = "stopping"  # also if an earlier stop was interrupted
             intakes = list(self._pipelines.values())
         until = time.monotonic() + timeout
         for intake in intakes:
             intake.stop(0)
         if self._http is not None:
-            self._http.stop(max(0.1, until - time.monotonic()))  # answers what it has taken
+            self._http.stop(max(0.1, until - time.monotonic()))  # answers accepted requests
             predictor = getattr(self._app.state, "predictor", None)
             if predictor is not None:
                 predictor.close()
         if self._iteration_sink is not None:
-            self._iteration_sink.close()  # whoever stops may be who iterates
+            self._iteration_sink.close()  # the thread that stops may be the one that iterates
         left = self.batcher.close(max(0.0, until - time.monotonic()))
         for intake in intakes:
             intake.stop(max(0.1, until - time.monotonic()))
         left += self._writer.close(max(0.1, until - time.monotonic()))
-        if self.batcher.is_running:  # its function has not returned yet
+        if self.batcher.is_running:  # the model has not returned yet
             threading.Thread(target=self._close_later, daemon=True).start()
         else:
             self._model.close()
@@ -351,21 +357,21 @@ class Server:
         self._model.close()
 
     def _calibrate(self, first: Any) -> None:
-        """On the engine's thread, when the first frame is there."""
+        """Calibrate on the first frame; called on the engine's thread."""
         with Live("calibrating", enabled=self._progress) as live:
             if self._memory is not None:
-                live.show(f"how many images {self._memory} hold")
-                self.batcher.cap(self._largest_within(self._memory, first.shape))
+                live.show(f"finding the largest batch within {self._memory}")
+                self.batcher.limit_batch(self._largest_batch(self._memory, first.shape))
                 self._memory = None
             calibration = self.batcher.calibrate(first, live.show)
         self._on_calibrated(calibration)
 
-    def _largest_within(self, memory: int | str, shape: tuple[int, ...]) -> int:
+    def _largest_batch(self, memory: int | str, shape: tuple[int, ...]) -> int:
         from rightbatch._serve.models.memory import largest_batch_within
 
-        if self.no_answer is not None:  # no other frame changes it
+        if self.no_answer is not None:  # holds for every frame
             raise self.no_answer
-        model, options = self._asked
+        model, options = self._model_arguments
         try:
             return largest_batch_within(memory, model, shape, **options).batch_size
         except RightbatchError as error:
@@ -377,17 +383,17 @@ class Server:
         self.first_failure = self.first_failure or (source, frame, error)
 
     def _is_taken(self, name: str) -> bool:
-        return name in self._pipelines or name in self._leaving
+        return name in self._pipelines or name in self._removing
 
-    def _free_name(self, wished: str) -> str:
-        name, number = wished, 1
+    def _free_name(self, preferred: str) -> str:
+        name, number = preferred, 1
         while self._is_taken(name) or name == REQUESTS:
             number += 1
-            name = f"{wished}-{number}"
+            name = f"{preferred}-{number}"
         return name
 
 
-def _sinks(to: Any) -> list[Sink]:
+def _open_sinks(to: Any) -> list[Sink]:
     several = to if isinstance(to, list | tuple) else [to]
     opened: list[Sink] = []
     try:

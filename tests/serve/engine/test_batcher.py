@@ -260,7 +260,7 @@ def test_a_later_half_that_fails_does_not_raise_the_cap_again(batcher_of):
     ("results", "message"),
     [
         (lambda items: items[:-1], r"returned \d result\(s\) for \d item"),
-        (lambda items: None, "must return a list with a result for each .* got NoneType"),
+        (lambda items: None, "must return a list with one result per item .* got NoneType"),
         (lambda items: (item for item in items), "got generator"),
     ],
 )
@@ -458,7 +458,7 @@ def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
     batcher = batcher_of(model, listeners=[heard])
     busy(batcher, model, stream="")
     second = batcher.submit("second")  # ready after 800
-    with pytest.raises(LateError, match="as predicted") as refused:
+    with pytest.raises(LateError, match="is predicted to be late") as refused:
         batcher.submit("third")
     assert refused.value.cause == "refused"
     assert refused.value.retry_after == pytest.approx(200)
@@ -744,7 +744,7 @@ def test_with_blocks_close_it(batcher_of):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("model", 0.1), "calls a function on lists, got str"),
+        (("model", 0.1), "takes a function on lists, got str"),
         ((len, "soon"), "not a duration"),
         ((len, 0), "not a duration"),
     ],
@@ -757,10 +757,10 @@ def test_what_is_no_batcher_is_said(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": []}, "sizes are whole numbers of at least 1"),
-        ({"sizes": [0, 4]}, "sizes are whole numbers of at least 1"),
-        ({"max_batch": 0}, "max_batch is at least 1, got 0"),
-        ({"sizes": [4, 8], "max_batch": 2}, "none of the model's sizes is within max_batch=2"),
+        ({"sizes": []}, "sizes must be integers of at least 1"),
+        ({"sizes": [0, 4]}, "sizes must be integers of at least 1"),
+        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"sizes": [4, 8], "max_batch": 2}, "no batch size of the model is at most max_batch=2"),
     ],
 )
 def test_limits_that_cannot_be_meant_are_said(options, message):
@@ -771,9 +771,9 @@ def test_limits_that_cannot_be_meant_are_said(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"contract": "some"}, "'some' is no contract; the known ones: every, freshest, deadline"),
-        ({"weight": 0}, "a weight is from 0.001 to 1000, got 0"),
-        ({"depth": 0}, "a depth is at least 1, got 0"),
+        ({"contract": "some"}, "unknown contract 'some'; choose one of every, freshest, deadline"),
+        ({"weight": 0}, "weight must be from 0.001 to 1000, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
     ],
 )
 def test_streams_that_cannot_be_meant_are_said(options, message):
@@ -784,9 +784,9 @@ def test_streams_that_cannot_be_meant_are_said(options, message):
 def test_streams_are_known_by_their_names():
     batcher = Batcher(len, 0.1)
     batcher.open_stream("camera")
-    with pytest.raises(UsageError, match="'camera' already"):
+    with pytest.raises(UsageError, match="'camera' exists already"):
         batcher.open_stream("camera")
-    with pytest.raises(UsageError, match="no stream 'kamera'; there are: camera"):
+    with pytest.raises(UsageError, match="no stream 'kamera'; open streams: camera"):
         batcher.close_stream("kamera")
 
 
@@ -800,7 +800,7 @@ def test_a_listener_that_raises_keeps_nobody_from_his_result(caplog):
 
     with Batcher(list, 10.0, calibrate_on=0, listeners=[Broken()]) as batcher:
         assert [batcher.submit(n).result(20).result for n in range(5)] == list(range(5))
-    assert "what hears of items failed" in caplog.text
+    assert "a listener or an item's callback failed" in caplog.text
 
 
 def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch):
@@ -817,7 +817,7 @@ def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch):
 
 @pytest.mark.parametrize("weight", [0, -1, 1e-320, 1e300, 10**400, float("nan")])
 def test_a_weight_that_no_turns_can_be_counted_with_is_refused(weight):
-    with Batcher(list, 10.0) as batcher, pytest.raises(UsageError, match="a weight is from"):
+    with Batcher(list, 10.0) as batcher, pytest.raises(UsageError, match="weight must be from"):
         batcher.open_stream("one", weight=weight)
 
 

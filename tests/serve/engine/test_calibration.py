@@ -46,21 +46,21 @@ def line(size):
 
 REASONS = [
     # what the machine is like, what is asked, why it stops, the sizes that ran, the sentence
-    ({}, {}, "latency", [1, 2, 4, 8, 16], "two batches that are larger take more than 33 ms"),
-    ({"memory": 7}, {}, "memory", [1, 2, 4], "a larger one ran out of memory"),
-    ({}, {"sizes": [2, 6]}, "sizes", [2, 6], "the model takes no larger one"),
-    ({}, {"max_batch": 6}, "max_batch", [1, 2, 4, 6], "as was asked"),
-    ({}, {"max_batch": 1}, "max_batch", [1], "as was asked"),
+    ({}, {}, "latency", [1, 2, 4, 8, 16], "two larger batches take more than 33 ms"),
+    ({"memory": 7}, {}, "memory", [1, 2, 4], "a larger batch ran out of memory"),
+    ({}, {"sizes": [2, 6]}, "sizes", [2, 6], "the model accepts no larger batch"),
+    ({}, {"max_batch": 6}, "max_batch", [1, 2, 4, 6], "limited by max_batch"),
+    ({}, {"max_batch": 1}, "max_batch", [1], "limited by max_batch"),
     (
         {"seconds": lambda n: 1e-3 * max(n, 2)},
         {},
         "no gain",
         [1, 2, 4, 8],
-        "serve no more a second",
+        "do not serve more items per second",
     ),
-    ({"seconds": lambda n: 1e-9 * n + 1e-6}, {}, "largest", None, "more than 1024 were not tried"),
-    ({"seconds": lambda n: 1e-3 * n}, {}, "no gain", [1, 2, 4], "one by one is best"),
-    ({"seconds": lambda n: 0.02 * n}, {}, "latency", [1], "one item takes 20 ms and two of them"),
+    ({"seconds": lambda n: 1e-9 * n + 1e-6}, {}, "largest", None, "batches above 1024 were not measured"),
+    ({"seconds": lambda n: 1e-3 * n}, {}, "no gain", [1, 2, 4], "within the target"),
+    ({"seconds": lambda n: 0.02 * n}, {}, "latency", [1], "one item takes 20 ms and two take more"),
 ]
 
 
@@ -121,7 +121,7 @@ def test_a_smallest_batch_without_memory_is_raised(monkeypatch):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda items: None, "a list with a result for each of its 1 item.*got NoneType"),
+        (lambda items: None, r"a list with one result per item \(1\), got NoneType"),
         (lambda items: [], r"returned 0 result\(s\) for 1 item"),
         (lambda items: (item for item in items), "got generator"),
         (lambda items: items[:1], r"returned 1 result\(s\) for 2 item"),
@@ -161,9 +161,9 @@ def test_what_is_promised_is_what_a_load_bears(found):
 
 def test_it_is_said_in_one_line_and_in_json(found):
     assert str(found) == (
-        f"batches up to 12; 750 frames/s against 200 one by one; {found.cameras} cameras at "
+        f"batches up to 12; 750 frames/s instead of 200 one by one; {found.cameras} cameras at "
         f"30 frames/s fit, or {found.requests_per_second:.3g} requests/s "
-        "(two batches that are larger take more than 33 ms)"
+        "(two larger batches take more than 33 ms)"
     )
     document = json.loads(json.dumps(found.to_dict()))
     assert document["largest_batch"] == 12
@@ -177,7 +177,7 @@ def test_it_is_said_in_one_line_and_in_json(found):
     [
         (
             0.06,
-            "not one camera at 10 frames/s fits, or 0 requests/s (one item takes 60 ms: none is",
+            "no camera at 10 frames/s fits, or 0 requests/s (one item takes 60 ms, longer",
         ),
         (0.04, "25 frames/s; 1 camera at 10 frames/s fits, or"),
     ],
@@ -209,13 +209,13 @@ def test_a_larger_batch_that_fails_for_another_reason_than_memory_ends_the_searc
     samples, stopped_by = measure(picky, 0, 10.0)
     assert (sorted(samples), stopped_by) == ([1, 2], "failure")
     assert (
-        "a larger one failed" in estimate_capacity({1: [0.01], 2: [0.012]}, "failure", 0.1).reason
+        "a larger batch failed" in estimate_capacity({1: [0.01], 2: [0.012]}, "failure", 0.1).reason
     )
 
 
 def test_a_model_of_one_size_says_that_it_takes_no_larger_one():
     samples, stopped_by = measure(list, 0, 10.0, sizes=[1])
     assert (
-        "the model takes no larger one"
+        "the model accepts no larger batch"
         in estimate_capacity(samples, stopped_by, 10.0, sizes=[1]).reason
     )

@@ -68,7 +68,7 @@ def test_what_a_closed_stream_had_stays_in_the_total_and_nothing_more_is_kept_of
     counted = Counters()
     counted.open("one")
     counted.batch(record(("one", 0.01, True)))
-    counted.forget("one")
+    counted.close("one")
     counted.batch(record(("one", 0.9, False)))  # was on its way
     counted.dropped("one", "closing")
     assert "one" not in counted

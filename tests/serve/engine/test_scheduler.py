@@ -123,7 +123,7 @@ def test_caps_count_items(cap):
     fill(chosen, 30)
     assert len(taken(chosen, 0.0)[0]) == cap
     capped = scheduler()
-    capped.cap(cap)
+    capped.limit_batch(cap)
     fill(capped, 30)
     assert len(taken(capped, 0.0)[0]) == cap
 
@@ -176,7 +176,7 @@ def test_where_batching_gains_nothing_items_go_one_by_one():
     dispatch, _ = chosen.next(0.0)
     assert dispatch is not None
     assert len(dispatch.items) == 1
-    assert dispatch.reason == "larger batches serve no more a second"
+    assert dispatch.reason == "larger batches do not serve more items per second"
 
 
 def test_a_large_batch_leaves_none_behind_for_a_small_gain():
@@ -197,7 +197,7 @@ def test_what_has_no_deadline_makes_nobody_late():
     assert dispatch is not None
     assert [item.stream for item in dispatch.items] == ["requests"]
     assert dropped == []
-    assert dispatch.reason == "all that waited"
+    assert dispatch.reason == "all waiting items"
     dispatch, _ = chosen.next(0.025)
     assert dispatch is not None
     assert [item.stream for item in dispatch.items] == ["file"] * 12
@@ -313,11 +313,11 @@ def test_time_before_the_queue_makes_batches_smaller():
 @pytest.mark.parametrize(
     ("options", "waiting", "reason"),
     [
-        ({}, 3, "all that waited"),
+        ({}, 3, "all waiting items"),
         ({}, 40, "the most that 33 ms allow"),
         ({"max_batch": 4}, 40, "the most that memory allows"),
         ({"sizes": [1, 8]}, 40, "the most that the model takes"),
-        ({"sizes": [4, 8]}, 7, "all that waited"),
+        ({"sizes": [4, 8]}, 7, "all waiting items"),
     ],
 )
 def test_a_batch_says_why_it_has_its_size(options, waiting, reason):
@@ -334,7 +334,7 @@ def test_a_part_is_left_where_padding_would_cost_more_than_it_serves():
     dispatch, _ = chosen.next(0.0)
     assert dispatch is not None
     assert len(dispatch.items) == 4
-    assert dispatch.reason == "serves most a second of those that waited"
+    assert dispatch.reason == "most items per second of the waiting ones"
 
 
 def test_what_serves_is_observed_and_the_sizes_follow():
@@ -346,7 +346,7 @@ def test_what_serves_is_observed_and_the_sizes_follow():
 
 def test_a_table_that_is_adopted_counts_at_once():
     chosen = scheduler()
-    chosen.adopt(line_table(2 * A, 2 * B))
+    chosen.use_table(line_table(2 * A, 2 * B))
     assert chosen.largest == 4
 
 
@@ -358,7 +358,7 @@ def test_depths_follow_the_contract_and_the_largest_batch():
     chosen.open("narrow", "every", depth=3)
     depths = {stream.name: stream.depth for stream in chosen.queues}
     assert depths == {"file": 24, "camera": 1, "requests": None, "narrow": 3}
-    chosen.cap(5)
+    chosen.limit_batch(5)
     assert chosen.queues["file"].depth == 10
     assert chosen.queues["narrow"].depth == 3
 

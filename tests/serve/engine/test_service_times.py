@@ -68,7 +68,7 @@ def test_quantiles_are_those_of_numpy(values, q):
 
 @pytest.mark.parametrize("samples", [{}, {0: [1.0]}, {1: []}])
 def test_an_empty_table_is_refused(samples):
-    with pytest.raises(ValueError, match="each with its seconds"):
+    with pytest.raises(ValueError, match="each with measured seconds"):
         ServiceTable(samples)
 
 

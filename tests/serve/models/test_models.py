@@ -125,11 +125,11 @@ def test_a_detector_of_torchvision_gives_a_mapping_for_every_image() -> None:
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        (torch.zeros(3), r"first axis is the 2 image\(s\), got one of shape \(3,\)"),
-        (torch.zeros(()), r"got one of shape \(\)"),
+        (torch.zeros(3), r"first axis has length 2 \(the images\), got shape \(3,\)"),
+        (torch.zeros(()), r"got shape \(\)"),
         ((torch.zeros(2), "text"), "got str"),
-        ([{"a": 1}], r"must return 2 result\(s\), one an image, got 1"),
-        ({}, r"must return 2 result\(s\), one an image, got 0"),
+        ([{"a": 1}], r"must return one result per image \(2\), got 1"),
+        ({}, r"must return one result per image \(2\), got 0"),
     ],
 )
 def test_a_module_that_gives_no_part_for_each_image_is_refused(output: Any, said: str) -> None:
@@ -144,8 +144,8 @@ def test_a_module_that_gives_no_part_for_each_image_is_refused(output: Any, said
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        ([1], r"wrong must return 2 result\(s\), one an image, got 1"),
-        ("ab", "a list with a result for each of 2 .* got str"),
+        ([1], r"wrong must return one result per image \(2\), got 1"),
+        ("ab", "a list with one result per image \(2\), got str"),
         (np.zeros(2), r"got ndarray; return list\(...\) of it"),
         (None, "got NoneType"),
     ],
@@ -165,11 +165,11 @@ async def coroutine(images: list[Image]) -> list[Any]:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("mine.py", r"no model.*did you mean mine.py:FUNCTION\?"),
-        ("model.tflite", "neither a function .* file.py:FUNCTION nor .*onnx, ultralytics"),
+        ("mine.py", r"is not a model.*did you mean mine.py:FUNCTION\?"),
+        ("model.tflite", "expected a function .* file.py:FUNCTION or .*onnx, ultralytics"),
         ("nowhere/mine.py:predict", "there is no file nowhere/mine.py"),
         (3, "a model is a function .* got int"),
-        (Colours, "Colours is a class: give an instance"),
+        (Colours, "Colours is a class; pass an instance"),
         (coroutine, "coroutine is a coroutine function"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_is_no_model_is_refused_with_what_would_be_one(spec: Any, said: str
 def test_options_are_refused_where_nobody_would_read_them() -> None:
     with pytest.raises(rb.UsageError, match="mean_colours takes no options, got conf, imgsz"):
         open_model(mean_colours, imgsz=64, conf=0.1)
-    with pytest.raises(rb.UsageError, match="mean_colours decides itself where it runs"):
+    with pytest.raises(rb.UsageError, match="mean_colours chooses its own device"):
         open_model(mean_colours, device="cpu")
     with pytest.raises(rb.UsageError, match="unknown device 'abacus'"):
         open_model(Colours(), device="abacus")
@@ -201,5 +201,5 @@ def test_plain_makes_json_of_arrays_and_tensors_and_refuses_the_rest() -> None:
     }
     text = json.dumps(value, default=json_default)
     assert json.loads(text) == {"array": [0, 1], "number": 0.5, "tensor": [[1, 1]], "set": [1]}
-    with pytest.raises(TypeError, match="a result has a object"):
+    with pytest.raises(TypeError, match="a result contains a object"):
         json.dumps(object(), default=json_default)

@@ -279,7 +279,7 @@ def test_a_broker_that_is_killed_while_lines_come_loses_none_of_them(
 def test_while_the_broker_is_away_so_many_lines_wait_and_the_end_says_how_many_are_left(
     broker: Broker, sink: MqttSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "_WAITING", 10)
+    monkeypatch.setattr(mqtt, "_MAX_PENDING", 10)
     writer = Writer([sink], depth=5)
     broker.kill()
     wait_for(lambda: writer.status()["error"])
@@ -304,7 +304,7 @@ def test_a_user_needs_the_right_password(tmp_path: Path) -> None:
     subprocess.run([tool, "-b", "-c", str(passwords), "me", "p:/w"], check=True)
     broker = Broker(tmp_path, "allow_anonymous false", f"password_file {passwords}")
     try:
-        with pytest.raises(UsageError, match=r"the broker refuses: Not authorized$") as refused:
+        with pytest.raises(UsageError, match=r"the broker refused the connection: Not authorized$") as refused:
             MqttSink(f"mqtt://me:wrong@127.0.0.1:{broker.port}")
         assert "wrong" not in str(refused.value)
         sink = MqttSink(f"mqtt://me:p%3A%2Fw@127.0.0.1:{broker.port}")

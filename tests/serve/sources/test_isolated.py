@@ -111,7 +111,7 @@ def test_an_iterable_of_arrays_is_sent_to_its_process_and_a_generator_is_refused
     source.open()
     assert [source.read()[0][0, 0, 0] for _ in images] == [0, 1, 2]  # type: ignore[index]
     source.close()
-    with pytest.raises(UsageError, match=r"cannot be sent to a process.*isolated"):
+    with pytest.raises(UsageError, match=r"cannot be pickled.*isolated=False"):
         Feed(open_source(image for image in images), print, isolated=True)
 
 

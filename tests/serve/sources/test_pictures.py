@@ -150,7 +150,7 @@ def test_a_picture_of_absurd_size_is_refused(folder: Path, monkeypatch: pytest.M
 def test_an_iterable_of_something_else_says_what_it_yielded(frame: object, said: str) -> None:
     source = _made([frame])
     source.open()
-    with pytest.raises(TypeError, match=f"H×W×3 uint8.*yielded {said}"):
+    with pytest.raises(TypeError, match=f"H×W×3 uint8.*got {said}"):
         source.read()
 
 

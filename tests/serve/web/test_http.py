@@ -58,7 +58,7 @@ def test_an_image_gets_its_result_and_how_it_came_to_be(url: str) -> None:
     assert answer.content["result"] == {"height": 17, "mean": [100.0, 100.0, 100.0]}
     assert answer.content["batch_size"] == 1
     assert answer.content["latency_ms"] > 0
-    assert answer.content["reason"] == "all that waited"
+    assert answer.content["reason"] == "all waiting items"
     assert answer.headers["Content-Type"] == "application/json"
 
 
@@ -515,7 +515,7 @@ def test_every_answer_says_that_nothing_comes_from_elsewhere(url: str) -> None:
 def test_a_port_that_is_taken_is_named_with_the_remedy(server: StandIn) -> None:
     with site(server) as url:
         port = urlsplit(url).port
-        with pytest.raises(UsageError, match=rf"port {port}: another program does.*--http PORT"):
+        with pytest.raises(UsageError, match=rf"port {port}: the port is in use.*--http PORT"):
             HttpServer().start(make_app(server), "127.0.0.1", port or 0)
 
 
@@ -523,7 +523,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(server: StandIn) -> None:
     ("host", "port", "text"),
     [
         ("192.0.2.1", 0, "no such address"),
-        ("no-such-name.invalid", 0, "no name or address"),
+        ("no-such-name.invalid", 0, "cannot resolve the bind address"),
         ("127.0.0.1", 70_000, "from 0 to 65535"),
     ],
 )

@@ -107,7 +107,7 @@ def test_half_an_image_is_broken(format: str) -> None:
 def test_a_body_that_is_too_long_is_not_looked_at() -> None:
     error = refusal(bytes(101), body_bytes=100)
     assert error.status == 413
-    assert "longer than the 100 bytes" in str(error)
+    assert "longer than the limit of 100 bytes" in str(error)
 
 
 def test_the_most_pixels_are_taken_and_one_more_is_not() -> None:

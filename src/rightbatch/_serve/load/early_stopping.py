@@ -6,15 +6,19 @@ import math
 
 from rightbatch._errors import UsageError
 
-SHARE = 0.99  # of the items in time: what a rate that is borne means
+SHARE = 0.99  # of the items that must be in time for a rate to hold
 _CONFIDENCE = 0.99  # of MLPerf's early stopping
 
 
 def queries_needed(late: int, share: float = SHARE) -> int:
-    """Items of which so few are late that 99 times in 100 not more than 1 - `share` would be.
+    """Return how many items show with 99% confidence that at least `share` are in time.
 
-    The criterion of MLPerf's early stopping (`Server`: 459 queries with none late). It takes items
-    for independent, which those of one batch are not: the least that is needed.
+    The criterion of MLPerf's early stopping (`Server`: 459 queries with 0 late). It assumes
+    independent items, which those of one batch are not, so it is a lower bound.
+
+    Args:
+        late: how many of the items are late.
+        share: of the items in time, between 0 and 1.
     """
     check_share(share)
     low, high = late, late + 1
@@ -30,12 +34,13 @@ def queries_needed(late: int, share: float = SHARE) -> int:
 
 
 def check_share(share: float) -> None:
-    if not 0 < share < 1:  # no number of items can show that none would be late
-        raise UsageError(f"a share of the items lies between 0 and 1, got {share}")
+    """Raise UsageError unless 0 < share < 1; no number of items can show that none is ever late."""
+    if not 0 < share < 1:
+        raise UsageError(f"the share of items in time must lie between 0 and 1, got {share}")
 
 
 def _at_most(count: int, trials: int, chance: float) -> float:
-    """The probability of at most so many successes, binomial."""
+    """Return the binomial probability of at most `count` successes."""
     choose = math.lgamma(trials + 1)
     return sum(
         math.exp(

@@ -1,8 +1,8 @@
-"""Load tests of an engine: a schedule that does not wait for answers, and the largest one it bears.
+"""Run an open-loop load: items are sent on a schedule that does not wait for results.
 
-A latency counts from the moment that the schedule says, not from when the item was sent: a load
-that waits for a slow server sends less of it, and so hides what its users would have seen
-("coordinated omission", G. Tene). Where the generator itself lags behind, the result says so.
+A latency counts from the scheduled time, not from when the item was sent. A load that waits for a
+slow server sends less and hides the latency that its users would see ("coordinated omission",
+G. Tene). If the generator itself lags behind the schedule, the result says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAG_WARNING = 0.05  # share of the target that the 99% lag of the generator may
 
 
 class LoadTarget(Protocol):
-    """What a load is put on: a `Batcher`, or anything with its `put`."""
+    """What receives the load: a `Batcher`, or anything with its `put`."""
 
     @property
     def latency(self) -> float: ...
@@ -41,12 +41,12 @@ class LoadTarget(Protocol):
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What became of one schedule.
+    """The outcome of one schedule.
 
-    `target`, `seconds` (how long was sent), `latencies` (of what was served, from the scheduled
-    moment) and `lag` (by how much the generator was late, in 99 of 100 cases not more) are seconds.
-    `scheduled` is what the schedule had, `offered` what was sent of it: less where it was stopped,
-    since too much was late already.
+    `target`, `seconds` (duration of sending), `latencies` (of served items, from the scheduled
+    time) and `lag` (99% quantile of the generator's delay) are seconds. `scheduled` is the number
+    of items in the schedule, `offered` the number sent: fewer if the run was stopped because too
+    many were late already.
     """
 
     target: float
@@ -63,17 +63,17 @@ class LoadResult:
 
     @property
     def attainment(self) -> float:
-        """The share of what was offered that was served in time."""
+        """The share of the offered items that was served in time."""
         return self.in_time / self.offered if self.offered else 1.0
 
     @property
     def rate(self) -> float:
-        """Items a second that were offered."""
+        """Offered items per second."""
         return self.offered / self.seconds if self.seconds else 0.0
 
     @property
     def goodput(self) -> float:
-        """Items a second that were served in time."""
+        """Items per second that were served in time."""
         return self.in_time / self.seconds if self.seconds else 0.0
 
     @property
@@ -82,19 +82,19 @@ class LoadResult:
 
     @property
     def lags(self) -> bool:
-        """Whether the generator itself was too late for these numbers to be the server's."""
+        """Whether the generator lagged so much that the numbers do not describe the server."""
         return self.lag > _LAG_WARNING * self.target
 
     def quantile(self, q: float) -> float | None:
-        """Of the latencies of what was served, seconds."""
+        """Return the q-quantile of the latencies of served items, in seconds, if there are any."""
         return quantile(self.latencies, q) if self.latencies else None
 
     def holds(self, share: float = SHARE) -> bool:
-        """Whether so much was in time."""
+        """Whether the run completed with at least `share` of the items in time."""
         return not self.was_stopped and self.attainment >= share
 
     def is_sure(self, share: float = SHARE) -> bool:
-        """Whether it holds for more than these items, by the count of MLPerf's early stopping."""
+        """Whether it holds with 99% confidence, by the criterion of MLPerf's early stopping."""
         late = self.offered - self.in_time
         return self.holds(share) and self.offered >= queries_needed(late, share)
 
@@ -112,8 +112,8 @@ class LoadResult:
             parts.append(f"stopped after {self.offered} of {self.scheduled}")
         if self.lags:
             parts.append(
-                f"the generator itself was up to {1000 * self.lag:.3g} ms late: "
-                "it has too little of this machine"
+                f"the load generator lagged by up to {1000 * self.lag:.3g} ms: "
+                "it gets too little CPU"
             )
         return "; ".join(parts)
 
@@ -140,40 +140,40 @@ class LoadResult:
 def run(
     loaded: LoadTarget, items: Sequence[Any], arrivals: Sequence[Arrival], *, share: float = 0.0
 ) -> LoadResult:
-    """Put items at the moments of a schedule, whether or not the ones before are answered.
+    """Send items at the scheduled times, whether or not earlier ones have been answered.
+
+    Return when all items are answered, so that no backlog reaches the next run, or when no answer
+    has arrived for a second and ten targets.
 
     Args:
-        loaded: where to; its streams are open, or it opens them.
-        items: taken in turn.
-        arrivals: seconds from the start, in order, and their streams.
-        share: stop as soon as it is certain that less than this is in time; 0 never stops.
-
-    It returns when all is answered, so that a backlog is not the next run's, or when a second and
-    ten targets have brought no answer.
+        loaded: receives the items; its streams are open, or it opens them.
+        items: sent in turn.
+        arrivals: (seconds from the start, stream), sorted.
+        share: stop once fewer than this share can be in time; 0 never stops.
     """
     if not items or not arrivals:
-        raise UsageError("a load needs at least one item and one arrival")
+        raise UsageError("a load test needs at least one item and one arrival")
     target = loaded.latency
-    bearable = len(arrivals) - math.ceil(share * len(arrivals) - 1e-9)
-    account = _OutcomeCollector(target)
+    allowed_late = len(arrivals) - math.ceil(share * len(arrivals) - 1e-9)
+    outcomes = _OutcomeCollector(target)
     lags: list[float] = []
     start = time.monotonic() + 0.02
     for number, (at, stream) in enumerate(arrivals):
-        if account.late > bearable:
+        if outcomes.late > allowed_late:
             break
         scheduled = start + at
         if (ahead := scheduled - time.monotonic()) > 0:
             time.sleep(ahead)
         lags.append(time.monotonic() - scheduled)
-        done = account.expect(scheduled)
+        done = outcomes.expect(scheduled)
         try:
             loaded.put(stream, items[number % len(items)], done, scheduled)
         except LateError as error:
             done(error)
-    account.wait(1.0 + 10 * target)
-    dropped, latencies = account.close()
+    outcomes.wait(1.0 + 10 * target)
+    dropped, latencies = outcomes.close()
     sent = len(lags)
-    # The last interval counts as well: n items have n of them.
+    # n items have n intervals: add the one after the last item.
     seconds = arrivals[sent - 1][0] + arrivals[-1][0] / len(arrivals)
     return LoadResult(
         target, seconds, len(arrivals), sent, dropped, quantile(lags, SHARE), latencies
@@ -181,7 +181,7 @@ def run(
 
 
 class _OutcomeCollector:
-    """Outcomes as they come, from whatever thread."""
+    """Collects outcomes from any thread."""
 
     def __init__(self, target: float) -> None:
         self.late = 0
@@ -217,7 +217,7 @@ class _OutcomeCollector:
         return done
 
     def wait(self, seconds: float) -> None:
-        """Until all came, or none came for so long."""
+        """Wait until all items are answered, or no answer arrives for `seconds`."""
         with self._lock:
             before = -1
             while self._open and self._answers > before:
@@ -225,7 +225,7 @@ class _OutcomeCollector:
                 self._all_came.wait_for(lambda: not self._open, seconds)
 
     def close(self) -> tuple[dict[str, int], list[float]]:
-        """What was dropped and why, and the latencies of the rest; nothing is heard any more."""
+        """Stop collecting; return the dropped items by cause, and the latencies of the others."""
         with self._lock:
             self._closed = True
             if self._open:

@@ -1,4 +1,4 @@
-"""The largest rate at which enough items are in time."""
+"""Search the largest rate at which enough items are in time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rightbatch._errors import UsageError
 from rightbatch._serve.load.early_stopping import SHARE, check_share, queries_needed
 from rightbatch._serve.load.load_test import LoadResult
 
-_WIDTH = 0.1  # of the guessed rate: the first step of the search
+_FIRST_STEP = 0.1  # share of the guessed rate
 
 
 @dataclass(frozen=True)
 class LargestRate:
-    """The largest rate that held, items a second, and every run on the way to it, in order."""
+    """The largest rate that held, in items per second, and all runs of the search, in order."""
 
     rate: float
     share: float
@@ -23,14 +23,13 @@ class LargestRate:
 
     @property
     def last(self) -> LoadResult | None:
-        """The run that confirmed it."""
+        """The last run at this rate, which confirmed it."""
         held = [result for rate, result in self.runs if rate == self.rate]
         return held[-1] if held else None
 
     @property
     def is_generators(self) -> bool:
-        """Whether it may be the load generator's limit, and not the server's: above it the
-        generator itself was too late."""
+        """Whether the load generator may be the limit: at the next higher rate it lagged."""
         above = [(rate, result) for rate, result in self.runs if rate > self.rate]
         lowest = min((rate for rate, _ in above), default=0.0)
         return any(result.lags for rate, result in above if rate == lowest)
@@ -38,13 +37,13 @@ class LargestRate:
     def __str__(self) -> str:
         last = self.last
         if last is None:
-            return f"no rate was found at which {100 * self.share:g}% are in time"
+            return f"no rate with {100 * self.share:g}% in time was found"
         text = f"{self.rate:.4g}/s with {100 * self.share:g}% in time, in two runs ({last})"
         if not last.is_sure(self.share):
             needed = queries_needed(last.offered - last.in_time, self.share)
-            text += f"; to be sure it takes {needed} items with so few late"
+            text += f"; 99% confidence needs {needed} items with as few late"
         if self.is_generators:
-            text += "; above it the generator itself was late: the server may bear more"
+            text += "; above it the load generator lagged: the server may sustain more"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,20 +65,20 @@ def largest_rate(
     *,
     share: float = SHARE,
 ) -> LargestRate:
-    """Search the largest rate that holds, in whole steps; it must hold twice.
+    """Search the largest rate that holds twice, in multiples of `step`.
 
-    From the guess in growing strides until one holds and one fails, then by halves. What was found
-    is tried once more with other arrivals, and where that fails the search goes on below it, now
-    with both at every rate. What fails is not tried again: the result errs to the low side.
+    The search takes growing strides from the guess until one rate holds and one fails, then
+    bisects. The result is repeated with other arrivals; if that fails, the search continues below,
+    with both schedules at each rate. A failed rate is not repeated, so the result errs low.
 
     Args:
-        attempt: runs a load of so many items a second; its second argument is the schedule's seed.
-        guess: items a second to start at.
-        step: the resolution: the rate of a camera, or a per cent or two of the guess.
-        share: of the items in time.
+        attempt: runs a load of so many items per second; the second argument is the seed.
+        guess: items per second to start at.
+        step: resolution: the frame rate of a camera, or 1% to 2% of the guess.
+        share: of the items that must be in time.
     """
     if guess <= 0 or step <= 0:
-        raise UsageError(f"a guess and a step are above 0, got {guess} and {step}")
+        raise UsageError(f"guess and step must be above 0, got {guess} and {step}")
     check_share(share)
     runs: list[tuple[float, LoadResult]] = []
     known: dict[tuple[int, int], bool] = {}
@@ -92,7 +91,7 @@ def largest_rate(
         return known[steps, seed]
 
     at = max(1, round(guess / step))
-    found = _largest(lambda steps: holds(steps, 0), at, max(1, round(_WIDTH * at)))
+    found = _largest(lambda steps: holds(steps, 0), at, max(1, round(_FIRST_STEP * at)))
     if found:
         found = _largest(
             lambda steps: holds(steps, 1) and holds(steps, 0), found, 1, failed=found + 1
@@ -101,10 +100,10 @@ def largest_rate(
 
 
 def _largest(holds: Callable[[int], bool], at: int, stride: int, failed: int = 0) -> int:
-    """The largest whole number that holds; 0 where even 1 does not.
+    """Return the largest integer that holds, 0 if 1 does not.
 
-    In growing strides until one holds and one fails, then by halves. `failed` is one of which that
-    is known; 0: none.
+    Growing strides from `at` until one holds and one fails, then bisection. `failed` is a number
+    known to fail; 0: none.
     """
     held, above = 0, failed
     while above != 1 and (not held or not above or above - held > 1):

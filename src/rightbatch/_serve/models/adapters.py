@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class FunctionModel:
-    """A function on a list of images; what it returns is checked."""
+    """A function on a list of images, whose number of results is checked."""
 
     sizes: tuple[int, ...] | None = None
 
     def __init__(self, function: Callable[[list[Image]], Any], name: str = "") -> None:
         if inspect.iscoroutinefunction(function):
-            raise UsageError(f"{name_of(function)} is a coroutine function; a model is called")
+            raise UsageError(f"{name_of(function)} is a coroutine function; pass a plain function")
         self._function = function
         self.name = name or name_of(function)
 
@@ -39,17 +39,17 @@ class FunctionModel:
 class TorchModel:
     """A torch module.
 
-    Its input is an N×3×H×W tensor, RGB in 0 to 1, on `device`, of the type of its parameters
-    (float32, unless it was made half). Images of different shapes are run apart, by shape. It is in
-    evaluation mode from now until `close`, and runs in inference mode.
+    Its input is an N×3×H×W tensor, RGB in 0 to 1, on `device`, with the dtype of its parameters.
+    Images of different shapes run in separate batches. From now until `close` the module is in
+    evaluation mode; it runs in inference mode.
 
-    What it returns is split by example: a tensor by its first axis; tuples, lists and mappings part
-    by part; a list with a mapping for every image (as torchvision's detectors return) stays one.
-    Results are moved to the host, which waits for the device.
+    The output is split by image: a tensor along its first axis; tuples, lists and mappings by part;
+    a list with one mapping per image (torchvision's detectors) as it is. Results are moved to the
+    host, which synchronizes the device.
 
     Args:
-        module: itself, not a copy: it is moved where `device` says so.
-        device: by default where its parameters are.
+        module: used directly, not copied; it is moved to `device`.
+        device: by default that of its parameters.
     """
 
     sizes: tuple[int, ...] | None = None
@@ -62,11 +62,11 @@ class TorchModel:
         if device is not None:
             from rightbatch._device import open_device
 
-            open_device(device)  # says what is there, if it is not
+            open_device(device)  # lists the available devices if this one does not exist
             module.to(device)
         sample = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
         self._device, self._dtype = sample.device, sample.dtype
-        self._trained = [part for part in module.modules() if part.training]
+        self._in_training = [part for part in module.modules() if part.training]
         module.eval()
 
     def __call__(self, images: list[Image]) -> list[Any]:
@@ -81,9 +81,9 @@ class TorchModel:
             return split_by_image(self._module(x_NCHW), len(images), self.name)
 
     def close(self) -> None:
-        for part in self._trained:
+        for part in self._in_training:
             part.training = True
-        self._trained = []
+        self._in_training = []
 
 
 def name_of(spec: Any) -> str:

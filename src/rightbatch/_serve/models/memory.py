@@ -1,4 +1,4 @@
-"""How many images of a size a model takes in so much memory: `fit`, in processes of their own."""
+"""Find the largest batch of images that a model holds within a memory limit, with `fit`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rightbatch._workload.workload import Precision, StepSeconds
 
-_MOST = 256  # images, where nobody said how many are wanted
+_MAX_BATCH = 256  # images; default upper limit of the search
 
 
 def largest_batch_within(
@@ -32,19 +32,19 @@ def largest_batch_within(
     max_batch: int | None = None,
     **options: Any,
 ) -> FitResult:
-    """The largest batch of a model that `memory` holds, over what a process holds without it.
+    """Find the largest batch that fits in `memory`; probes run in their own processes.
 
     Args:
-        memory: bytes, or text like `"2GiB"`.
-        model: what `open_model` takes; it is sent to another process.
+        memory: bytes, or text like `"2GiB"`, on top of what the process holds without the model.
+        model: an argument of `open_model` that can be pickled.
         shape: H×W×3, of the images.
         device: as for `open_model`.
-        max_batch: nothing larger is tried.
+        max_batch: upper limit of the search.
         options: of `open_model`.
 
     Raises:
-        NothingFitsError: if not even one image fits.
-        UsageError: as `check_memory` does.
+        NothingFitsError: if a single image does not fit.
+        UsageError: see `check_memory`.
     """
     check_memory(memory, model, device)
     return fit(
@@ -52,32 +52,32 @@ def largest_batch_within(
         memory=memory,
         inference=True,
         device="cpu" if _is_file(model) else device,
-        max_batch=max_batch or _MOST,
+        max_batch=max_batch or _MAX_BATCH,
         progress=False,
     )
 
 
 def check_memory(memory: int | str, model: Any, device: str | None) -> None:
-    """Whether it can be measured at all; measures nothing.
+    """Check that the memory of the model can be measured.
 
     Raises:
-        UsageError: if it is no size, or the model runs where torch does not see its memory.
+        UsageError: if `memory` is not a size, or the model runs on a GPU outside of torch.
     """
     parse_bytes(memory)
     if _is_file(model) and (device or open_device().name) != "cpu":
         raise UsageError(
-            f"the memory of {model} is measured on the CPU only; give max_batch, or device cpu"
+            f"the memory of {model} can be measured on the CPU only; pass max_batch or device=cpu"
         )
 
 
 def _is_file(model: Any) -> bool:
-    """Whether it is an integration's, whose memory on a GPU is none of torch's."""
+    """Whether an integration opens it; torch does not see the GPU memory of its runtime."""
     return isinstance(model, str | Path) and not str(model).rpartition(":")[0].endswith(".py")
 
 
 @dataclass(frozen=True)
 class _Served:
-    """A factory: in the probe's process it opens the model anew."""
+    """A factory that opens the model in the probe's process."""
 
     model: Any
     shape: tuple[int, ...]
@@ -89,7 +89,7 @@ class _Served:
 
 
 class _Session:
-    """A `Session` that only evaluates."""
+    """A `Session` for inference only."""
 
     examples = None
     varies = False
@@ -101,7 +101,7 @@ class _Session:
         self._image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
     def evaluate(self, batch_size: int) -> int:
-        # Images that are read from sources are arrays of their own, and count as memory.
+        # Copies, since the images of sources are separate arrays that count as memory.
         self._model([self._image.copy() for _ in range(batch_size)])
         return batch_size
 

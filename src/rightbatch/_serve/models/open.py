@@ -1,10 +1,8 @@
-"""Models: what turns a list of images into a list of results, one for each, in order.
+"""Open the model that a spec names.
 
-A callable, a torch module and `file.py:function` are known here. Every other spec is offered to the
-integrations, which register a function `open_model(spec, *, device=None, **options)` under the
-entry point group `rightbatch.models`; it returns a `Model`, or None for what is not its own.
-
-Axes: N images, H, W, C channels.
+Callables, torch modules and `file.py:function` are handled here. Any other spec is passed to the
+integrations: functions `open_model(spec, *, device=None, **options)` in the entry point group
+`rightbatch.models` that return a `Model`, or None if the spec is not theirs.
 """
 
 from __future__ import annotations
@@ -36,29 +34,29 @@ def open_model(
     device: str | None = None,
     **options: Any,
 ) -> Model:
-    """The model that `spec` names.
+    """Open the model that `spec` names.
 
     Args:
         spec: a callable on a list of images; a torch module (see `TorchModel` for its input);
-            `"file.py:function"`, which is one of these two; or a file that an integration knows
-            (`yolo26n.onnx`, `yolo26n.pt`). A `Model` stays itself.
-        device: where it runs, for those that do not decide that themselves.
-        options: for the integration (`imgsz`, `conf`, `threads`).
+            `"file.py:function"`, which is one of these two; or a file that an integration supports
+            (`yolo26n.onnx`, `yolo26n.pt`). A `Model` is returned unchanged.
+        device: where it runs, for torch modules and integrations.
+        options: of the integration (`imgsz`, `conf`, `threads`).
 
     Raises:
-        UsageError: if it is none of these, or does not take such an option.
+        UsageError: if the spec is none of these, or an option is not supported.
     """
     if isinstance(spec, str | Path):
         return _from_text(str(spec), device, options)
     if options:
         raise UsageError(f"{name_of(spec)} takes no options, got {', '.join(sorted(options))}")
     if isinstance(spec, type):
-        raise UsageError(f"{name_of(spec)} is a class: give an instance of it")
-    torch = sys.modules.get("torch")  # a module of torch cannot be without it
+        raise UsageError(f"{name_of(spec)} is a class; pass an instance of it")
+    torch = sys.modules.get("torch")  # imported already if `spec` is a torch module
     if torch is not None and isinstance(spec, torch.nn.Module):
         return TorchModel(spec, device)
     if device is not None:
-        raise UsageError(f"{name_of(spec)} decides itself where it runs; leave out device={device}")
+        raise UsageError(f"{name_of(spec)} chooses its own device; leave out device={device}")
     if isinstance(spec, Model):
         return spec
     if not callable(spec):
@@ -72,8 +70,7 @@ def _from_text(text: str, device: str | None, options: dict[str, Any]) -> Model:
         path = Path(file).expanduser().resolve()
         if not path.is_file():
             raise UsageError(f"there is no file {file}; looked in {path.parent}")
-        found = _loaded(path, function)
-        return open_model(found, device=device, **options)
+        return open_model(_load(path, function), device=device, **options)
     integrations = entry_points(group="rightbatch.models")
     for integration in integrations:
         model: Model | None = integration.load()(text, device=device, **options)
@@ -82,16 +79,16 @@ def _from_text(text: str, device: str | None, options: dict[str, Any]) -> Model:
     known = ", ".join(sorted(integration.name for integration in integrations)) or "none"
     hint = f"; did you mean {text}:FUNCTION?" if text.endswith(".py") else ""
     raise UsageError(
-        f"{text!r} is no model: it is neither {_KINDS} nor a file that an integration knows "
-        f"(asked: {known}){hint}"
+        f"{text!r} is not a model: expected {_KINDS} or a file that an integration supports "
+        f"(installed: {known}){hint}"
     )
 
 
-def _loaded(path: Path, function: str) -> Any:
-    """What the file has by that name; runs the file.
+def _load(path: Path, function: str) -> Any:
+    """Run the file and return what it defines under that name.
 
     Raises:
-        WorkloadError: if that fails.
+        WorkloadError: if the file raises an error.
     """
     try:
         return FileFactory(path, function).load()
@@ -100,7 +97,7 @@ def _loaded(path: Path, function: str) -> Any:
     except Exception as error:
         name = type(error).__name__
         raise WorkloadError(
-            f"{path.name} failed when it was loaded: {name}: {error}",
+            f"{path.name} raised {name} while it was loaded: {error}",
             error_type=name,
             error_message=str(error),
             traceback=traceback.format_exc(),

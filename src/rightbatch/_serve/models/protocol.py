@@ -20,18 +20,19 @@ Image = NDArray[np.uint8]  # H×W×3, RGB
 
 @runtime_checkable
 class Model(Protocol):
-    """What is served.
+    """A model that can be served.
 
-    Called with a list of H×W×3 uint8 RGB arrays, whose sizes may differ, it returns one result for
-    each, in order, once they are on the host. `plain` makes a result JSON. What an image gives does
-    not depend on the others of its batch. It is called from one thread at a time.
+    It is called with a list of H×W×3 uint8 RGB arrays, whose sizes may differ, and returns a list
+    of one result each, in order, on the host. `json_default` must be able to convert a result. The
+    result of an image must not depend on the other images of the batch. Calls come from one thread
+    at a time.
     """
 
     name: str
     sizes: tuple[int, ...] | None
-    """The only sizes that a batch can have (others are padded); None: any."""
+    """The batch sizes that the model accepts (others are padded); None: any."""
 
     def __call__(self, images: list[Image]) -> list[Any]: ...
 
     def close(self) -> None:
-        """Give back what it holds; twice is as good as once."""
+        """Free its resources; may be called twice."""

@@ -16,41 +16,41 @@ from rightbatch._serve.models.protocol import Image
 def run_grouped(
     images: list[Image], kind: Callable[[Image], Hashable], run: Callable[[list[Image]], list[Any]]
 ) -> list[Any]:
-    """`run` on the images of each kind, and the results in the order of `images`."""
+    """Call `run` on the images of each `kind`; return the results in the order of `images`."""
     places: defaultdict[Hashable, list[int]] = defaultdict(list)
     for place, image in enumerate(images):
         places[kind(image)].append(place)
     if len(places) == 1:
         return run(images)
     results: list[Any] = [None] * len(images)
-    for mine in places.values():
-        for place, result in zip(mine, run([images[place] for place in mine]), strict=True):
+    for group in places.values():
+        for place, result in zip(group, run([images[place] for place in group]), strict=True):
             results[place] = result
     return results
 
 
 def check_result_per_image(results: Any, count: int, name: str) -> list[Any]:
-    """`results`, if they are a list with one for every image.
+    """Return `results` as a list, which must have one entry per image.
 
     Raises:
-        UsageError: if they are not.
+        UsageError: if it has not.
     """
     if not isinstance(results, list | tuple):
         hint = "; return list(...) of it" if hasattr(results, "__iter__") else ""
         raise UsageError(
-            f"{name} must return a list with a result for each of {count} image(s), "
+            f"{name} must return a list with one result per image ({count}), "
             f"got {type(results).__name__}{hint}"
         )
     if len(results) != count:
-        raise UsageError(f"{name} must return {count} result(s), one an image, got {len(results)}")
+        raise UsageError(f"{name} must return one result per image ({count}), got {len(results)}")
     return list(results)
 
 
 def split_by_image(output: Any, count: int, name: str) -> list[Any]:
-    """What a module returned for `count` images, as a list with the part of each, on the host.
+    """Split the output of a module for `count` images into a list, one part each, on the host.
 
     Raises:
-        UsageError: for a tensor whose first axis is not the images', and for what has no parts.
+        UsageError: if the first axis of a tensor is not `count`, or the type cannot be split.
     """
     if isinstance(output, list) and output and all(isinstance(one, Mapping) for one in output):
         return [_on_host(one) for one in check_result_per_image(output, count, name)]
@@ -61,8 +61,8 @@ def _parts(output: Any, count: int, name: str) -> Iterator[Any]:
     if _is_tensor(output):
         if output.ndim == 0 or len(output) != count:
             raise UsageError(
-                f"{name} must return tensors whose first axis is the {count} image(s), "
-                f"got one of shape {tuple(output.shape)}"
+                f"{name} must return tensors whose first axis has length {count} (the images), "
+                f"got shape {tuple(output.shape)}"
             )
         return iter(_on_host(output).unbind(0))
     if isinstance(output, Mapping):
@@ -79,7 +79,7 @@ def _parts(output: Any, count: int, name: str) -> Iterator[Any]:
 
 
 def json_default(value: Any) -> Any:
-    """What JSON has no word for, as what it has: `json.dumps(result, default=plain)`."""
+    """Convert arrays, tensors and containers for `json.dumps(result, default=json_default)`."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if _is_tensor(value):
@@ -88,7 +88,7 @@ def json_default(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset | Sequence):
         return list(value)
-    raise TypeError(f"a result has a {type(value).__name__}, which JSON cannot hold")
+    raise TypeError(f"a result contains a {type(value).__name__}, which JSON cannot represent")
 
 
 def _on_host(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rightbatch._serve.sinks.line import Line
 
 
 class CallbackSink:
-    """A function that is called with every `Line`."""
+    """Calls a function with every `Line`."""
 
     def __init__(self, function: Callable[[Line], object]) -> None:
         self.name = str(getattr(function, "__name__", type(function).__name__))
@@ -24,7 +24,7 @@ class CallbackSink:
 
 
 class IterationSink:
-    """A sink that hands lines over to a thread that asks for them."""
+    """Passes lines to a thread that iterates over them."""
 
     name = "iteration"
 
@@ -34,14 +34,14 @@ class IterationSink:
         self._closing = False
 
     def put(self, line: Line) -> None:
-        """Waits until the line before is taken, unless it closes."""
+        """Wait until the previous line is taken, or the sink closes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines or self._closing)
             self._lines.append(line)
             self._changed.notify_all()
 
     def get(self, timeout: float) -> Line | None:
-        """The next line; None if none came."""
+        """Return the next line; None after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._lines, timeout):
                 return None
@@ -49,7 +49,7 @@ class IterationSink:
             return self._lines.popleft()
 
     def close(self, timeout: float = 5.0) -> int:
-        """Lets go of whoever waits; what was not asked for can still be."""
+        """Release a waiting `put`; remaining lines can still be taken."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

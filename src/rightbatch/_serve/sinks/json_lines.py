@@ -13,29 +13,29 @@ from rightbatch._serve.sinks.sink import ReaderGoneError
 
 
 class JsonLinesSink:
-    """JSON lines at the end of a file, or on a stream, each there as soon as it comes.
+    """Appends JSON lines to a file or a stream, unbuffered.
 
-    A raw stream is better than a buffered one, whose lock a reader that has stopped keeps for ever.
+    Prefer a raw stream: if the reader stops, a buffered one blocks while it holds its lock.
 
     Raises:
         UsageError: if the file cannot be written.
     """
 
     def __init__(self, to: Path | TextIO | FileIO) -> None:
-        self._is_ours = isinstance(to, Path)
-        self._file = _opened(to) if isinstance(to, Path) else to if isinstance(to, FileIO) else None
+        self._owns_file = isinstance(to, Path)
+        self._file = _open(to) if isinstance(to, Path) else to if isinstance(to, FileIO) else None
         self._stream = None if isinstance(to, Path | FileIO) else to
-        # Whoever wrote there before may have been killed in the middle of a line.
-        self._is_torn = isinstance(to, Path) and _is_torn(to)
+        # The process that wrote before may have been killed in the middle of a line.
+        self._line_is_incomplete = isinstance(to, Path) and _ends_without_newline(to)
         self.name = str(to if isinstance(to, Path) else getattr(to, "name", type(to).__name__))
 
     def put(self, line: Line) -> None:
         text = line.to_json() + "\n"
         if self._file is not None:
             try:
-                self._put(self._file, text)
+                self._write(self._file, text)
             except BrokenPipeError as error:
-                if self._is_ours:
+                if self._owns_file:
                     raise
                 raise ReaderGoneError(describe_error(error)) from error
         elif self._stream is not None:
@@ -46,19 +46,19 @@ class JsonLinesSink:
                 raise ReaderGoneError(describe_error(error)) from error
 
     def close(self, timeout: float = 5.0) -> int:
-        if self._file is not None and self._is_ours:
+        if self._file is not None and self._owns_file:
             self._file.close()
         return 0
 
-    def _put(self, file: FileIO, text: str) -> None:
-        """A full disk may have taken half of the line before: that one ends there."""
-        data = memoryview((b"\n" if self._is_torn else b"") + text.encode())
+    def _write(self, file: FileIO, text: str) -> None:
+        """Write a line; end an incomplete line (the disk was full) first."""
+        data = memoryview((b"\n" if self._line_is_incomplete else b"") + text.encode())
         while data:
             data = data[file.write(data) :]
-            self._is_torn = len(data) > 0
+            self._line_is_incomplete = len(data) > 0
 
 
-def _opened(path: Path) -> FileIO:
+def _open(path: Path) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab", buffering=0)
@@ -66,8 +66,8 @@ def _opened(path: Path) -> FileIO:
         raise UsageError(f"{path} cannot be written: {describe_error(error)}") from None
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether its last line has no end."""
+def _ends_without_newline(path: Path) -> bool:
+    """Whether the last line of a file is incomplete."""
     try:
         with path.open("rb") as file:
             file.seek(-1, SEEK_END)

@@ -1,4 +1,4 @@
-"""`Line`: what became of one frame, as Python and as JSON."""
+"""`Line`: the outcome of one frame, in Python and as JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rightbatch._serve.redaction import describe_error
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What became of one frame.
+    """The outcome of one frame.
 
-    `captured` is Unix time in seconds, `reason` why its batch had its size, `error` why there is no
-    result.
+    `captured` is Unix time in seconds, `reason` explains the size of the batch, `error` why there
+    is no result.
     """
 
     source: str
@@ -40,10 +40,10 @@ class Line:
         }
 
     def to_json(self) -> str:
-        """One line of JSON, whatever the result is.
+        """Return one line of JSON, whatever the result is.
 
-        NaN and infinity, which JSON does not have, become null. A result that it cannot hold is
-        left out, and `error` says so: the frame has its line all the same.
+        NaN and infinity become null. A result that cannot be converted is replaced by null, with
+        the reason in `error`.
         """
         try:
             text = json.dumps(self.to_dict(), default=json_default)

@@ -19,18 +19,18 @@ _KNOWN = "a file, - (standard output), mqtt://HOST/TOPIC, mqtts://, a text strea
 
 
 def open_sink(to: str | Path | TextIO | FileIO | Callable[[Line], object]) -> Sink:
-    """What `to` means: a file, `"-"`, an MQTT broker, a text stream or a function.
+    """Open the sink that `to` names: a file, `"-"`, an MQTT broker, a text stream or a function.
 
     Raises:
-        UsageError: if nothing can be written there.
-        MissingExtraError: if what writes there is not installed.
+        UsageError: if it names none of these, or cannot be opened.
+        MissingExtraError: if the MQTT client is not installed.
     """
     if to == "-":
         return JsonLinesSink(sys.stdout)
     if isinstance(to, str) and "://" in to:
         scheme = to.partition("://")[0].lower()
         if scheme not in ("mqtt", "mqtts"):
-            raise UsageError(f"results do not go to {scheme}://; they go to {_KNOWN}")
+            raise UsageError(f"unsupported URL scheme {scheme}://; results can go to {_KNOWN}")
         return MqttSink(to)
     if isinstance(to, str | Path):
         return JsonLinesSink(Path(to).expanduser())
@@ -38,7 +38,7 @@ def open_sink(to: str | Path | TextIO | FileIO | Callable[[Line], object]) -> Si
         return JsonLinesSink(to)
     if callable(to):
         return CallbackSink(to)
-    raise UsageError(f"results go to {_KNOWN}; got {type(to).__name__}")
+    raise UsageError(f"results can go to {_KNOWN}; got {type(to).__name__}")
 
 
 def _is_stream(to: object) -> TypeGuard[TextIO | FileIO]:

@@ -8,14 +8,15 @@ from rightbatch._serve.sinks.line import Line
 
 
 class ReaderGoneError(Exception):
-    """A sink's reader has gone for good: what was piped into has ended."""
+    """The reader of a stream has gone: the process at the other end of the pipe has ended."""
 
 
 class Sink(Protocol):
-    """Takes lines, on a thread of its own.
+    """Receives lines, on a thread of its own.
 
-    `close` may be called by another thread while `put` is under way, which then ends soon, and
-    again. A sink that queues by itself may have an `error: str | None`, what holds it up now.
+    `close` may be called by another thread during `put`, which must then return soon, and more than
+    once. A sink with a queue of its own may have an attribute `error: str | None`, the reason why
+    it sends nothing now.
     """
 
     name: str
@@ -24,10 +25,9 @@ class Sink(Protocol):
         """Write a line; may block.
 
         Raises:
-            NobodyReads: if there is no use in any other.
-            Exception: anything else, if this one is lost.
+            ReaderGoneError: if later lines cannot be written either.
+            Exception: any other, if this line is lost.
         """
 
     def close(self, timeout: float = 5.0) -> int:
-        """Wait for what is under way, at most so many seconds; the lines that were taken and did
-        not arrive."""
+        """Wait at most `timeout` seconds for pending lines; return how many did not arrive."""

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture that a source really took; `image` is H×W×3, RGB, contiguous.
+    """A frame of a source; `image` is H×W×3 uint8, RGB, contiguous.
 
-    `number` counts within the source, over all of its connections; what a file or a folder has and
-    could not be read has its number, too. `captured` is
-    `time.monotonic()` when the frame's packet arrived, before it was decoded.
+    `number` counts within the source, over all connections, including frames of files and folders
+    that could not be read. `captured` is `time.monotonic()` when the frame's packet arrived, before
+    it was decoded.
     """
 
     image: NDArray[np.uint8]
@@ -26,40 +26,40 @@ class Frame:
 
 
 class SourceStopped(Exception):
-    """Nobody takes frames any more: the source is to end."""
+    """No more frames are wanted; the source must end."""
 
 
 class DamagedFrameError(Exception):
-    """One frame is lost, what comes after it is not: read on."""
+    """One frame is lost; later frames can still be read."""
 
 
 class FrameSource(Protocol):
-    """One connection to a source, made anew for each attempt.
+    """One connection to a source; a new one is made for each attempt.
 
-    `open` and `read` are called by one thread. `close` may be called by another one meanwhile,
-    again, and before `open`; it does not wait for a `read` that hangs.
+    `open` and `read` are called by one thread. `close` may be called by another thread at any time,
+    more than once, and must not wait for a `read` that hangs.
     """
 
     is_live: bool
 
     def open(self) -> None:
-        """Connect; raises if that fails, within a bounded time."""
+        """Connect, or raise, within a bounded time."""
 
     def read(self) -> tuple[NDArray[np.uint8], float] | None:
-        """The next image and when it was captured; None at the end.
+        """Return the next image and its capture time; None at the end.
 
         Raises:
-            BrokenFrame: if one frame is lost, and only that.
-            Exception: anything else, if the source is broken.
+            DamagedFrameError: if this frame is lost, but later ones are not.
+            Exception: any other, if the source has failed.
         """
 
     def close(self) -> None:
-        """Let go of everything; a `read` that is under way may still return or raise."""
+        """Free all resources; a `read` that is running may still return or raise."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a source may take to answer at all, and to bring what follows."""
+    """Seconds to connect, and to read one frame."""
 
     open: float = 5.0
     read: float = 3.0
@@ -67,12 +67,12 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where frames come from, before any connection.
+    """A source before any connection.
 
-    `name` is short, `url` shows no password; `make` returns a connection that is not open yet.
+    `name` is short, `url` contains no password, `make` returns a connection that is not open.
     """
 
     name: str
     url: str
     is_live: bool
-    make: Callable[[Timeouts], FrameSource] = field(repr=False)  # it holds the password
+    make: Callable[[Timeouts], FrameSource] = field(repr=False)  # contains the password

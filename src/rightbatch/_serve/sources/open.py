@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "srt", "udp", "rtp")
-_FILMS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"))
+_VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"))
 _KNOWN = (
     "a URL (rtsp://, rtmp://, http://...), a video file, a picture, a folder of pictures, "
     "a webcam (0, 'webcam:1') or an iterable of H×W×3 uint8 arrays"
@@ -29,11 +29,11 @@ _KNOWN = (
 
 
 def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceSpec) -> SourceSpec:
-    """What `source` means; nothing is opened yet. A camera may be absent, a file may not.
+    """Return the source that `source` names, without connecting; a file must exist.
 
     Raises:
-        UsageError: if it can be no source.
-        MissingExtraError: if what reads it is not installed.
+        UsageError: if it is not a source, or a file does not exist.
+        MissingExtraError: if a package that reads it is not installed.
     """
     if isinstance(source, SourceSpec):
         return source
@@ -56,53 +56,54 @@ def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceS
 
 
 def _webcam(number: int) -> SourceSpec:
-    _needs("av")
+    _require("av")
     return SourceSpec(f"webcam{number}", f"webcam:{number}", True, partial(WebcamSource, number))
 
 
 def _url(text: str) -> SourceSpec:
     try:
         parts = urlsplit(text)
-        _ = parts.port  # the part that raises
+        _ = parts.port  # raises ValueError if invalid
         if re.search(r"\s", text):
             raise ValueError
     except ValueError:
         raise UsageError(
-            "a source's URL has no valid host and port; a password with one of / ? # @ : or a "
-            "space in it has to be written with %2F %3F %23 %40 %3A %20"
+            "the source's URL has no valid host and port; in a password, encode / ? # @ : and "
+            "space as %2F %3F %23 %40 %3A %20"
         ) from None
     scheme = parts.scheme
-    text = scheme + text[len(scheme) :]  # FFmpeg knows it in lower case only
+    text = scheme + text[len(scheme) :]  # FFmpeg accepts lower-case schemes only
     if scheme == "file":
         from urllib.request import url2pathname
 
         return _path(Path(url2pathname(parts.path)))
     if scheme not in LIVE_SCHEMES:
         raise UsageError(
-            f"no source of the kind {scheme}://; known are {', '.join(LIVE_SCHEMES)}, files, "
+            f"unsupported URL scheme {scheme}://; supported: {', '.join(LIVE_SCHEMES)}, files, "
             "folders, webcams and iterables"
         )
-    _needs("av")
-    # What lies on a server as a file has an end, as a file has; all else is taken for a camera.
-    is_live = not (scheme in ("http", "https") and Path(parts.path).suffix.lower() in _FILMS)
+    _require("av")
+    # A video file on a web server ends; every other URL is treated as a camera.
+    is_live = not (scheme in ("http", "https") and Path(parts.path).suffix.lower() in _VIDEOS)
     name = parts.hostname or scheme
     return SourceSpec(name, redact(text), is_live, partial(VideoSource, text, is_live))
 
 
 def _path(path: Path) -> SourceSpec:
     if not path.exists():
-        raise UsageError(f"there is no {path}; a source is {_KNOWN}")
+        raise UsageError(f"{path} does not exist; a source is {_KNOWN}")
     name = path.resolve().name if path.is_dir() else path.stem
     if path.is_dir() or path.suffix.lower() in PICTURES:
         files = pictures_in(path)
         if not files:
-            raise UsageError(f"no picture is in {path}; known are {', '.join(sorted(PICTURES))}")
-        _needs("PIL")
+            formats = ", ".join(sorted(PICTURES))
+            raise UsageError(f"{path} contains no picture; supported formats: {formats}")
+        _require("PIL")
         return SourceSpec(name, str(path), False, partial(PictureSource, files))
-    _needs("av")
+    _require("av")
     return SourceSpec(name, str(path), False, partial(VideoSource, str(path), False))
 
 
-def _needs(module: str) -> None:
+def _require(module: str) -> None:
     if find_spec(module) is None:
         raise MissingExtraError({"av": "PyAV", "PIL": "Pillow"}[module], "serve")

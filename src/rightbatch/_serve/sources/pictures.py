@@ -1,4 +1,4 @@
-"""Frames that are there already: picture files, and arrays that Python code makes."""
+"""Picture files and iterables of arrays as sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class PictureSource:
-    """Picture files in their order; one that cannot be read is a `DamagedFrameError`."""
+    """Picture files in order; a file that cannot be read raises `DamagedFrameError`."""
 
     is_live = False
 
@@ -44,7 +44,7 @@ class PictureSource:
 
 
 class IterableSource:
-    """What an iterable yields, copied: it may fill the same array again."""
+    """The arrays of an iterable, copied, since it may reuse one buffer."""
 
     is_live = False
 
@@ -65,7 +65,7 @@ class IterableSource:
                 and image.ndim == 3
                 and image.shape[2] == 3
             ):
-                raise TypeError(f"it has to yield H×W×3 uint8 arrays, it yielded {_about(image)}")
+                raise TypeError(f"the iterable must yield H×W×3 uint8 arrays, got {_about(image)}")
             return np.array(image, order="C"), time.monotonic()
         return None
 
@@ -74,7 +74,7 @@ class IterableSource:
 
 
 def pictures_in(path: Path) -> tuple[Path, ...]:
-    """The pictures of a folder, sorted by name, or the one picture."""
+    """Return the pictures of a folder, sorted by name, or the one picture."""
     if not path.is_dir():
         return (path,)
     found = (file for file in path.iterdir() if file.suffix.lower() in PICTURES)
@@ -82,15 +82,15 @@ def pictures_in(path: Path) -> tuple[Path, ...]:
 
 
 def load_picture(path: Path) -> NDArray[np.uint8]:
-    """RGB, the right way up."""
+    """Read a picture as H×W×3 uint8 RGB, with its EXIF rotation applied."""
     import numpy as np
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**62):
-            raise ValueError(f"{image.width}×{image.height} pixels are too many")
+            raise ValueError(f"{image.width}×{image.height} pixels exceed Pillow's limit")
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits, of which a conversion would cut off the upper
+        if upright.mode.startswith("I"):  # 16 bits: a conversion would clip them
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.array(upright.convert("RGB"))
 
