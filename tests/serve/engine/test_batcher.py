@@ -127,7 +127,7 @@ def test_what_came_while_a_batch_ran_goes_together_and_says_why(batcher_of):
     assert model.batches == [["busy"], [0, 1, 2, 3, 4]]
     assert [one.result for one in served] == [("result", number) for number in range(5)]
     assert {(one.batch_size, one.reason, one.in_time) for one in served} == {
-        (5, "all that waited", True)
+        (5, "all waiting items", True)
     }
     assert first.result(PATIENCE).batch_size == 1
     assert batcher.waiting == 0
@@ -528,7 +528,7 @@ def test_listeners_hear_of_every_batch(batcher_of):
     assert batcher.close(PATIENCE) == 0
     first, second = heard.records
     assert (first.size, first.ran_as, first.items[0][0]) == (1, 1, "busy")
-    assert (second.size, second.ran_as, second.reason) == (3, 4, "all that waited")
+    assert (second.size, second.ran_as, second.reason) == (3, 4, "all waiting items")
     assert [stream for stream, _, _ in second.items] == ["camera"] * 3
     assert second.waiting == 0
     assert all(latency >= second.seconds for _, latency, _ in second.items)

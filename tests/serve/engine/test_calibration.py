@@ -58,7 +58,13 @@ REASONS = [
         [1, 2, 4, 8],
         "do not serve more items per second",
     ),
-    ({"seconds": lambda n: 1e-9 * n + 1e-6}, {}, "largest", None, "batches above 1024 were not measured"),
+    (
+        {"seconds": lambda n: 1e-9 * n + 1e-6},
+        {},
+        "largest",
+        None,
+        "batches above 1024 were not measured",
+    ),
     ({"seconds": lambda n: 1e-3 * n}, {}, "no gain", [1, 2, 4], "within the target"),
     ({"seconds": lambda n: 0.02 * n}, {}, "latency", [1], "one item takes 20 ms and two take more"),
 ]

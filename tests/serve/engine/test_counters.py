@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 
 def record(*items, at=1.0):
-    return BatchRecord(at, len(items), len(items), 0.005, "all that waited", 0, 0.0, items)
+    return BatchRecord(at, len(items), len(items), 0.005, "all waiting items", 0, 0.0, items)
 
 
 @pytest.mark.parametrize("rate", [2, 40, 3000])

@@ -314,9 +314,9 @@ def test_time_before_the_queue_makes_batches_smaller():
     ("options", "waiting", "reason"),
     [
         ({}, 3, "all waiting items"),
-        ({}, 40, "the most that 33 ms allow"),
-        ({"max_batch": 4}, 40, "the most that memory allows"),
-        ({"sizes": [1, 8]}, 40, "the most that the model takes"),
+        ({}, 40, "limited by the latency target of 33 ms"),
+        ({"max_batch": 4}, 40, "limited by max_batch or memory"),
+        ({"sizes": [1, 8]}, 40, "the model's largest batch size"),
         ({"sizes": [4, 8]}, 7, "all waiting items"),
     ],
 )

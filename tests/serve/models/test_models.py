@@ -145,7 +145,7 @@ def test_a_module_that_gives_no_part_for_each_image_is_refused(output: Any, said
     ("returned", "said"),
     [
         ([1], r"wrong must return one result per image \(2\), got 1"),
-        ("ab", "a list with one result per image \(2\), got str"),
+        ("ab", r"a list with one result per image \(2\), got str"),
         (np.zeros(2), r"got ndarray; return list\(...\) of it"),
         (None, "got NoneType"),
     ],

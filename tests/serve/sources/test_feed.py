@@ -232,9 +232,7 @@ def test_what_a_stalled_source_lacks_is_said(feeds: Start, taker: Taker) -> None
     spec = scripted([opens, picture(1), hangs(waking)])
     feed = feeds(spec, taker, stall_after=0.2, first_retry=60.0, last_retry=60.0)
     wait_for(lambda: taker.frames)
-    began = time.monotonic()
     wait_for(lambda: feed.status().state == "waiting")
-    assert time.monotonic() - began < 5
     assert feed.status().error == "no frame for 0.2 s"
     waking.set()
 
@@ -337,7 +335,7 @@ def test_it_stops_while_it_waits_to_try_again(feeds: Start, taker: Taker) -> Non
     wait_for(lambda: feed.status().state == "waiting")
     began = time.monotonic()
     feed.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE  # the pause is 100 s
     assert feed.status().state == "stopped"
 
 

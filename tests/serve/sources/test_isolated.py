@@ -157,7 +157,7 @@ def test_closing_kills_a_process_that_is_mute_at_once() -> None:
         began = time.monotonic()
         source.close()
         reader.join()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < films.PATIENCE
 
 
 def _drain(source: IsolatedSource) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import films
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from films import Camera, encode, film, free_port, places, shows
 
 from rightbatch._errors import UsageError
+from rightbatch._serve.sources import video
 from rightbatch._serve.sources.frames import DamagedFrameError, FrameSource, Timeouts
 from rightbatch._serve.sources.open import open_source
 from rightbatch._serve.sources.video import VideoSource, WebcamSource, _webcam
@@ -234,12 +236,24 @@ def test_a_damaged_frame_of_a_camera_is_left_out_and_what_follows_a_key_frame_is
     assert seen[-1] == len(film()) - 1
 
 
-def test_a_camera_is_not_late_for_good_after_bytes_that_passed_for_reordered_frames() -> None:
+def test_a_camera_is_not_late_for_good_after_bytes_that_passed_for_reordered_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A decoder that has seen reordered frames once holds frames back from then on."""
     reordered = films._Pieces()
     encode(reordered, film(), container="mpegts", bf="3", tune="film", preset="fast")
     damaged = [bytes(piece[:-100]) + bytes(100) for piece in films.pieces()[4:6]]
     after = films.pieces()
+    now = 0.0
+
+    def monotonic() -> float:
+        nonlocal now
+        now += 1
+        return now
+
+    # A clock that ticks whenever it is read, twice per packet: a frame that leaves the decoder with
+    # its own packet is 0 ticks old, one that is held back is 2 or more.
+    monkeypatch.setattr(video, "time", SimpleNamespace(monotonic=monotonic))
     with Camera(shows(reordered.pieces[:12], damaged, after, after, pace=0.05)) as camera:
         source = _made(camera.url)
         source.open()
@@ -252,10 +266,10 @@ def test_a_camera_is_not_late_for_good_after_bytes_that_passed_for_reordered_fra
                     broken += 1
                     continue
                 assert found is not None
-                held.append(time.monotonic() - found[1])
+                held.append(now - found[1])
         source.close()
     assert broken >= 1
-    assert np.median(held[-len(after) :]) < 0.02
+    assert np.median(held[-len(after) :]) < 2
 
 
 def test_a_mute_server_ends_the_opening_in_its_time() -> None:
@@ -264,7 +278,7 @@ def test_a_mute_server_ends_the_opening_in_its_time() -> None:
             began = time.monotonic()
             with pytest.raises(TimeoutError, match=r"no answer within 0\.3 s"):
                 _all(_made(url, Timeouts(open=0.3, read=0.3)))
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < films.PATIENCE
 
 
 def test_a_camera_that_falls_silent_ends_the_reading_in_its_time() -> None:

@@ -31,7 +31,7 @@ def batch(number: int, **changes: Any) -> dict[str, Any]:
         "ran_as": 4,
         "ms": 40.0,
         "slowest_ms": 80.0,
-        "reason": "all that waited",
+        "reason": "all waiting items",
         "waiting": 0,
     } | changes
 
@@ -126,7 +126,7 @@ def test_what_this_machine_can_do_is_told_once_it_is_known(browser: Any, server:
 
 
 def test_batches_are_drawn_and_read_with_the_keyboard(browser: Any, server: StandIn) -> None:
-    late = "the most that 500 ms allow"
+    late = "limited by the latency target of 500 ms"
     server.batches = [batch(n) for n in range(60)] + [batch(60, slowest_ms=700.0, reason=late)]
     with site(server) as url, opened(browser, url) as page:
         chart = page.get_by_role("slider", name="Batches")
@@ -169,14 +169,14 @@ def test_newest_frames_are_shown_and_looked_at_closely(browser: Any, server: Sta
         expect(image).to_be_visible()
         assert image.evaluate("image => image.naturalHeight") == 90
         expect(row(page, "line2").get_by_text("no frame yet")).to_be_visible()
-        page.get_by_role("button", name="Look at line1").click()
+        page.get_by_role("button", name="View line1").click()
         closer = page.get_by_role("dialog", name="line1")
         expect(closer.get_by_role("img", name="The newest frame of line1")).to_be_visible()
         expect(closer.get_by_text("1280 × 720")).to_be_visible()
         page.keyboard.press("Escape")
         expect(closer).to_be_hidden()
-        expect(page.get_by_role("button", name="Look at line1")).to_be_focused()
-        page.get_by_role("button", name="Look at line2").click()
+        expect(page.get_by_role("button", name="View line1")).to_be_focused()
+        page.get_by_role("button", name="View line2").click()
         expect(page.get_by_text("no frame has come from 'line2' yet")).to_be_visible()
 
 
@@ -209,7 +209,7 @@ def test_a_source_is_added_with_the_keyboard(browser: Any, server: StandIn) -> N
         page.keyboard.press("Enter")
         expect(page.get_by_role("dialog", name="Add a source")).to_be_hidden()
         expect(row(page, "belt")).to_be_visible()
-        expect(page.get_by_text("belt is added")).to_be_attached()
+        expect(page.get_by_text("Added belt")).to_be_attached()
     assert server.calls == [("add", "rtsp://belt/3", "belt", "every", 0.5)]
 
 
@@ -218,11 +218,11 @@ def test_a_source_that_cannot_be_added_says_why_and_keeps_what_was_typed(
 ) -> None:
     with site(server) as url, opened(browser, url) as page:
         page.get_by_role("button", name="Add a source").click()
-        page.get_by_label("Address", exact=True).fill("rtsp://belt/3")
+        page.get_by_label("Source", exact=True).fill("rtsp://belt/3")
         page.get_by_label("Name").fill("line1")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.get_by_role("alert")).to_contain_text("there is a source 'line1' already")
-        expect(page.get_by_label("Address", exact=True)).to_have_value("rtsp://belt/3")
+        expect(page.get_by_label("Source", exact=True)).to_have_value("rtsp://belt/3")
         page.get_by_label("Name").fill("line3")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(row(page, "line3")).to_be_visible()
@@ -232,7 +232,7 @@ def test_a_source_is_removed_once_that_is_confirmed(browser: Any, server: StandI
     server.add(0, name="hall/2 ä?#%")
     with site(server) as url, opened(browser, url) as page:
         page.get_by_role("button", name="Remove hall/2").click()
-        page.get_by_role("button", name="Keep it").click()
+        page.get_by_role("button", name="Cancel").click()
         expect(row(page, "hall/2 ä?#%")).to_be_visible()
         page.get_by_role("button", name="Remove hall/2").click()
         page.get_by_role("dialog").get_by_role("button", name="Remove").click()
@@ -310,15 +310,15 @@ def test_the_token_of_the_address_is_used_and_taken_out_of_it(
 
 def test_without_the_token_it_is_asked_for(browser: Any, server: StandIn) -> None:
     with site(server, token="secret") as url, opened(browser, url) as page:
-        expect(page.get_by_text("This server asks for a token")).to_be_visible()
+        expect(page.get_by_text("This server requires a token")).to_be_visible()
         expect(page.locator("main")).to_be_hidden()
         page.get_by_label("Token").fill("wrong")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("alert").first).to_have_text("That is not the token.")
+        expect(page.get_by_role("alert").first).to_have_text("Wrong token.")
         page.get_by_label("Token").fill("secret")
         page.keyboard.press("Enter")
         expect(row(page, "line1")).to_be_visible()
-        expect(page.get_by_text("This server asks for a token")).to_be_hidden()
+        expect(page.get_by_text("This server requires a token")).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [320, 400, 700, 1000, 1400])

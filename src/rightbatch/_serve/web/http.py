@@ -29,6 +29,7 @@ from rightbatch._serve.web.images import BadImageError, Limits
 from rightbatch._serve.web.metrics import Metrics
 from rightbatch._serve.web.predict import Predictor, answer
 from rightbatch._web.access import AccessControl
+from rightbatch._web.files import media_type, read_files
 from rightbatch._web.listening import HttpServer
 
 try:
@@ -40,14 +41,7 @@ except ImportError:
 
 __all__ = ["HttpServer", "Limits", "ServerInterface", "make_app"]
 
-_PAGE = Path(__file__).with_name("static")
-# Not guessed: what Windows takes .js for depends on what was installed there.
-_KINDS = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+_STATIC = Path(__file__).with_name("static")
 _SOURCE_BYTES = 10_000  # largest body of `POST /sources`
 _FIELDS: dict[str, tuple[type, ...]] = {
     "source": (str, int),
@@ -149,11 +143,11 @@ def make_app(
 
 
 def _add_page(app: FastAPI) -> None:
-    files = {file.name: file.read_bytes() for file in _PAGE.iterdir() if file.suffix in _KINDS}
+    files = read_files(_STATIC)
 
     def give(name: str) -> Response:
-        kind = _KINDS[Path(name).suffix]
-        return Response(files[name], media_type=kind, headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache"}
+        return Response(files[name], media_type=media_type(name), headers=headers)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

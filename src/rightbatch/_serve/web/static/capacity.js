@@ -1,4 +1,4 @@
-// What calibration found: items a second by batch size, and the size that was settled on.
+// The calibration: items per second by batch size, and the largest batch that is used.
 
 import { at, draw, set } from './dom.js'
 import { capitalized, figure, median } from './text.js'
@@ -22,7 +22,7 @@ export function showCapacity(found) {
     'capacity',
     found
       ? `${capitalized(found.text)}.`
-      : 'Not measured yet: the first frame or request that comes is used for it.',
+      : 'Not measured yet: the first frame or request starts the calibration.',
   )
   at('curve').hidden = !found
   render()
@@ -41,7 +41,7 @@ function render() {
     PLOT.left + (points.length > 1 ? (inner * index) / (points.length - 1) : inner / 2)
   const y = rate => PLOT.top + (HEIGHT - PLOT.top - PLOT.bottom) * (1 - rate / (1.05 * most))
   const text = points
-    .map(point => `${figure(point.rate)} a second in batches of ${point.size}`)
+    .map(point => `${figure(point.rate)} per second in batches of ${point.size}`)
     .join(', ')
   const svg = draw('svg', {
     width,
@@ -76,7 +76,7 @@ function render() {
         draw(
           'circle',
           { class: used ? 'used' : 'unused', cx: x(index), cy: y(point.rate), r: 3.5 },
-          draw('title', {}, `${figure(point.rate)} a second in batches of ${point.size}`),
+          draw('title', {}, `${figure(point.rate)} per second in batches of ${point.size}`),
         ),
         draw(
           'text',

@@ -1,10 +1,10 @@
-// The last batches, a column each: above how many items, below how long it took them. Mouse, touch
-// and arrow keys choose one, of which all is said.
+// The last batches, one column each: number of items above, durations below. Mouse, touch and arrow
+// keys select a batch, which is then described in full.
 
 import { draw } from './dom.js'
 import { capitalized, clock, milliseconds } from './text.js'
 
-const COLUMN = 4 // pixels that a batch needs at least
+const COLUMN = 4 // minimum width of a batch, in pixels
 const LEFT = 34
 const RIGHT = 8
 const SIZES = { top: 18, height: 96 }
@@ -13,11 +13,11 @@ const HEIGHT = 292
 const EMPTY = 120
 
 export class BatchChart {
-  constructor(place, said) {
+  constructor(place, showText) {
     this.place = place
-    this.said = said
+    this.showText = showText
     this.batches = []
-    this.chosen = null // `at` of the batch, which stays when others come
+    this.chosen = null // `at` of the selected batch
     this.marker = draw('rect', { class: 'chosen', y: 0, height: HEIGHT - 14, rx: 2 })
     this.svg = draw('svg', { 'aria-hidden': 'true' })
     place.append(this.svg)
@@ -75,7 +75,7 @@ export class BatchChart {
       this.column(batch, this.start + place * this.step, bar, sizes, times),
     )
     this.svg.replaceChildren(
-      ...this.axis(sizes, 'items in a batch', steps(sizes.most)),
+      ...this.axis(sizes, 'items per batch', steps(sizes.most)),
       ...this.axis(times, 'milliseconds', [0, this.target]),
       this.marker,
       ...drawn,
@@ -95,7 +95,7 @@ export class BatchChart {
       parts.push(rect('padding', x, bar, sizes, batch.ran_as, batch.size))
     const radius = Math.min(Math.max(bar / 2, 1.2), 2.5)
     const [cx, cy] = [x + bar / 2, times.y(slowest(batch))]
-    // Late ones differ in shape too, for whoever does not see the colour.
+    // Late batches differ in shape too, not only in colour.
     const dot = late
       ? draw('path', { class: 'late', d: `M${cx} ${cy - 4.5}l4 7.5h-8z` })
       : draw('circle', { class: 'slowest', cx, cy, r: radius })
@@ -188,9 +188,9 @@ export class BatchChart {
       ? described(batch)
       : newest
         ? `Newest: ${described(newest)}`
-        : 'Each column will be a batch.'
+        : 'Each column shows a batch.'
     this.place.setAttribute('aria-valuetext', text)
-    this.said(text)
+    this.showText(text)
   }
 }
 
@@ -203,7 +203,7 @@ function described(batch) {
   return (
     `${clock(batch.at)} · ${batch.size} ${batch.size === 1 ? 'item' : 'items'}${ran} · ` +
     `${milliseconds(batch.ms)} in the model, slowest result ${milliseconds(slowest(batch))} · ` +
-    `${batch.waiting} left waiting · ${capitalized(batch.reason)}`
+    `${batch.waiting} still waiting · ${capitalized(batch.reason)}`
   )
 }
 

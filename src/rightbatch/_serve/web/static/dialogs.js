@@ -1,11 +1,11 @@
-// Adding a source, removing one, and a closer look at one.
+// Dialogs: add a source, remove a source, view a source.
 
-import { ask, sourcePath } from './ask.js'
-import { at, make, set } from './dom.js'
+import { ask } from './ask.js'
+import { at, describe, set } from './dom.js'
 import { release, show } from './snapshots.js'
 import { causes, count } from './text.js'
 
-const LOOK = 500 // milliseconds between two frames of the source that is looked at
+const INTERVAL = 500 // milliseconds between two frames of the viewed source
 
 let changed = () => {}
 let removing = null
@@ -65,7 +65,7 @@ async function look(name) {
   } catch (error) {
     set('view-error', viewing === name ? error.message : '')
   }
-  if (viewing === name) nextLook = setTimeout(() => look(name), LOOK)
+  if (viewing === name) nextLook = setTimeout(() => look(name), INTERVAL)
   else release(at('view-image'))
 }
 
@@ -73,24 +73,17 @@ export function updateView(status) {
   if (viewing === null) return
   const source = status.sources.find(one => one.name === viewing)
   if (!source) return at('view-dialog').close()
-  const facts = {
-    Address: source.url,
-    Problem: source.error,
-    Size: source.size?.join(' × '),
-    Frames: `${count(source.frames)}, ${count(source.broken)} damaged`,
-    Reconnected: source.live ? `${count(source.reconnects)} times` : null,
-    Weight: source.weight === null ? null : String(source.weight),
-    Served: `${count(source.served)}, ${count(source.in_time)} in time`,
-    Dropped:
-      causes(source.dropped)
-        .map(one => one.text)
-        .join(', ') || 'none',
-  }
-  at('view-facts').replaceChildren(
-    ...Object.entries(facts)
-      .filter(([, text]) => text)
-      .map(([label, text]) => make('div', {}, make('dt', {}, label), make('dd', {}, text))),
-  )
+  const dropped = causes(source.dropped).map(one => one.text)
+  describe(at('view-facts'), [
+    ['URL', source.url],
+    ['Error', source.error],
+    ['Size', source.size?.join(' × ')],
+    ['Frames', `${count(source.frames)}, ${count(source.broken)} damaged`],
+    ['Reconnects', source.live ? count(source.reconnects) : null],
+    ['Weight', source.weight],
+    ['Served', `${count(source.served)}, ${count(source.in_time)} in time`],
+    ['Dropped', dropped.join(', ') || 'none'],
+  ])
 }
 
 async function submit(event, which, act) {
@@ -116,10 +109,10 @@ async function add(form) {
   if (contract) json.contract = contract
   if (weight) json.weight = Number(weight)
   const added = await (await ask('/sources', { method: 'POST', json, seconds: 30 })).json()
-  return `${added.name} is added`
+  return `Added ${added.name}`
 }
 
 async function remove() {
-  await ask(sourcePath(removing), { method: 'DELETE', seconds: 30 })
-  return `${removing} is removed`
+  await ask(`/sources/${encodeURIComponent(removing)}`, { method: 'DELETE', seconds: 30 })
+  return `Removed ${removing}`
 }

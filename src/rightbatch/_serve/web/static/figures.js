@@ -1,4 +1,4 @@
-// The figures at the top, the reasons of the last batches, and these batches as a table.
+// The figures at the top, the reasons for the sizes of the last batches, and a table of them.
 
 import { slowest } from './chart.js'
 import { at, make, measure, set } from './dom.js'
@@ -19,9 +19,9 @@ const TABLE = 30 // batches in the table
 export function showFigures(status) {
   const { total, batches } = status
   const streams = [...status.sources, ...(status.requests ? [status.requests] : [])]
-  measure(at('rate'), figure(sum(streams.map(stream => stream.served_per_second))), '/s')
+  measure(at('rate'), `${figure(sum(streams.map(stream => stream.served_per_second)))} /s`)
   set('rate-note', `${count(total.served)} since the start`)
-  measure(at('in-time'), ...share(total.in_time, total.served).split(' '))
+  measure(at('in-time'), share(total.in_time, total.served))
   set('in-time-note', `${count(total.served - total.in_time)} late`)
   at('in-time').classList.toggle('bad', total.served > 0 && total.in_time / total.served < 0.99)
   const worst = streams.reduce(
@@ -30,8 +30,7 @@ export function showFigures(status) {
     null,
   )
   const p99 = worst?.latency_ms.p99 ?? null
-  const [number, unit] = milliseconds(p99).split(' ')
-  measure(at('slowest'), number, unit)
+  measure(at('slowest'), milliseconds(p99))
   at('slowest').classList.toggle('bad', p99 > status.latency_target_ms)
   set(
     'slowest-note',
@@ -46,7 +45,7 @@ export function showFigures(status) {
     status.calibration ? `median; ${count(status.largest_batch)} at most` : 'not measured yet',
   )
   set('waiting', count(status.waiting))
-  set('waiting-note', status.waiting ? `oldest ${milliseconds(status.oldest_ms)}` : 'nobody waits')
+  set('waiting-note', status.waiting ? `oldest ${milliseconds(status.oldest_ms)}` : 'queues are empty')
   set('dropped', count(sum(Object.values(total.dropped))))
   set(
     'dropped-note',

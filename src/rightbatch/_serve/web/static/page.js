@@ -1,41 +1,49 @@
-// The page: asks for the status every second and shows it; says so when there is none.
+// The page: requests the status every second and shows it, or says why it cannot.
 
-import { ask, Refused, setToken, takeToken } from './ask.js'
+import { ask, Refused, takeToken } from './ask.js'
 import { showCapacity, startCapacity } from './capacity.js'
 import { BatchChart } from './chart.js'
+import {
+  askForToken,
+  hideTokenForm,
+  lastUpdate,
+  onToken,
+  showNotice,
+  showState,
+} from './connection.js'
 import { openRemove, openView, startDialogs, updateView } from './dialogs.js'
-import { at, set, write } from './dom.js'
+import { at, set } from './dom.js'
 import { showFigures, showReasons, showTable } from './figures.js'
 import { showSources, startSources } from './sources.js'
 import { count, duration, milliseconds } from './text.js'
 
-const EVERY = 1000 // milliseconds
-const SLOWEST = 5000 // between two attempts, where there is no answer
+const INTERVAL = 1000 // milliseconds between two requests
+const MAX_INTERVAL = 5000 // while the server does not answer
 
 let chart
-let heard = null // when the last answer came
+let updated = null // when the last answer arrived
 let failures = 0
 let timer = 0
-let asking = false
-let takesImages = null
+let isRequesting = false
+let acceptsImages = null
 
 async function poll() {
   clearTimeout(timer)
-  if (asking) return
-  asking = true
-  const status = await asked()
-  asking = false
+  if (isRequesting) return
+  isRequesting = true
+  const status = await requestStatus()
+  isRequesting = false
   if (status === null) return // until there is a token
-  timer = setTimeout(poll, Math.min(EVERY * Math.max(failures, 1), SLOWEST))
+  timer = setTimeout(poll, Math.min(INTERVAL * Math.max(failures, 1), MAX_INTERVAL))
   if (status) show(status)
 }
 
-// The status; null where a token is needed first, undefined where there is no answer.
-async function asked() {
+// The status; null if a token is required, undefined if there is no answer.
+async function requestStatus() {
   try {
     const status = await (await ask('/status')).json()
-    takesImages ??= await predicts()
-    heard = new Date()
+    acceptsImages ??= await requestPredict()
+    updated = new Date()
     failures = 0
     return status
   } catch (error) {
@@ -43,63 +51,40 @@ async function asked() {
       askForToken()
       return null
     }
-    lost(error)
+    showLost(error)
     return undefined
   }
 }
 
-async function predicts() {
+async function requestPredict() {
   try {
     return (await (await ask('/health')).json()).predict
   } catch (error) {
-    if (error instanceof Refused) return false // it is stopping
+    if (error instanceof Refused) return false // the server is stopping
     throw error
   }
 }
 
-const ENDS = {
-  stopping: 'The server is stopping: it finishes what it accepted.',
+const NOTICES = {
+  stopping: 'The server is stopping: it finishes the frames that it has accepted.',
   stopped: 'The server has stopped.',
 }
 
-function lost(error) {
+function showLost(error) {
   failures += 1
   const why =
-    error instanceof Refused
-      ? `The server answers: ${error.message}.`
-      : 'The server does not answer.'
-  const since = heard ? ` What is shown was so at ${heard.toLocaleTimeString('en-GB')}.` : ''
-  notice(`${why}${since} Trying again…`)
-  at('state').dataset.state = 'lost'
-  set('state', 'no connection')
-}
-
-function notice(text) {
-  const place = at('notice')
-  place.hidden = !text
-  write(place, text)
-  document.body.classList.toggle('lost', failures > 0)
-}
-
-function askForToken() {
-  const form = at('ask-token')
-  if (!form.hidden) set('token-error', 'That is not the token.')
-  form.hidden = false
-  at('main').hidden = true
-  notice('')
-  at('state').dataset.state = 'waiting'
-  set('state', 'needs a token')
-  at('token').focus()
+    error instanceof Refused ? `The server answers: ${error.message}.` : 'The server does not answer.'
+  showNotice(`${why}${lastUpdate(updated)} Trying again…`, true)
+  showState('lost', 'no connection')
 }
 
 function show(status) {
-  at('ask-token').hidden = true
+  hideTokenForm()
   at('main').hidden = false
-  notice(ENDS[status.state] ?? '')
+  showNotice(NOTICES[status.state] ?? '')
   set('model', status.model)
   document.title = `${status.model} · rightbatch`
-  set('state', status.state)
-  at('state').dataset.state = status.state
+  showState(status.state, status.state)
   set('target', `target ${milliseconds(status.latency_target_ms)}`)
   set('since', `up ${duration(Date.now() / 1000 - status.since)}`)
   showFigures(status)
@@ -108,10 +93,10 @@ function show(status) {
   showTable(status.batches)
   showReasons(status.batches)
   showCapacity(status.calibration)
-  showSources(status, takesImages)
+  showSources(status, acceptsImages)
   updateView(status)
   const { lines, left_out: leftOut, error } = status.written
-  const leftOutText = leftOut ? `, ${count(leftOut)} left out` : ''
+  const leftOutText = leftOut ? `, ${count(leftOut)} not written` : ''
   set('written', `${count(lines)} results written${leftOutText}${error ? `: ${error}` : ''}`)
   at('written').classList.toggle('bad', Boolean(error || leftOut))
 }
@@ -121,11 +106,7 @@ chart = new BatchChart(at('chart'), text => set('batch', text))
 startCapacity()
 startSources({ view: openView, remove: openRemove })
 startDialogs(poll)
-at('ask-token').addEventListener('submit', event => {
-  event.preventDefault()
-  setToken(at('token').value.trim())
-  poll()
-})
+onToken(poll)
 at('table').addEventListener('toggle', poll)
 document.addEventListener('visibilitychange', () => document.hidden || poll())
 poll()

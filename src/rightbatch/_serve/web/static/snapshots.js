@@ -1,11 +1,11 @@
-// The newest frames of the sources that can be seen on the screen, two at a time.
+// Loads the newest frames of the sources that are visible, two at a time.
 
-import { ask, Refused, snapshotPath } from './ask.js'
+import { ask, Refused } from './ask.js'
 
-const EVERY = 2000 // milliseconds between two looks at one source
-const AT_ONCE = 2
+const INTERVAL = 2000 // milliseconds between two frames of one source
+const CONCURRENT = 2
 
-const wanted = new Map() // image -> what is known of it
+const wanted = new Map() // image -> its state
 let busy = 0
 
 const watcher = new IntersectionObserver(entries => {
@@ -16,9 +16,9 @@ const watcher = new IntersectionObserver(entries => {
   }
 })
 
-// `frame` is what has a place on the screen even where there is no picture yet.
+// `frame` is the element whose visibility counts; the image is hidden until it has loaded.
 export function keep(image, frame, name) {
-  wanted.set(image, { name, frame, frames: 0, seen: false, at: -EVERY, shown: 0, busy: false })
+  wanted.set(image, { name, frame, frames: 0, seen: false, at: -INTERVAL, shown: 0, busy: false })
   watcher.observe(frame)
 }
 
@@ -37,9 +37,9 @@ export async function refresh() {
   if (document.hidden) return
   const now = performance.now()
   const due = [...wanted.entries()]
-    .filter(([, one]) => one.seen && !one.busy && one.frames !== one.shown && now - one.at >= EVERY)
+    .filter(([, one]) => one.seen && !one.busy && one.frames !== one.shown && now - one.at >= INTERVAL)
     .sort((one, other) => one[1].at - other[1].at)
-  for (const [image, one] of due.slice(0, AT_ONCE - busy)) look(image, one)
+  for (const [image, one] of due.slice(0, CONCURRENT - busy)) look(image, one)
 }
 
 async function look(image, one) {
@@ -50,7 +50,7 @@ async function look(image, one) {
     await show(image, one.name)
     one.shown = frames
   } catch {
-    // it has gone, or has no frame yet: what is shown stays
+    // removed, or no frame yet: keep the current image
   } finally {
     one.at = performance.now()
     one.busy = false
@@ -60,10 +60,10 @@ async function look(image, one) {
   }
 }
 
-// Images cannot bear a token: they are fetched, and shown from memory.
+// An <img> cannot send a token: fetch the image and show it from memory.
 export async function show(image, name) {
-  const blob = await (await ask(snapshotPath(name), { seconds: 5 })).blob()
-  if (blob.type !== 'image/jpeg') throw new Refused(415, 'this is no picture')
+  const blob = await (await ask(`/snapshot/${encodeURIComponent(name)}`, { seconds: 5 })).blob()
+  if (blob.type !== 'image/jpeg') throw new Refused(415, 'the answer is not a JPEG')
   const before = image.src
   image.src = URL.createObjectURL(blob)
   image.hidden = false

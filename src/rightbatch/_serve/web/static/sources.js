@@ -1,13 +1,12 @@
-// A row for every source, and one for the requests. Rows are kept and changed in place, so that
-// what has the focus keeps it.
+// A row for every source, and one for the HTTP requests.
 
 import { hasToken } from './ask.js'
-import { at, make, measure, set, write } from './dom.js'
+import { Keyed, at, make, measure, set, write } from './dom.js'
 import { forget, hasFrames, keep, refresh } from './snapshots.js'
 import { causes, count, duration, figure, milliseconds, share } from './text.js'
 
-const SCALE = 1.5 // times the target: how far the bar of latencies goes
-const STALE = 2 // seconds without a frame, after which its age is said
+const SCALE = 1.5 // length of the latency bar, in targets
+const STALE = 2 // seconds without a frame after which its age is shown
 
 const REQUESTS = {
   name: 'Requests',
@@ -25,42 +24,45 @@ const REQUESTS = {
   reconnects: 0,
 }
 
+const rows = new WeakMap() // element -> its parts
+
 const CONTRACTS = {
-  every: 'loses none',
-  freshest: 'keeps the freshest',
-  deadline: 'waits until late',
+  every: 'loses no frame',
+  freshest: 'keeps the newest',
+  deadline: 'drops late frames',
 }
 
-const rows = new Map()
+let list
 let actions = {}
 
 export function startSources(given) {
   actions = given
+  list = new Keyed(
+    at('rows'),
+    ({ source, isRequests }) => build(source, isRequests),
+    element => {
+      const { image } = rows.get(element)
+      if (image) forget(image)
+    },
+  )
 }
 
-export function showSources(status, takesImages) {
-  const place = at('rows')
+export function showSources(status, acceptsImages) {
   const shown = status.sources.map(source => ({ key: `source ${source.name}`, source }))
-  if (status.requests) shown.push({ key: 'requests', source: { ...REQUESTS, ...status.requests } })
-  for (const [key, row] of rows) {
-    if (shown.some(one => one.key === key)) continue
-    if (row.image) forget(row.image)
-    row.element.remove()
-    rows.delete(key)
-  }
-  for (const [index, { key, source }] of shown.entries()) {
-    let row = rows.get(key)
-    if (!row) {
-      row = built(source, key === 'requests')
-      rows.set(key, row)
-    }
-    if (place.children[index] !== row.element)
-      place.insertBefore(row.element, place.children[index] ?? null)
-    fill(row, source, status.latency_target_ms)
-  }
+  if (status.requests)
+    shown.push({
+      key: 'requests',
+      source: { ...REQUESTS, ...status.requests },
+      isRequests: true,
+    })
+  list.show(
+    shown,
+    one => one.key,
+    (element, one) => fill(rows.get(element), one.source, status.latency_target_ms),
+  )
   at('empty').hidden = shown.length > 0
   at('columns').hidden = shown.length === 0
-  at('empty-predict').hidden = !takesImages
+  at('empty-predict').hidden = !acceptsImages
   const token = hasToken() ? "-H 'Authorization: Bearer TOKEN' " : ''
   set('curl', `curl ${token}--data-binary @image.jpg ${location.origin}/predict`)
   const running = status.sources.filter(source => source.state === 'running').length
@@ -68,7 +70,7 @@ export function showSources(status, takesImages) {
   refresh()
 }
 
-function built(source, isRequests) {
+function build(source, isRequests) {
   const row = { isRequests }
   const cell = (name, label) => {
     row[name] = make('dd')
@@ -83,7 +85,7 @@ function built(source, isRequests) {
     'dl',
     {},
     cell('state', 'State'),
-    cell('arrives', 'Arrives'),
+    cell('arrives', 'Arriving'),
     cell('served', 'Served'),
     cell('inTime', 'In time'),
     cell('latency', 'Latency'),
@@ -99,9 +101,10 @@ function built(source, isRequests) {
     isRequests ? make('div', { class: 'thumb still' }, 'HTTP') : thumbnail(row, source.name),
     make('div', { class: 'who' }, row.name, row.url, row.error),
     cells,
-    isRequests ? make('span') : remover(source.name),
+    isRequests ? make('span') : removeButton(source.name),
   )
-  return row
+  rows.set(row.element, row)
+  return row.element
 }
 
 function thumbnail(row, name) {
@@ -109,7 +112,7 @@ function thumbnail(row, name) {
   row.still = make('span', {}, 'no frame yet')
   row.button = make(
     'button',
-    { type: 'button', class: 'thumb', 'aria-label': `Look at ${name}` },
+    { type: 'button', class: 'thumb', 'aria-label': `View ${name}` },
     row.still,
     row.image,
   )
@@ -118,7 +121,7 @@ function thumbnail(row, name) {
   return row.button
 }
 
-function remover(name) {
+function removeButton(name) {
   const button = make(
     'button',
     { type: 'button', class: 'quiet remove', 'aria-label': `Remove ${name}` },
@@ -155,9 +158,9 @@ function fill(row, source, target) {
     source.last_frame_age !== null && source.last_frame_age > STALE && source.state !== 'ended'
   write(row.age, old ? `last frame ${duration(source.last_frame_age)} ago` : '')
   row.element.classList.toggle('stale', old || !['running', 'open', 'ended'].includes(source.state))
-  if (source.frames_per_second === null) write(row.arrives, '–')
-  else measure(row.arrives, figure(source.frames_per_second), '/s')
-  measure(row.served, figure(source.served_per_second), '/s')
+  const rate = source.frames_per_second
+  measure(row.arrives, rate === null ? '–' : `${figure(rate)} /s`)
+  measure(row.served, `${figure(source.served_per_second)} /s`)
   write(row.inTime, share(source.in_time, source.served))
   row.inTime.title = `${count(source.in_time)} of ${count(source.served)}`
   row.inTime.classList.toggle('bad', source.served > 0 && source.in_time / source.served < 0.99)

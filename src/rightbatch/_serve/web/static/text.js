@@ -1,15 +1,15 @@
-// Numbers and times, as people read them.
+// Numbers, times and drop causes as text.
 
 const CAUSES = {
   late: ['late', 'would have been late in the batch that started'],
-  replaced: ['replaced', 'a fresher frame came'],
+  replaced: ['replaced', 'a newer frame replaced it'],
   full: ['full', 'its queue was full'],
-  refused: ['refused', 'would have been late, as predicted when it came'],
+  refused: ['refused', 'predicted to be late when it arrived'],
   failed: ['failed', 'the model raised an error'],
   closing: ['closing', 'the source or the server was closing'],
 }
 
-// Where a camera is faster than the model, keeping the freshest is what was asked for.
+// Not errors: a camera faster than the model replaces frames, and closing drops them.
 const EXPECTED = new Set(['replaced', 'closing'])
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 })
@@ -30,7 +30,7 @@ export function milliseconds(value) {
     : `${Math.abs(value) < 9.95 ? tenths.format(value) : whole.format(value)} ms`
 }
 
-// 99.96 is not all of them, and is not written as 100.
+// Rounds down: 99.96 % must not be shown as 100 %.
 export function share(part, all) {
   if (!all) return '–'
   const percent = (100 * part) / all

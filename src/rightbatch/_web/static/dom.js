@@ -1,4 +1,6 @@
-// Elements. Text is always set as text: names, reasons and sentences come from outside.
+// Elements. Text is always set as text, never as HTML: names and errors come from outside.
+
+const SVG = 'http://www.w3.org/2000/svg'
 
 export function at(id) {
   return document.getElementById(id)
@@ -8,13 +10,20 @@ export function set(id, text) {
   write(at(id), text)
 }
 
-// Leaving alone what has not changed keeps a selection in it.
+// Unchanged text is left alone, which keeps a selection in it.
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
 export function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag)
+  return filled(document.createElement(tag), attributes, children)
+}
+
+export function draw(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children)
+}
+
+function filled(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== null && value !== undefined) element.setAttribute(name, value)
   }
@@ -22,17 +31,22 @@ export function make(tag, attributes = {}, ...children) {
   return element
 }
 
-// A number with its unit set smaller.
+// The nodes of a text like "12.3 ms", with the unit in smaller type.
 export function measured(text) {
   const [number, ...unit] = text.split(' ')
   return unit.length ? [number, make('span', { class: 'unit' }, ` ${unit.join(' ')}`)] : [text]
 }
 
-// The elements of a list, each kept as long as its key is there: what has the focus keeps it.
+export function measure(element, text) {
+  if (element.textContent !== text) element.replaceChildren(...measured(text))
+}
+
+// The elements of a list, one per key, changed in place: a focused element keeps the focus.
 export class Keyed {
-  constructor(place, build) {
+  constructor(place, build, removed = () => {}) {
     this.place = place
     this.build = build
+    this.removed = removed
     this.kept = new Map()
   }
 
@@ -42,6 +56,7 @@ export class Keyed {
       if (keys.has(key)) continue
       element.remove()
       this.kept.delete(key)
+      this.removed(element)
     }
     let next = this.place.firstElementChild
     for (const item of items) {
@@ -55,7 +70,7 @@ export class Keyed {
   }
 }
 
-// Describing terms: [[label, text], ...], without those that have no text.
+// A description list from [[label, text], ...], without pairs whose text is empty.
 export function describe(list, pairs) {
   const shown = pairs.filter(([, text]) => text !== '' && text !== null && text !== undefined)
   const text = JSON.stringify(shown)
