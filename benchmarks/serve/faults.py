@@ -25,8 +25,8 @@ import numpy as np
 from benchmarks import _record
 from benchmarks._record import about, say
 from benchmarks.serve import marker
-from rightbatch._serve.serve import Server
-from rightbatch._serve.sinks.sinks import Line
+from rightbatch._serve.server import Server
+from rightbatch._serve.sinks.line import Line
 from rightbatch.examples.parts import render_frames
 
 NAME = "serve_faults"

@@ -13,7 +13,8 @@ import aiohttp
 
 from rightbatch._serve.engine.service_times import quantile
 from rightbatch._serve.engine.virtual_clock import Arrival
-from rightbatch._serve.load.load_test import SHARE, LoadResult
+from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.load_test import LoadResult
 
 HEADERS = {"Content-Type": "application/octet-stream"}
 

@@ -33,7 +33,10 @@ from benchmarks.serve.others import Others, wait_for_quiet
 from benchmarks.serve.peers.systems import ROOT, SYSTEMS, Config, Load, Put, System
 from benchmarks.serve.peers.worker import THREADS, Worker, pictures
 from benchmarks.serve.table import table
-from rightbatch._serve.load.load_test import SHARE, Kind, LoadResult, largest_rate
+from rightbatch._serve.load.arrivals import Kind
+from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.load_test import LoadResult
+from rightbatch._serve.load.rate_search import largest_rate
 
 NAME = "serve_peers"
 MODELS = Path(tempfile.gettempdir()) / "rightbatch-benchmark-models"

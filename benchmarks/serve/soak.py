@@ -30,7 +30,8 @@ from rightbatch._errors import LateError
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import BatchRecord, Cause, Served
 from rightbatch._serve.engine.service_times import quantile
-from rightbatch._serve.models import Model, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Model
 from rightbatch._units import parse_seconds
 
 MODELS = Path(tempfile.gettempdir()) / "rightbatch-benchmark-models"

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from rightbatch._predict.predict import Prediction, predict, replay
     from rightbatch._predict.replay import ReplayResult
     from rightbatch._serve.engine.batcher import Batcher
-    from rightbatch._serve.serve import Server, serve
+    from rightbatch._serve.serve import serve
+    from rightbatch._serve.server import Server
     from rightbatch._study.result import StudyResult
     from rightbatch._study.study import study
     from rightbatch._train.train import TrainResult, train
@@ -69,7 +70,7 @@ _LAZY = {
     "Probe": "_fit.probe",
     "Plan": "_tune.plan",
     "ReplayResult": "_predict.replay",
-    "Server": "_serve.serve",
+    "Server": "_serve.server",
     "Session": "_training.protocol",
     "StepReport": "_elastic.report",
     "StudyResult": "_study.result",

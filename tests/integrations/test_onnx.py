@@ -23,7 +23,8 @@ from yolo_models import (
 )
 
 import rightbatch as rb
-from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image, Model
 from rightbatch.integrations import _pixels
 from rightbatch.integrations._pixels import Letterbox, resize_by_numpy
 from rightbatch.integrations._yolo_outputs import suppress
@@ -32,7 +33,8 @@ from rightbatch.testing import ModelContract
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from rightbatch.integrations.onnx import _PROVIDERS, OnnxModel, devices  # noqa: E402
+from rightbatch.integrations._onnx_runtime import _PROVIDERS  # noqa: E402
+from rightbatch.integrations.onnx import OnnxModel, devices  # noqa: E402
 
 Side = int | str
 DETECTED = {"task": "detect", "names": "{0: 'a'}", "imgsz": "[64, 64]", "stride": "32"}
@@ -434,7 +436,7 @@ def test_a_machine_without_ultralytics_and_torch_serves_an_exported_file(
         for absent in ("torch", "ultralytics", "cv2", "onnx"):
             sys.modules[absent] = None
         import numpy as np
-        from rightbatch._serve.models import open_model
+        from rightbatch._serve.models.open import open_model
         model = open_model(sys.argv[1], conf=0.01)
         [result] = model([np.arange(90 * 160 * 3).reshape(90, 160, 3).astype(np.uint8)])
         print(sorted(result["detections"][0]))

@@ -30,7 +30,7 @@ from rightbatch._training.resolve import resolve
 from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header, header_for
 from rightbatch._workload.factory import FileFactory
-from rightbatch.integrations.ray._resources import BESIDE_TENSORS, Need, Needs, Node, share_of
+from rightbatch.integrations.ray._resources import Need, Needs, Node, share_of
 from rightbatch.integrations.ray._task import at_home, sources_of, train
 
 pytest.importorskip("ray")
@@ -327,7 +327,7 @@ def test_a_run_asks_for_what_predict_says_it_needs(
     assert asking.of(plan_of()) == Need({"num_cpus": 1, "num_gpus": 0.35}, int(0.35 * 3 * high))
     asking.close()
     on_cpu = needs(file, [Node(4, 0, GIB * 1.5), Node(4, 0, GIB)], device="cpu")
-    tensors = on_cpu.of(plan_of()).options["memory"] - BESIDE_TENSORS
+    tensors = on_cpu.of(plan_of()).options["memory"] - CPU_OVERHEAD
     on_cpu.close()
     assert tensors == sum(predicted.breakdown.values())
 

@@ -13,7 +13,8 @@ import pytest
 from yolo_models import assert_same_detections, lively, pictures, ultralytics_own
 
 import rightbatch as rb
-from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image, Model
 from rightbatch.testing import ModelContract
 
 pytestmark = pytest.mark.yolo

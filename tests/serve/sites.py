@@ -121,10 +121,10 @@ class StandIn:
 
     def status(self) -> dict[str, Any]:
         batcher = self.batcher
-        mine = batcher.tally.of("http")
+        mine = batcher.counters.of("http")
         requests = mine | {"served_per_second": mine["frames_per_second"]}
         measured = batcher.calibration
-        total = batcher.tally.total()
+        total = batcher.counters.total()
         for one in self.sources:
             total["served"] += one["served"]
             total["in_time"] += one["in_time"]
@@ -142,7 +142,7 @@ class StandIn:
             "total": total,
             "sources": [dict(one) for one in self.sources],
             "requests": requests if mine["served"] or mine["dropped"] else None,
-            "batches": batcher.tally.batches() if self.batches is None else self.batches,
+            "batches": batcher.counters.batches() if self.batches is None else self.batches,
             "written": {"lines": total["served"], "left_out": 0, "error": None},
         }
 

@@ -128,7 +128,7 @@ def test_a_signal_lets_it_finish_what_was_accepted(folder: Path, number: int, co
         frames = [line["frame"] for line in lines if line["source"] == source]
         assert frames == list(range(len(frames)))
     assert len(lines) < 400
-    assert "left" not in err
+    assert "unfinished" not in err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -140,7 +140,7 @@ def test_a_bound_on_the_time_to_finish_says_what_was_left(folder: Path) -> None:
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "frame(s) left" in err
+    assert "accepted frame(s) unfinished" in err
 
 
 def test_it_ends_when_nobody_reads_its_lines(folder: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_reader_that_has_stopped_does_not_keep_it_from_ending(folder: Path) ->
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60) if process.wait(60) else ("", "")
     assert process.returncode == 130
-    assert "left" in err
+    assert "unfinished" in err
 
 
 def test_pictures_that_cannot_be_read_are_said_and_keep_their_numbers(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_pictures_that_cannot_be_read_are_said_and_keep_their_numbers(folder: Pa
     code, out, err = rightbatch(folder, *serve("detect", "--source", "parts"))
     assert code == 0, err
     assert [json.loads(line)["frame"] for line in out.splitlines()] == [0, 2, 3]
-    assert "parts: 1 could not be read, the last: 1.png" in err
+    assert "parts: 1 file(s) or frame(s) could not be read; last error: 1.png" in err
 
 
 def test_the_bench_compares_batches_with_one_by_one(folder: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_link_restores_the_view(look: Look) -> None:
         hidden = page.get_by_role("button", name="batch 32", exact=True)
         expect(hidden).to_have_attribute("aria-pressed", "false")
         expect(page.get_by_role("searchbox")).to_have_value("seed=1")
-        expect(page.get_by_role("heading", name="What differs")).to_be_visible()
+        expect(page.get_by_role("heading", name="Differences")).to_be_visible()
         assert names(page) == order
 
 
@@ -252,7 +252,7 @@ def test_runs_are_filtered_and_sorted(look: Look) -> None:
         page.get_by_role("searchbox").fill("nan")
         expect(rows).to_have_count(1)
         page.get_by_role("searchbox").fill("there is none")
-        page.get_by_role("button", name="Show every run").click()
+        page.get_by_role("button", name="Show all runs").click()
         page.get_by_role("button", name="out of memory 3").click()
         expect(rows).to_have_count(3)
         page.get_by_role("button", name="out of memory 3").click()
@@ -280,10 +280,10 @@ def test_only_what_differs_between_runs_is_shown(look: Look) -> None:
         expect(rate.locator("td")).to_have_text(["8", "64"])
         expect(diff.get_by_role("rowheader", name="seed", exact=True)).to_have_count(0)
         expect(diff.get_by_role("rowheader", name="optimizer", exact=True)).to_have_count(0)
-        page.get_by_label("show what is equal too").check()
+        page.get_by_label("also show equal values").check()
         expect(diff.get_by_role("rowheader", name="optimizer", exact=True)).to_be_visible()
         page.get_by_role("button", name="Unselect all").click()
-        expect(page.get_by_role("heading", name="What differs")).to_be_hidden()
+        expect(page.get_by_role("heading", name="Differences")).to_be_hidden()
 
 
 def test_a_run_is_looked_at_closely_with_keys_alone(look: Look) -> None:
@@ -391,7 +391,7 @@ def test_without_a_target_it_says_what_is_missing(look: Look) -> None:
         expect(page.get_by_text(reason)).to_be_visible()
         expect(page.locator("#tiles")).to_be_hidden()
         expect(page.get_by_role("heading", name="Steps", exact=True)).to_be_hidden()
-        expect(page.get_by_role("heading", name="How noisy the way is")).to_be_hidden()
+        expect(page.get_by_role("heading", name="Noise during training")).to_be_hidden()
         expect(page.get_by_role("button", name="To target")).to_have_count(0)
         figure(page, "loss")
 
@@ -433,14 +433,14 @@ def test_the_token_is_taken_out_of_the_address_or_asked_for(look: Look) -> None:
             expect(page.locator("#rows tr")).to_have_count(3)
             page.evaluate("sessionStorage.clear()")
         with look.at(url, pictures=False) as page:
-            expect(page.get_by_text("This server asks for a token")).to_be_visible()
+            expect(page.get_by_text("This server requires a token")).to_be_visible()
             page.get_by_label("Token").fill("wrong")
             page.keyboard.press("Enter")
-            expect(page.locator("#token-error")).to_have_text("That is not the token.")
+            expect(page.locator("#token-error")).to_have_text("Wrong token.")
             page.get_by_label("Token").fill("söcret&1")
             page.keyboard.press("Enter")
             expect(page.locator("#rows tr")).to_have_count(3)
-            expect(page.get_by_text("This server asks for a token")).to_be_hidden()
+            expect(page.get_by_text("This server requires a token")).to_be_hidden()
 
 
 def test_names_reasons_and_sentences_are_text_and_nothing_else(look: Look) -> None:
@@ -526,7 +526,7 @@ def test_charts_follow_the_theme(look: Look) -> None:
 
 def test_every_chart_has_a_text_and_every_control_a_name(look: Look) -> None:
     with look.at(MadeUp(sizes=(8, 64))) as page:
-        for title in ("accuracy", "Steps", "Throughput, examples a second", "Learning rate"):
+        for title in ("accuracy", "Steps", "Throughput, examples per second", "Learning rate"):
             shown = figure(page, title)
             assert shown.locator("[role=img]").evaluate(
                 "image => document.getElementById(image.getAttribute('aria-labelledby'))"

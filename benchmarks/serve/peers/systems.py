@@ -21,7 +21,9 @@ from benchmarks.serve.peers.fixed import FixedBatcher
 from benchmarks.serve.peers.worker import Worker, pictures
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.virtual_clock import Arrival
-from rightbatch._serve.load.load_test import SHARE, Kind, LoadResult, run, schedule
+from rightbatch._serve.load.arrivals import Kind, schedule
+from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.load_test import LoadResult, run
 
 ROOT = Path(__file__).parents[3]
 PER = 10.0  # frames a second of a camera, about: as many cameras as make just the rate of a load

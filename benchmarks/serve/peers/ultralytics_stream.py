@@ -32,7 +32,8 @@ from ultralytics.utils import LOGGER
 
 from benchmarks.serve.peers.worker import IMGSZ, pictures, session_options
 from rightbatch._serve.engine.service_times import quantile
-from rightbatch._serve.load.load_test import SHARE, schedule
+from rightbatch._serve.load.arrivals import schedule
+from rightbatch._serve.load.early_stopping import SHARE
 
 _AROUND = 1.5  # seconds of frames before and after those that count: threads start, all runs once
 

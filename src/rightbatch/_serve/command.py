@@ -1,6 +1,6 @@
-"""`rightbatch serve`: a server until its sources end or a signal comes, and what is said of it.
+"""`rightbatch serve`: run a server until its sources end or a signal arrives.
 
-Results go to stdout (or where --to says), all else to stderr.
+Results go to stdout (or --to), messages to stderr.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
 from rightbatch._progress import Live
 from rightbatch._serve.engine.calibration import Calibration
 from rightbatch._serve.engine.records import Contract
-from rightbatch._serve.serve import Server
+from rightbatch._serve.server import Server
 from rightbatch._units import parse_seconds
 from rightbatch._web.access import is_this_machine
 
-PAGE_PORT = 8470  # where the page is looked for, if nobody said where
-_LOOK = 0.2  # seconds between two looks
+PAGE_PORT = 8470  # default port of the page
+_POLL = 0.2  # seconds between two checks of the server
 
 
 def run(
@@ -44,49 +44,56 @@ def run(
     say: Any,
     **options: Any,
 ) -> dict[str, Any]:
-    """Serve, and return what became of it: the server's last `status`, and `left`.
+    """Serve; return the server's last `status`, with the number of unfinished frames as `left`.
 
     Raises:
         WorkloadError: if the model failed on every frame.
-        UsageError: if an argument cannot be meant, or a file could not be read.
-        KeyboardInterrupt: after Ctrl-C, once what was accepted is finished.
+        UsageError: if an argument is invalid, or a file cannot be read.
+        KeyboardInterrupt: after Ctrl-C, when the accepted frames are finished.
     """
     if not sources and http is None:
-        raise UsageError("nothing to serve: give --source, or --http PORT for images over HTTP")
+        raise UsageError("nothing to serve: pass --source, or --http PORT for images over HTTP")
     finish_within = parse_seconds(stop_within)
     waits_for_requests = http is not None
 
-    def told(calibration: Calibration) -> None:
+    def show_calibration(calibration: Calibration) -> None:
         where = f" on {server.device}" if server.device else ""
         say(f"{server.name}{where} within {1000 * calibration.latency:g} ms: {calibration}")
 
     left = 0
     with _signals() as signalled, _results_only() as stdout:
-        places = [stdout if place == "-" else place for place in to or ("-",)]
-        shows = bool(to) and "-" not in to  # else the results would run into it
+        destinations = [stdout if place == "-" else place for place in to or ("-",)]
+        shows_progress = bool(to) and "-" not in to  # else it would mix with the results
         server = Server(
-            model, latency, to=places, on_calibrated=told, progress=not shows, **options
+            model,
+            latency,
+            to=destinations,
+            on_calibrated=show_calibration,
+            progress=not shows_progress,
+            **options,
         )
         try:
             for source in sources:
                 server.add(source, contract=contract)
             _listen(server, http, page, host, token, say)
-            _watch(server, signalled, waits_for_requests, shows)
+            _wait(server, signalled, waits_for_requests, shows_progress)
         finally:
             left = server.stop(finish_within)
     status = server.status()
     for source in status["sources"]:
         if source["broken"] and not source["live"]:
-            unread = f"{source['broken']} could not be read, the last: {source['error']}"
-            say(f"{source['name']}: {unread}")
+            say(
+                f"{source['name']}: {source['broken']} file(s) or frame(s) could not be read; "
+                f"last error: {source['error']}"
+            )
     written = status["written"]
     if written["left_out"] and not server.nobody_reads.is_set():
-        say(f"{written['left_out']} line(s) were not written: {written['error'] or 'no room'}")
+        say(f"{written['left_out']} line(s) were not written: {written['error'] or 'queue full'}")
     if left:
-        say(f"stopped with {left} frame(s) left: accepted, but not finished in {stop_within}")
-    _raise_what_went_wrong(server, status)
+        say(f"stopped with {left} accepted frame(s) unfinished after {stop_within}")
+    _raise_failure(server, status)
     if signalled.number == signal.SIGINT:
-        raise KeyboardInterrupt("interrupted" if left else "interrupted; all is finished")
+        raise KeyboardInterrupt("interrupted" if left else "interrupted; all frames are finished")
     return status | {"left": left}
 
 
@@ -97,35 +104,37 @@ def _listen(
         return
     if token is None and not is_this_machine(host):
         token = secrets.token_urlsafe(24)
-        say(f"requests bear this token: Authorization: Bearer {token}")
-    asked: dict[str, Any] = {"host": host, "token": token, "predict": http is not None}
+        say(f"requests must send this token: Authorization: Bearer {token}")
+    options: dict[str, Any] = {"host": host, "token": token, "predict": http is not None}
     try:
         if http is not None:
-            url = server.listen(http, **asked)
-            say(f"images are taken at {url}/predict, and the page is {_opened(url, token)}")
+            url = server.listen(http, **options)
+            say(f"POST images to {url}/predict; the page is {_page_url(url, token)}")
             return
         try:
-            url = server.listen(PAGE_PORT, **asked)
+            url = server.listen(PAGE_PORT, **options)
         except UsageError:
-            url = server.listen(0, **asked)
-        say(f"the page is {_opened(url, token)}")
+            url = server.listen(0, **options)
+        say(f"the page is {_page_url(url, token)}")
     except MissingExtraError as error:
         if http is not None:
             raise
-        say(f"there is no page: {error}")
+        say(f"no page: {error}")
 
 
-def _opened(url: str, token: str | None) -> str:
+def _page_url(url: str, token: str | None) -> str:
     return url if token is None else f"{url}/?token={token}"
 
 
-def _watch(server: Server, signalled: _Signalled, waits_for_requests: bool, shows: bool) -> None:
-    """Until it is over, somebody ends it, or nobody reads the results any more."""
+def _wait(
+    server: Server, signalled: _Signalled, waits_for_requests: bool, shows_progress: bool
+) -> None:
+    """Wait until the server is over, a signal arrives, or the reader of the results has gone."""
     failed = False
-    with Live("serving", enabled=shows) as live:
-        while not signalled.wait(_LOOK):
-            if shows:
-                live.show(_line(server.status()))
+    with Live("serving", enabled=shows_progress) as live:
+        while not signalled.wait(_POLL):
+            if shows_progress:
+                live.show(_progress(server.status()))
             if server.no_answer is not None:
                 return
             if server.nobody_reads.is_set() and not waits_for_requests:
@@ -138,7 +147,7 @@ def _watch(server: Server, signalled: _Signalled, waits_for_requests: bool, show
                 return
 
 
-def _line(status: dict[str, Any]) -> str:
+def _progress(status: dict[str, Any]) -> str:
     if status["calibration"] is None and status["waiting"]:
         return "calibrating"
     rate = sum(source["served_per_second"] for source in status["sources"])
@@ -151,7 +160,7 @@ def _line(status: dict[str, Any]) -> str:
     )
 
 
-def _raise_what_went_wrong(server: Server, status: dict[str, Any]) -> None:
+def _raise_failure(server: Server, status: dict[str, Any]) -> None:
     if server.no_answer is not None:
         raise server.no_answer
     if server.first_failure is not None and not status["total"]["served"]:
@@ -169,28 +178,28 @@ def _raise_what_went_wrong(server: Server, status: dict[str, Any]) -> None:
 
 
 class _Signalled:
-    """The signal that came first."""
+    """A signal handler that stores the first signal."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._came = threading.Event()
+        self._received = threading.Event()
 
     def wait(self, seconds: float) -> bool:
-        return self._came.wait(seconds)
+        return self._received.wait(seconds)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:  # the second one does not wait for anything
-            raise KeyboardInterrupt("interrupted twice; what was accepted is not finished")
+        if self.number is not None:  # the second signal ends the process at once
+            raise KeyboardInterrupt("interrupted twice; accepted frames are not finished")
         self.number = number
-        self._came.set()
+        self._received.set()
 
 
 @contextmanager
 def _results_only() -> Iterator[TextIO | FileIO]:
-    """Stdout for results; what the model and its libraries print there goes to stderr."""
+    """Reserve stdout for results: what the model and its libraries print goes to stderr."""
     try:
         descriptor = sys.stdout.fileno()
-    except (AttributeError, OSError):  # a notebook's
+    except (AttributeError, OSError):  # in a notebook
         yield sys.stdout
         return
     sys.stdout.flush()
@@ -206,7 +215,7 @@ def _results_only() -> Iterator[TextIO | FileIO]:
 
 @contextmanager
 def _signals() -> Iterator[_Signalled]:
-    """SIGTERM and Ctrl-C end it in good order; only the main thread may say so."""
+    """Handle SIGTERM and Ctrl-C by a clean stop; possible on the main thread only."""
     signalled = _Signalled()
     if threading.current_thread() is not threading.main_thread():
         yield signalled

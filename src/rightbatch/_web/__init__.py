@@ -1,1 +1,5 @@
-"""A page of this machine: who may ask for it, and where it listens."""
+"""What the pages of `serve` and `study` share.
+
+access       token, Host and origin checks      listening   an ASGI server in a thread
+files        the static files of a page         static/     their common scripts and styles
+"""

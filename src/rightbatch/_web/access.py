@@ -1,9 +1,8 @@
-"""Who may ask the server for something: the door that every request comes through.
+"""Access control for every request: token, Host header and origin.
 
-Three kinds of visitor are kept out. Whoever does not know the token, where one is set. A web page
-whose own name was made to point at this machine (DNS rebinding): the name that the browser asks for
-gives it away. And a web page that makes a browser send orders to this machine (cross-site request
-forgery): the browser says where the page came from.
+It refuses clients without the token, if one is set; web pages that reach this machine through DNS
+rebinding, which the Host header reveals; and web pages of other sites that make a browser send
+requests (cross-site request forgery), which the Origin header reveals.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
-_PUBLIC = ("/", "/health")  # neither says what is seen here
+_PUBLIC = ("/", "/health")  # contain no data
 _PUBLIC_BELOW = "/static/"
-_SAFE = ("GET", "HEAD", "OPTIONS")  # change nothing
+_SAFE = ("GET", "HEAD", "OPTIONS")  # methods without side effects
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "Cross-Origin-Resource-Policy": "same-origin",  # no other page shows what a camera sees
+    "Cross-Origin-Resource-Policy": "same-origin",  # other sites cannot embed snapshots
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -39,7 +38,7 @@ _RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in _HEAD
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether what listens at `host` is out of the reach of other machines."""
+    """Whether `host` is a loopback address, which other machines cannot reach."""
     name = host.strip("[]").lower()
     if name == "localhost":
         return True
@@ -49,15 +48,15 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
-class Door:
-    """Lets a request through to the application, or answers it with JSON that says why not.
+class AccessControl:
+    """ASGI middleware that forwards a request, or answers it with a JSON error.
 
     Args:
         app: the application.
-        token: that requests bear (`Authorization: Bearer TOKEN`), except for the page, its files
-            and `/health`.
-        hosts: the names by which this server is asked for, without ports; `"*"` is any. By default
-            those of this machine, or any where there is a token, which a foreign page cannot know.
+        token: that requests must send (`Authorization: Bearer TOKEN`), except for the page, its
+            files and `/health`.
+        hosts: accepted values of the Host header, without ports; `"*"` accepts any. Default: the
+            names of this machine; any if there is a token, which pages of other sites do not know.
     """
 
     def __init__(self, app: App, *, token: str | None, hosts: Collection[str] | None) -> None:
@@ -69,7 +68,7 @@ class Door:
         self._hosts = frozenset(name.strip("[]").lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Handle an ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -102,28 +101,28 @@ class Door:
         name = _name(host)
         if "*" not in self._hosts and name not in self._hosts:
             known = ", ".join(sorted(self._hosts))
-            return 400, f"this server is not called {name or 'that'}; it is: {known}"
+            return 400, f"unknown Host {(name or host)!r}; accepted: {known}"
         origin = _header(headers, b"origin")
         if origin and scope["method"] not in _SAFE and urlsplit(origin).netloc != host:
-            return 403, "a page of another site may not ask for this"
+            return 403, "requests from pages of other sites are not allowed"
         path = scope["path"]
         if self._token is None or path in _PUBLIC or path.startswith(_PUBLIC_BELOW):
             return None
-        kind, _, borne = _header(headers, b"authorization").partition(" ")
-        is_known = secrets.compare_digest(borne.strip().encode("latin-1"), self._token)
-        if kind.lower() == "bearer" and is_known:
+        scheme, _, token = _header(headers, b"authorization").partition(" ")
+        is_valid = secrets.compare_digest(token.strip().encode("latin-1"), self._token)
+        if scheme.lower() == "bearer" and is_valid:
             return None
-        return 401, "a request bears the token: Authorization: Bearer TOKEN"
+        return 401, "missing or wrong token; send the header Authorization: Bearer TOKEN"
 
 
 def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> str:
-    """One that is there twice is none: which of them counts is not for the sender to choose."""
+    """Return a header; "" if it is missing or repeated, since the meaning would be ambiguous."""
     values = [value for key, value in headers if key == name]
     return values[0].decode("latin-1") if len(values) == 1 else ""
 
 
 def _name(host: str) -> str:
-    """A Host header without its port: `[::1]:8000` is `::1`."""
+    """Return a Host header without its port: `[::1]:8000` gives `::1`."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:

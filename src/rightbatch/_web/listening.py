@@ -1,4 +1,4 @@
-"""An ASGI application on a port of this machine, in a thread of its own."""
+"""Run an ASGI application on a port of this machine, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rightbatch._errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     import uvicorn
 
-_STARTING = 10.0  # seconds
-_FINISHING = 5  # whole seconds for requests that are being answered when it stops
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # is reached from here as
+_START_TIMEOUT = 10.0  # seconds
+_STOP_TIMEOUT = 5  # seconds, an integer, for running requests
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class HttpServer:
-    """Uvicorn in a thread; signals stay with the main one.
+    """Uvicorn in a thread; signal handlers stay unchanged.
 
     ::
 
@@ -28,7 +28,7 @@ class HttpServer:
         print(http.url)
         http.stop()
 
-    `extra` is the one that brings uvicorn, `option` the flag that a port is chosen with.
+    `extra` and `option` appear in messages: the extra that installs uvicorn, the port's option.
     """
 
     def __init__(self, extra: str = "serve", option: str = "--http") -> None:
@@ -40,12 +40,12 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it is reached from this machine, without a slash at its end."""
-        host = _EVERYWHERE.get(self._host, self._host)
+        """The URL for this machine, without a trailing slash."""
+        host = _LOOPBACK_OF.get(self._host, self._host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     def bind(self, host: str, port: int) -> HttpServer:
-        """Take the port, before there is an application; `start` answers there.
+        """Bind the port; `start` then answers there.
 
         Raises:
             UsageError: if it cannot listen there.
@@ -55,12 +55,12 @@ class HttpServer:
         return self
 
     def start(self, app: Any, host: str = "127.0.0.1", port: int = 8000) -> HttpServer:
-        """Listen, and return once it answers; where it is bound already, it listens there.
+        """Start the server and return when it answers.
 
         Args:
             app: an ASGI application.
-            host: the name or address to listen at.
-            port: 0 takes any that is free.
+            host: bind address; ignored after `bind`.
+            port: 0 chooses a free one; ignored after `bind`.
 
         Raises:
             UsageError: if it cannot listen there.
@@ -82,10 +82,10 @@ class HttpServer:
             lifespan="off",
             log_config=None,
             log_level="warning",
-            access_log=False,  # a page asks every second; what was served is counted elsewhere
+            access_log=False,  # a page polls every second
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=_FINISHING,
+            timeout_graceful_shutdown=_STOP_TIMEOUT,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -95,7 +95,7 @@ class HttpServer:
             daemon=True,
         )
         self._thread.start()
-        until = time.monotonic() + _STARTING
+        until = time.monotonic() + _START_TIMEOUT
         try:
             while not self._server.started:
                 if not self._thread.is_alive() or time.monotonic() > until:
@@ -107,8 +107,8 @@ class HttpServer:
             raise
         return self
 
-    def stop(self, timeout: float = _FINISHING + 2.0) -> None:
-        """Take no more requests, finish those that are being answered; twice is as good as once."""
+    def stop(self, timeout: float = _STOP_TIMEOUT + 2.0) -> None:
+        """Stop accepting requests and finish running ones; may be called twice."""
         if self._server is None or self._thread is None:
             return
         self._server.config.timeout_graceful_shutdown = max(1, round(timeout))
@@ -121,30 +121,30 @@ class HttpServer:
 
 def _listen(host: str, port: int, option: str = "--http") -> socket.socket:
     if not 0 <= port < 65536:
-        raise UsageError(f"a port is a number from 0 to 65535, got {port}")
+        raise UsageError(f"the port must be from 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise UsageError(f"{host!r} is no name or address of this machine: {error}") from None
+        raise UsageError(f"cannot resolve the bind address {host!r}: {error}") from None
     listener = socket.socket(family, kind, protocol)
     try:
-        if sys.platform != "win32":  # where it would take the port of one that still listens
+        if sys.platform != "win32":  # there it allows to bind a port in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise UsageError(f"cannot listen at {host} port {port}: {_why(error, option)}") from None
+        raise UsageError(f"cannot listen at {host} port {port}: {_reason(error, option)}") from None
     return listener
 
 
-def _why(error: OSError, option: str) -> str:
+def _reason(error: OSError, option: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"another program does; choose another port with {option} PORT (0: any that is free)"
+        return f"the port is in use; choose another one with {option} PORT (0: any free port)"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"that needs an administrator's rights; choose one from 1024 on with {option} PORT"
+        return f"it requires administrator rights; choose a port from 1024 with {option} PORT"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "this machine has no such address; 127.0.0.1 is this machine, 0.0.0.0 all of it"
+        return "this machine has no such address; use 127.0.0.1, or 0.0.0.0 for all interfaces"
     return str(error)

@@ -147,7 +147,7 @@ def _stage(console: Console, title: str, total: int | None = None) -> Iterator[_
 def _calibrate_serving(weights: Path, data: Path) -> Calibration:
     """Measure what this machine can serve with the model, on a validation image."""
     from rightbatch._serve.engine.batcher import Batcher
-    from rightbatch._serve.models import open_model
+    from rightbatch._serve.models.open import open_model
     from rightbatch._serve.sources.pictures import load_picture
 
     first = sorted((data.parent / "images" / "val").iterdir())[0]

@@ -1,8 +1,8 @@
-"""Pictures into a model's input: resized, letterboxed, written into one batch.
+"""Preprocess images: resize, letterbox, and write into a batch.
 
-The resizing is OpenCV's `INTER_LINEAR`, which the models were trained with: OpenCV's own where it
-is installed, otherwise numpy's arithmetic with the same result within rounding, about ten times
-slower. Axes: H, W, C channels; a shape is (height, width).
+Resizing is OpenCV's `INTER_LINEAR`, with which the models were trained. Without OpenCV numpy
+computes the same result within rounding, about ten times slower. Axes: H, W, C channels; a shape is
+(height, width).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Shape = tuple[int, int]
 
-_GRAY = 114  # of the bars, as in YOLO's training
+_GRAY = 114  # of the padding, as in YOLO's training
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where a picture of `original` shape lies in a `canvas`, its proportions kept, in the middle.
+    """The position of an image of shape `original`, scaled and centred in a `canvas`.
 
-    `top` and `left` are pixels of the canvas, `inner` is the shape of the picture there.
+    `inner` is the shape of the scaled image, `top` and `left` its offset, in canvas pixels.
     """
 
     original: Shape
@@ -35,7 +35,7 @@ class Letterbox:
 
     @classmethod
     def of(cls, original: Shape, target: Shape, stride: int | None = None) -> Letterbox:
-        """The one for a `target`; with a `stride`, without bars that are multiples of it."""
+        """Return the letterbox for a `target` shape; with `stride`, with minimal padding."""
         scale = min(target[0] / original[0], target[1] / original[1])
         inner = (max(round(original[0] * scale), 1), max(round(original[1] * scale), 1))
         bars = (target[0] - inner[0], target[1] - inner[1])
@@ -45,7 +45,7 @@ class Letterbox:
         return cls(original, canvas, inner, top=bars[0] // 2, left=bars[1] // 2)
 
     def write(self, image: Image, out_HWC: NDArray[Any]) -> None:
-        """Put the picture and its bars into its place of a batch."""
+        """Write the scaled image and its padding into `out_HWC`."""
         bottom, right = self.top + self.inner[0], self.left + self.inner[1]
         gray = _GRAY if out_HWC.dtype == np.uint8 else _GRAY / 255
         out_HWC[: self.top] = out_HWC[bottom:] = gray
@@ -53,7 +53,7 @@ class Letterbox:
         write(resize(image, self.inner), out_HWC[self.top : bottom, self.left : right])
 
     def to_original(self, boxes: NDArray[Any]) -> NDArray[np.float64]:
-        """Boxes (x1, y1, x2, y2 of the canvas) in pixels of the picture, and within it."""
+        """Convert boxes (x1, y1, x2, y2) from canvas to image pixels, clipped to the image."""
         height, width = self.original
         gain = np.array([width / self.inner[1], height / self.inner[0]] * 2)
         moved = (boxes - np.array([self.left, self.top] * 2)) * gain
@@ -62,8 +62,8 @@ class Letterbox:
 
 
 def write(image: Image, out_HWC: NDArray[Any]) -> None:
-    """As it is into bytes; as 0 to 1 into floats."""
-    if out_HWC.strides[2] > out_HWC.strides[0]:  # channels first in memory: in that order, faster
+    """Write an image into `out_HWC`: unchanged if uint8, scaled to 0 to 1 if float."""
+    if out_HWC.strides[2] > out_HWC.strides[0]:  # channels first: faster in memory order
         image, out_HWC = image.transpose(2, 0, 1), out_HWC.transpose(2, 0, 1)
     if out_HWC.dtype == np.uint8:
         out_HWC[...] = image
@@ -72,7 +72,7 @@ def write(image: Image, out_HWC: NDArray[Any]) -> None:
 
 
 def resize(image: Image, shape: Shape) -> Image:
-    """Bilinear between the centres of pixels; what lies beyond the edge is the edge."""
+    """Resize bilinearly between pixel centres, with replicated edges."""
     if image.shape[:2] == shape:
         return image
     cv2 = _opencv()
@@ -92,7 +92,7 @@ def _opencv() -> Any:
 
 
 def resize_by_numpy(image: Image, shape: Shape) -> Image:
-    """`resize` without OpenCV."""
+    """Do the same as `resize`, without OpenCV."""
     height, width, channels = image.shape
     rows, next_rows, down = _neighbours(height, shape[0])
     columns, next_columns, right = _neighbours(width, shape[1])
@@ -107,7 +107,7 @@ def resize_by_numpy(image: Image, shape: Shape) -> Image:
         return _mix(chosen.take(columns, 1), chosen.take(next_columns, 1), right)
 
     mixed = _mix(across(rows), across(next_rows), down[:, None])
-    mixed += 0.5  # rounds
+    mixed += 0.5  # rounds to nearest
     return mixed.astype(np.uint8).reshape(*shape, channels)
 
 
@@ -115,7 +115,7 @@ def resize_by_numpy(image: Image, shape: Shape) -> Image:
 def _neighbours(
     length: int, wanted: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """For each wanted pixel the two that it lies between, and how far it is from the first."""
+    """Return for each target pixel its two source pixels and the weight of the second."""
     centres = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
     first = centres.astype(np.intp)
     return first, np.minimum(first + 1, length - 1), (centres - first).astype(np.float32)

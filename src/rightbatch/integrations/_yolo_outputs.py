@@ -1,9 +1,9 @@
-"""What Ultralytics' exported files say of themselves, and what their outputs mean.
+"""Read the metadata of files exported by Ultralytics, and decode their outputs.
 
-Written from the files' own metadata and the shapes of their outputs; ultralytics itself is not
-needed, so that a small machine at the line need not have it.
+It uses only the metadata and the shapes of the outputs, so that a small machine does not need
+ultralytics.
 
-Axes: N images, K boxes of an image, A places that a box was looked for (anchors).
+Axes: N images, K boxes of an image, A anchors.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from rightbatch._errors import UsageError
 from rightbatch.integrations._pixels import Image, Letterbox, Shape, resize, write
 
 _TOP = 5  # classes of a classification
-_MOST_CANDIDATES = 3000  # boxes of an image that suppression looks at, the surest ones
+_MAX_CANDIDATES = 3000  # boxes of an image, by confidence, that enter the suppression
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the file says: `task`, class `names`, `imgsz` (height, width), `stride`.
+    """The metadata of a file: `task`, class `names`, `imgsz` (height, width), `stride`.
 
-    `has_suppression` is whether boxes come out final: a head without duplicates (YOLO26), or one
-    exported with suppression. The latter answers only for as many pictures as it was exported for,
-    `batch`, whatever its input's shape says: the rest of a larger batch comes out empty.
+    `has_suppression`: the model outputs final boxes, with an end-to-end head (YOLO26) or exported
+    non-maximum suppression. The latter works only for the exported batch size `batch`, whatever the
+    shape of the input: results beyond it are empty.
     """
 
     task: str
@@ -42,7 +42,7 @@ class Metadata:
 
     @classmethod
     def of(cls, texts: Mapping[str, str]) -> Metadata | None:
-        """From a file's metadata; None if it is not one of Ultralytics."""
+        """Parse the metadata of a file; return None if Ultralytics did not export it."""
         if not {"task", "names", "imgsz", "stride"} <= texts.keys():
             return None
         arguments = _literal(texts.get("args", "{}"))
@@ -60,17 +60,17 @@ class Metadata:
 
 
 class Detector:
-    """Boxes of a picture: `{"detections": [{"box", "class", "name", "confidence"}, ...]}`.
+    """Detections of an image: `{"detections": [{"box", "class", "name", "confidence"}, ...]}`.
 
-    `box` is x1, y1, x2, y2 in pixels of the picture, to a hundredth; the surest come first.
+    `box` is x1, y1, x2, y2 in image pixels, rounded to 0.01; sorted by decreasing confidence.
 
     Args:
         metadata: of the file.
-        imgsz: (height, width) that pictures are letterboxed to.
-        rect: leave out bars that the model does not need, where it takes any shape.
-        conf: boxes that are less sure are left out.
-        iou: of two boxes of a class that overlap more than this, the surer stays.
-        max_det: boxes of a picture, at most.
+        imgsz: (height, width) that images are letterboxed to.
+        rect: pad to a multiple of the stride only, instead of to `imgsz`.
+        conf: confidence threshold.
+        iou: IoU threshold for non-maximum suppression.
+        max_det: the most detections per image.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Detector:
             rows = suppress(found, self._conf, self._iou, self._max_det)
         else:
             raise UsageError(
-                f"the output {found.shape} of this {self._metadata.head or 'model'} is not known: "
-                f"known are N×K×6 and N×{width}×A; use the .pt through ultralytics"
+                f"unsupported output {found.shape} of this {self._metadata.head or 'model'}; "
+                f"expected N×K×6 or N×{width}×A; use the .pt file with ultralytics"
             )
-        return [self._named(*pair) for pair in zip(rows, images, strict=True)]
+        return [self._to_result(*pair) for pair in zip(rows, images, strict=True)]
 
-    def _named(self, rows_K6: NDArray[Any], image: Image) -> dict[str, Any]:
+    def _to_result(self, rows_K6: NDArray[Any], image: Image) -> dict[str, Any]:
         boxes = self._letterbox(image).to_original(rows_K6[:, :4].astype(np.float64))
         names = self._metadata.names
         detections = [
@@ -127,10 +127,10 @@ class Detector:
 
 
 class Classifier:
-    """Classes of a picture: `{"classes": [{"class", "name", "confidence"}, ...]}`, the surest five.
+    """Classes of an image: `{"classes": [{"class", "name", "confidence"}, ...]}`, the top five.
 
-    Pictures are resized by their shorter side and cut in the middle, as Ultralytics does, by
-    Pillow, whose filter differs from OpenCV's.
+    Images are resized by their shorter side and centre-cropped with Pillow, as in Ultralytics;
+    OpenCV's filter differs.
     """
 
     def __init__(self, metadata: Metadata, imgsz: Shape) -> None:
@@ -140,18 +140,18 @@ class Classifier:
         return self._imgsz
 
     def write(self, image: Image, out_HWC: NDArray[Any]) -> None:
-        write(_middle(image, self._imgsz), out_HWC)
+        write(_center_crop(image, self._imgsz), out_HWC)
 
     def results(self, outputs: list[NDArray[Any]], images: list[Image]) -> list[Any]:
         return [classes(row, self._metadata.names) for row in outputs[0]]
 
 
-class Plain:
-    """A model that says nothing of itself: a list of its outputs for each picture, as arrays.
+class RawOutputs:
+    """The outputs of a model without metadata, as a list of arrays for each image.
 
-    Pictures are stretched to its shape where that is fixed; where not, they come as they are, those
-    of a shape together. Floats are 0 to 1, less `mean` and over `std` where these are given, by
-    channel; bytes are as they are.
+    Images are resized to a fixed input shape, without keeping the aspect ratio; with a dynamic
+    shape they stay as they are. Float inputs are 0 to 1, minus `mean`, divided by `std`, by
+    channel; uint8 inputs are unchanged.
     """
 
     def __init__(
@@ -181,8 +181,8 @@ class Plain:
 
 
 def classes(confidences: NDArray[Any], names: Mapping[int, str]) -> dict[str, Any]:
-    """The surest five."""
-    surest = np.argsort(-confidences, kind="stable")[:_TOP].tolist()
+    """Return the five classes of highest confidence."""
+    best = np.argsort(-confidences, kind="stable")[:_TOP].tolist()
     return {
         "classes": [
             {
@@ -190,7 +190,7 @@ def classes(confidences: NDArray[Any], names: Mapping[int, str]) -> dict[str, An
                 "name": names.get(kind, str(kind)),
                 "confidence": round(float(confidences[kind]), 5),
             }
-            for kind in surest
+            for kind in best
         ]
     }
 
@@ -198,19 +198,19 @@ def classes(confidences: NDArray[Any], names: Mapping[int, str]) -> dict[str, An
 def suppress(
     output: NDArray[Any], conf: float, iou: float, most: int
 ) -> list[NDArray[np.floating[Any]]]:
-    """Non-maximum suppression of raw outputs, for all images at once.
+    """Apply greedy non-maximum suppression by class, to all images of a batch at once.
 
-    Greedy, as always: the surest box stays, those of its class that overlap it by more than `iou`
-    go, and so on. Here one round does this for every image of the batch.
+    Each round keeps the box of highest confidence in every image and removes the boxes of its class
+    that overlap it by more than `iou`.
 
     Args:
         output: N×(4+classes)×A; the first four are the box's centre, width and height.
-        conf: of a box's surest class, more than this.
-        iou: the most that two boxes of a class may overlap.
-        most: boxes of an image.
+        conf: confidence threshold.
+        iou: IoU threshold.
+        most: the most boxes per image.
 
     Returns:
-        For each image its boxes, surest first: K×6, corners, confidence and class.
+        The boxes of each image by decreasing confidence: K×6, corners, confidence and class.
     """
     sure_NA = output[:, 4:].max(axis=1)
     candidates = [_candidates(*pair, conf) for pair in zip(output, sure_NA, strict=True)]
@@ -227,7 +227,7 @@ def suppress(
     kept: list[list[int]] = [[] for _ in candidates]
     images = np.arange(count)
     for _ in range(min(most, longest)):
-        first = is_open_NK.argmax(axis=1)  # sorted: the first open one is the surest
+        first = is_open_NK.argmax(axis=1)  # boxes are sorted by confidence
         has_one = is_open_NK[images, first]
         if not has_one.any():
             break
@@ -245,9 +245,9 @@ def suppress(
 
 
 def _candidates(output: NDArray[Any], sure_A: NDArray[Any], conf: float) -> NDArray[np.float32]:
-    """An image's boxes that are sure enough, surest first: K×6."""
+    """Return the boxes of an image above the threshold, by decreasing confidence: K×6."""
     places = np.flatnonzero(sure_A > conf)
-    places = places[np.argsort(-sure_A[places], kind="stable")][:_MOST_CANDIDATES]
+    places = places[np.argsort(-sure_A[places], kind="stable")][:_MAX_CANDIDATES]
     chosen = output[:, places].astype(np.float32)
     half = chosen[2:4] / 2
     corners = (chosen[:2] - half, chosen[:2] + half)
@@ -255,8 +255,8 @@ def _candidates(output: NDArray[Any], sure_A: NDArray[Any], conf: float) -> NDAr
     return np.concatenate((*corners, sure_A[places][None], kinds[None])).T
 
 
-def _middle(image: Image, shape: Shape) -> Image:
-    """Resized by the shorter side (or to the shape, if it is no square), the middle cut out."""
+def _center_crop(image: Image, shape: Shape) -> Image:
+    """Resize by the shorter side (or to the shape, if it is not square) and crop the centre."""
     from PIL import Image as Pillow
 
     height, width = image.shape[:2]

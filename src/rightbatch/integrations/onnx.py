@@ -1,13 +1,11 @@
-"""ONNX files through ONNX Runtime, on whatever it has here: CUDA, OpenVINO, CoreML, the CPU.
+"""ONNX files as models, with ONNX Runtime on CUDA, OpenVINO, CoreML, the CPU and others.
 
-A file that Ultralytics exported says what it is: its pictures are letterboxed and its boxes decoded
-here, without ultralytics. Any other gives a list of its outputs for each picture.
+Files exported by Ultralytics contain metadata: their images are letterboxed and their boxes decoded
+here, without ultralytics. For other files the result is a list of the outputs for each image.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,24 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.models import by_kind
+from rightbatch._errors import UsageError
+from rightbatch._serve.models.results import run_grouped
+from rightbatch.integrations._onnx_runtime import default_threads, devices, open_session
 from rightbatch.integrations._pixels import Image, Shape
-from rightbatch.integrations._yolo_outputs import Classifier, Detector, Metadata, Plain
+from rightbatch.integrations._yolo_outputs import Classifier, Detector, Metadata, RawOutputs
 
-# Best first. TensorRT is taken only by name: it builds an engine, for minutes, for every shape.
-_PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
-_BY_DEFAULT = ("cuda", "migraphx", "directml", "coreml", "openvino", "cpu")
+__all__ = ["OnnxModel", "devices", "open_model"]
+
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _OPTIONS = {
     "detect": ("imgsz", "rect", "conf", "iou", "max_det"),
@@ -42,56 +30,51 @@ _OPTIONS = {
 
 
 class Head(Protocol):
-    """What knows a model's pictures and outputs."""
+    """Preprocesses images and decodes outputs for one kind of model."""
 
     def shape_of(self, image: Image) -> Shape:
-        """That the model is given this picture in."""
+        """Return the (height, width) at which the model gets this image."""
 
     def write(self, image: Image, out_HWC: NDArray[Any]) -> None:
-        """The picture into its place of a batch."""
+        """Write the preprocessed image into its place in a batch."""
 
     def results(self, outputs: list[NDArray[Any]], images: list[Image]) -> list[Any]:
-        """One for each picture."""
+        """Return one result per image."""
 
 
 def open_model(spec: str, *, device: str | None = None, **options: Any) -> OnnxModel | None:
-    """The model in an `.onnx` file; None for any other spec.
+    """Open an `.onnx` file; return None for any other spec.
 
     Raises:
-        UsageError: if there is no such file, or it cannot be served.
+        UsageError: if the file does not exist, or its model is not supported.
         MissingExtraError: if onnxruntime is not installed.
     """
     path = Path(spec).expanduser()
     if path.suffix.lower() != ".onnx":
         return None
     if not path.is_file():
-        raise UsageError(f"there is no file {spec}; looked in {path.resolve().parent}")
+        raise UsageError(f"file {spec} not found in {path.resolve().parent}")
     return OnnxModel(path, device=device, **options)
 
 
-def devices() -> list[str]:
-    """What the installed ONNX Runtime was built for, best first."""
-    available = _onnxruntime().get_available_providers()
-    return [name for name, provider in _PROVIDERS.items() if provider in available]
-
-
 class OnnxModel:
-    """A model with one input of pictures.
+    """An ONNX model with one image input.
 
     The input is N×3×H×W or N×H×W×3, of float32, float16 (0 to 1) or uint8; N, H and W are fixed or
-    not. Where N is fixed, the last part of a batch is padded.
+    dynamic. If N is fixed, the last part of a batch is padded.
 
     Args:
         path: the file.
-        device: one of `devices()`, `cuda:1` for the second of them; by default the best.
-        threads: on the CPU; by default one for each core, or `OMP_NUM_THREADS`. A batch with a
-            picture or more for each is run in that many parts at once, by a second session.
-        options: of Ultralytics' files `imgsz` and `rect` (where the shape is not fixed), `conf`,
-            `iou` (where boxes do not come out final), `max_det` (see `Detector`); of others `mean`
-            and `std` (see `Plain`).
+        device: one of `devices()`, `cuda:1` for the second GPU; by default the best one.
+        threads: on the CPU; by default the number of cores, or `OMP_NUM_THREADS`. A batch with at
+            least one image per thread is split into that many parts, which run concurrently in a
+            second, single-threaded session.
+        options: for files of Ultralytics `imgsz` and `rect` (if the shape is dynamic), `conf`,
+            `iou` (if the model has no non-maximum suppression), `max_det` (see `Detector`); for
+            others `mean` and `std` (see `RawOutputs`).
 
     Raises:
-        UsageError: if it cannot be served, or an option cannot be meant.
+        UsageError: if the model is not supported, or an option is invalid.
         MissingExtraError: if onnxruntime is not installed.
     """
 
@@ -100,19 +83,19 @@ class OnnxModel:
     ) -> None:
         self.name = path.name
         if threads is not None and threads < 1:
-            raise UsageError(f"threads are at least 1, got {threads}")
-        self._threads = threads or _threads()
-        self._session, self.device = _session(path, device, self._threads)
-        # On the CPU whole pictures in threads of their own are faster than all threads on each
-        # operator: YOLO26n at 320 on two cores, 4.3 ms a picture of a batch of 8 against 5.4.
-        is_wide = self.device == "cpu" and self._threads > 1
-        self._narrow: Any = _session(path, "cpu", 1)[0] if is_wide else None
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        self._threads = threads or default_threads()
+        self._session, self.device = open_session(path, device, self._threads)
+        # On the CPU one thread per image is faster than all threads on each operator: YOLO26n at
+        # 320 px on two cores takes 4.3 ms instead of 5.4 ms per image in a batch of 8.
+        is_parallel = self.device == "cpu" and self._threads > 1
+        self._single: Any = open_session(path, "cpu", 1)[0] if is_parallel else None
         self._pool = ThreadPoolExecutor(self._threads, f"rightbatch-{path.name}")
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
-            named = ", ".join(one.name for one in inputs)
+            names = ", ".join(one.name for one in inputs)
             raise UsageError(
-                f"{self.name} has {len(inputs)} inputs ({named}); one of pictures fits"
+                f"{self.name} has {len(inputs)} inputs ({names}); expected one image input"
             )
         self._input = inputs[0].name
         self._batch = self._read_shape(inputs[0].shape, inputs[0].type)
@@ -121,31 +104,31 @@ class OnnxModel:
             self._batch = metadata.batch
         self.sizes = None if self._batch is None else (self._batch,)
         self._head = self._open_head(metadata, options)
-        self._memory = np.empty(0, self._type)
+        self._buffer = np.empty(0, self._type)
 
     def __call__(self, images: list[Image]) -> list[Any]:
-        """One result for each."""
-        return by_kind(images, self._head.shape_of, self._run) if images else []
+        """Return one result per image."""
+        return run_grouped(images, self._head.shape_of, self._run) if images else []
 
     def close(self) -> None:
-        """Ends the threads and gives the memory back."""
-        self._session = self._narrow = None
-        self._pool.shutdown(wait=False)  # a run that hangs holds nobody up
+        """Stop the threads and free the sessions."""
+        self._session = self._single = None
+        self._pool.shutdown(wait=False)  # do not wait for a run that hangs
 
     def _run(self, images: list[Image]) -> list[Any]:
-        """Images of one shape, in parts: of the only size that there is, or one for each thread."""
+        """Run images of one shape in parts: of the fixed batch size, or one part per thread."""
         count, threads = len(images), self._threads
         if self._batch is not None:
             starts = [*range(0, count, self._batch), count]
-        elif self._narrow is not None and count >= threads:
+        elif self._single is not None and count >= threads:
             starts = [count * part // threads for part in range(threads + 1)]
         else:
             starts = [0, count]
         size = -(-count // self._batch) * self._batch if self._batch else count
         batch, batch_NHWC = self._batch_of(size, self._head.shape_of(images[0]))
         batch[count:] = 0
-        is_apart = self._narrow is not None and len(starts) > threads
-        session = self._narrow if is_apart else self._session
+        runs_in_threads = self._single is not None and len(starts) > threads
+        session = self._single if runs_in_threads else self._session
 
         def run(start: int, end: int) -> list[Any]:
             for image, out_HWC in zip(images[start:end], batch_NHWC[start:end], strict=True):
@@ -155,24 +138,24 @@ class OnnxModel:
             found = [output[: end - start] for output in outputs]
             return self._head.results(found, images[start:end])
 
-        in_turn = self._pool.map if is_apart else map
-        return [result for part in in_turn(run, starts, starts[1:]) for result in part]
+        run_parts = self._pool.map if runs_in_threads else map
+        return [result for part in run_parts(run, starts, starts[1:]) for result in part]
 
     def _checked(self, outputs: list[Any], size: int) -> list[NDArray[Any]]:
         for output in outputs:
             if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != size:
                 raise UsageError(
-                    f"{self.name} must have outputs whose first axis is the {size} image(s), "
-                    f"got {getattr(output, 'shape', type(output).__name__)}"
+                    f"{self.name} must have outputs whose first axis has length {size} (the "
+                    f"images), got {getattr(output, 'shape', type(output).__name__)}"
                 )
         return outputs
 
     def _batch_of(self, size: int, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The batch as the model takes it, and channels last; the same memory for every batch."""
+        """Return the batch in the model's layout and as NHWC; both are views of one buffer."""
         length = size * shape[0] * shape[1] * 3
-        if self._memory.size < length:
-            self._memory = np.empty(length, self._type)
-        memory = self._memory[:length]
+        if self._buffer.size < length:
+            self._buffer = np.empty(length, self._type)
+        memory = self._buffer[:length]
         if self._is_channels_last:
             batch = memory.reshape(size, *shape, 3)
             return batch, batch
@@ -180,11 +163,11 @@ class OnnxModel:
         return batch, batch.transpose(0, 2, 3, 1)
 
     def _read_shape(self, shape: list[int | str | None], kind: str) -> int | None:
-        """Its type, layout, height and width; returns the batch, None where any is taken."""
+        """Store dtype, layout, height and width; return the batch size, None if dynamic."""
         fixed = [side if isinstance(side, int) and side > 0 else None for side in shape]
         if len(fixed) != 4 or 3 not in (fixed[1], fixed[3]) or kind not in _TYPES:
             raise UsageError(
-                f"{self.name} takes {kind} of {shape}; pictures fit into N×3×H×W or N×H×W×3 of "
+                f"{self.name} has an input {kind} of {shape}; expected N×3×H×W or N×H×W×3 of "
                 f"{', '.join(_TYPES)}"
             )
         self._type = np.dtype(_TYPES[kind])
@@ -197,20 +180,20 @@ class OnnxModel:
         task = metadata.task if metadata else ""
         if task not in _OPTIONS:
             raise UsageError(
-                f"{self.name} is a model for {task!r}, whose outputs are not decoded here (known: "
-                "detect, classify); use the .pt through ultralytics"
+                f"{self.name} is a model for {task!r}, whose outputs cannot be decoded (supported: "
+                "detect, classify); use the .pt file with ultralytics"
             )
         unknown = options.keys() - set(_OPTIONS[task])
         if unknown:
             raise UsageError(
                 f"{self.name} has no option {', '.join(sorted(unknown))}; "
-                f"it has threads, {', '.join(_OPTIONS[task])}"
+                f"options: threads, {', '.join(_OPTIONS[task])}"
             )
         options = {key: value for key, value in options.items() if value is not None}
         if metadata is None:
             if options and self._type == np.uint8:
-                raise UsageError(f"{self.name} takes bytes, which are not normalized")
-            return Plain(self._shape, **options)
+                raise UsageError(f"{self.name} has a uint8 input, which is not normalized")
+            return RawOutputs(self._shape, **options)
         imgsz = self._imgsz(metadata, options.pop("imgsz", None))
         if task == "classify":
             return Classifier(metadata, imgsz)
@@ -221,27 +204,27 @@ class OnnxModel:
     ) -> Detector:
         if metadata.head == "RTDETRDecoder":
             raise UsageError(
-                f"{self.name} has the head {metadata.head}, whose outputs are not decoded here; "
-                "use the .pt through ultralytics"
+                f"{self.name} has the head {metadata.head}, whose outputs cannot be decoded; "
+                "use the .pt file with ultralytics"
             )
         if "iou" in options and metadata.has_suppression:
             raise UsageError(
-                f"{self.name} takes no iou: its boxes come out final, there is nothing to suppress"
+                f"{self.name} has no option iou: the model includes non-maximum suppression"
             )
         is_free = self._shape == (None, None)
         if rect and not is_free:
             height, width = (side or "any" for side in self._shape)
             raise UsageError(
-                f"{self.name} takes no rect=True: it is exported for {height}×{width}; "
-                "exported with dynamic=True it takes any shape"
+                f"{self.name} does not support rect=True: it is exported for {height}×{width}; "
+                "export it with dynamic=True for other shapes"
             )
         return Detector(metadata, imgsz, rect=is_free and (rect or rect is None), **options)
 
-    def _imgsz(self, metadata: Metadata, asked: Any) -> Shape:
+    def _imgsz(self, metadata: Metadata, imgsz_option: Any) -> Shape:
         height, width = self._shape
-        if asked is None:
+        if imgsz_option is None:
             return height or metadata.imgsz[0], width or metadata.imgsz[1]
-        imgsz = (asked, asked) if isinstance(asked, int) else tuple(asked)
+        imgsz = (imgsz_option,) * 2 if isinstance(imgsz_option, int) else tuple(imgsz_option)
         wrong = [
             side
             for side, fixed in zip(imgsz, self._shape, strict=True)
@@ -249,66 +232,8 @@ class OnnxModel:
         ]
         if wrong:
             raise UsageError(
-                f"{self.name} takes no imgsz={asked}: it is "
-                + (f"exported for {height}×{width}" if height else "of any shape")
-                + f", in steps of {metadata.stride}"
+                f"{self.name} does not support imgsz={imgsz_option}: it is exported for "
+                + (f"{height}×{width}" if height else "dynamic shapes")
+                + f", multiples of {metadata.stride}"
             )
         return imgsz[0], imgsz[1]
-
-
-def _session(path: Path, device: str | None, threads: int) -> tuple[Any, str]:
-    """A session, and the name of the device that it runs on."""
-    onnxruntime = _onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what it warns of is that it falls back, said below
-    options.intra_op_num_threads = threads
-    available = devices()
-    name, _, index = (device or "").partition(":")
-    if device is not None and name not in available:
-        known = ", ".join(available)
-        raise UsageError(
-            f"the ONNX Runtime here has no device {device!r}, it has {known}; others come with "
-            "builds of it (onnxruntime-gpu, onnxruntime-openvino, onnxruntime-directml)"
-        )
-    wanted = [name] if device else [one for one in _BY_DEFAULT if one in available]
-    settings: list[dict[str, str]] = [{"device_id": index} if index else {}]
-    settings += [{}] * (len(wanted) - 1)
-    providers = [_PROVIDERS[one] for one in wanted]
-    if "cpu" not in wanted:  # for the operators that the device has not
-        providers.append(_PROVIDERS["cpu"])
-        settings.append({})
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=providers, provider_options=settings
-        )
-    except Exception as error:
-        raise UsageError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
-        ) from error
-    names = {provider: one for one, provider in _PROVIDERS.items()}
-    active = names.get(session.get_providers()[0], session.get_providers()[0])
-    if device is not None and active != name:
-        raise UsageError(
-            f"ONNX Runtime could not start on {device}, and fell back to {active}; "
-            "its driver or its libraries are missing"
-        )
-    return session, active
-
-
-def _threads() -> int:
-    """Cores that this process may use; the runtime's own default forgets what a container has."""
-    import psutil
-
-    asked = os.environ.get("OMP_NUM_THREADS", "")  # Ray sets it to a replica's share
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return min(cores, len(os.sched_getaffinity(0))) if sys.platform == "linux" else cores
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "serve") from None
-    return onnxruntime

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rightbatch._serve.models import Image, Model, plain
+from rightbatch._serve.models.protocol import Image, Model
+from rightbatch._serve.models.results import json_default
 
 
 class ModelContract:
@@ -81,7 +82,7 @@ class ModelContract:
 
     def test_results_are_json(self, model: Model) -> None:
         for result in model(self.images(2)):
-            assert json.dumps(result, default=plain, allow_nan=False)
+            assert json.dumps(result, default=json_default, allow_nan=False)
 
     def test_closing_twice_is_closing_once(self, model: Model) -> None:
         model(self.images(1))
@@ -90,7 +91,7 @@ class ModelContract:
 
 
 def _plain(result: Any) -> Any:
-    return json.loads(json.dumps(result, default=plain))
+    return json.loads(json.dumps(result, default=json_default))
 
 
 def _is_close(one: Any, other: Any) -> bool:

@@ -1,6 +1,6 @@
-"""`rb.Batcher`: a function that is called with one item, and runs on batches.
+"""`rb.Batcher`: call a function with one item; it runs on batches.
 
-From coroutines it is awaited, from threads it gives futures; both may come at once.
+Coroutines await the result, threads get a future; both can be used at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rightbatch._serve.engine.records import Listener, Served
 
 
 class Batcher(Engine):
-    """Calls a function on batches, whose sizes follow from a latency target.
+    """Collects items and runs a function on batches whose size follows from a latency target.
 
     ::
 
@@ -28,19 +28,19 @@ class Batcher(Engine):
         served = batcher.submit(image).result()        # in a thread
 
     Args:
-        function: a list of items in, a list with a result for each out. It runs in one thread, and
-            returns when the results are there (a GPU has been waited for). It is called on batches
-            of the first item when that comes, to learn what they take.
-        latency: the target, from an item's arrival to its result: seconds, or text like `"50ms"`.
-        sizes: the only batch sizes that it takes, if not any.
-        max_batch: the most items of a batch (memory).
-        calibrate_on: an item to calibrate on at once, instead of on the first that comes.
-        on_first: is called with the first item, in the engine's thread, in place of `calibrate`,
-            and calls that.
-        listeners: who hears of every batch and every drop.
+        function: takes a list of items and returns a list with one result each. It runs in one
+            thread and returns when the results are ready (it waits for the GPU). To measure its
+            duration it is called on batches of the first item.
+        latency: target from an item's arrival to its result: seconds, or text like `"50ms"`.
+        sizes: the batch sizes that the function accepts; by default any.
+        max_batch: the most items in a batch (memory).
+        calibrate_on: an item to calibrate on at once, instead of on the first that arrives.
+        on_first: called with the first item, on the engine's thread, instead of `calibrate`, which
+            it has to call.
+        listeners: notified of every batch and every drop.
 
     Raises:
-        UsageError: if an argument cannot be meant.
+        UsageError: if an argument is invalid.
     """
 
     def __init__(
@@ -64,22 +64,22 @@ class Batcher(Engine):
             listeners=listeners,
         )
         self._outboxes: dict[asyncio.AbstractEventLoop, _Outbox] = {}
-        self._waiters: dict[str, ThreadPoolExecutor] = {}  # of streams whose bringers wait
+        self._waiters: dict[str, ThreadPoolExecutor] = {}  # of streams whose producers block
 
     async def __call__(self, item: Any, *, stream: str = "", arrived: float | None = None) -> Any:
-        """The result for one item; arguments and errors are those of `served`."""
+        """Return the result of one item; arguments and errors as for `served`."""
         return (await self.served(item, stream=stream, arrived=arrived)).result
 
     async def served(self, item: Any, *, stream: str = "", arrived: float | None = None) -> Served:
-        """What becomes of one item.
+        """Return the result of one item with its batch size and latency.
 
         Args:
-            item: what the function takes.
-            stream: its queue; a new name opens one that keeps deadlines.
-            arrived: `time.monotonic()` of its arrival, where that was earlier than now.
+            item: an argument of the function.
+            stream: its queue; a new name opens a stream with the contract `deadline`.
+            arrived: `time.monotonic()` of its arrival, if earlier than now.
 
         Raises:
-            LateError: if it was refused or dropped, since it would have been late.
+            LateError: if it was refused or dropped.
             Exception: what the function raised for it.
         """
         loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ class Batcher(Engine):
             outbox.put(future, outcome)
 
         if self._must_wait(stream):
-            # In one thread for each stream, so that the order stays.
+            # One thread per stream keeps the order.
             waiter = self._waiters.setdefault(stream, ThreadPoolExecutor(1, "rightbatch-waiter"))
             await loop.run_in_executor(waiter, self.put, stream, item, done, arrived)
         else:
@@ -100,15 +100,15 @@ class Batcher(Engine):
     def submit(
         self, item: Any, *, stream: str = "", arrived: float | None = None
     ) -> Future[Served]:
-        """A future of what becomes of one item.
+        """Queue one item; return a future of its result.
 
         Args:
-            item: what the function takes.
-            stream: its queue; a new name opens one that keeps deadlines.
-            arrived: `time.monotonic()` of its arrival, where that was earlier than now.
+            item: an argument of the function.
+            stream: its queue; a new name opens a stream with the contract `deadline`.
+            arrived: `time.monotonic()` of its arrival, if earlier than now.
 
         Raises:
-            LateError: if it would be late, as predicted.
+            LateError: if it is predicted to be late.
         """
         future: Future[Served] = Future()
 
@@ -124,14 +124,14 @@ class Batcher(Engine):
         return future
 
     def close_stream(self, name: str) -> None:
-        """As `Engine.close_stream`."""
+        """See `Engine.close_stream`."""
         super().close_stream(name)
         waiter = self._waiters.pop(name, None)
         if waiter is not None:
             waiter.shutdown(wait=False)
 
     def close(self, timeout: float = 5.0) -> int:
-        """As `Engine.close`."""
+        """See `Engine.close`."""
         left = super().close(timeout)
         while self._waiters:
             self._waiters.popitem()[1].shutdown(wait=False)
@@ -169,7 +169,7 @@ class Batcher(Engine):
 
 
 class _Outbox:
-    """Outcomes for the futures of one event loop, which is woken once for many."""
+    """Sets the futures of one event loop, which is woken once for many outcomes."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -180,18 +180,18 @@ class _Outbox:
         self._outcomes.append((future, outcome))
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and its futures with it
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # first: what comes from now on wakes again
+        self._woken = False  # first: outcomes from now on must wake the loop again
         while self._outcomes:
             future, outcome = self._outcomes.popleft()
             if future.done():  # cancelled
                 continue
             if isinstance(outcome, BaseException) and (
                 isinstance(outcome, StopIteration) or not isinstance(outcome, Exception)
-            ):  # which no future takes, or which would end the loop
+            ):  # a future refuses the former; the latter would end the loop
                 name = type(outcome).__name__
                 outcome = RuntimeError(f"the function raised {name}: {outcome}")
             if isinstance(outcome, BaseException):

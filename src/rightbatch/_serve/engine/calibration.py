@@ -1,7 +1,7 @@
-"""What this machine can do: the seconds of growing batches of one real item, and what follows.
+"""Calibration: measure growing batches of one real item, and estimate the capacity from them.
 
-Measured at 1, 2, 4, 8 ... (or the sizes that the model takes) until memory ends, two batches no
-longer fit into the latency target, or larger ones stop serving more items a second.
+Sizes 1, 2, 4, 8 ... (or those that the model accepts) are measured until memory is exhausted, two
+batches no longer fit into the latency target, or larger batches stop serving more items per second.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from rightbatch._serve.engine.scheduler import Scheduler
 from rightbatch._serve.engine.service_times import ServiceTable
 from rightbatch._serve.engine.virtual_clock import Arrival, cameras, poisson, simulate
 
-_REPEATS = (3, 9)  # batches of a size, at least and at most
-_SECONDS_PER_SIZE = 0.5  # after which the least is enough
-_NO_GAIN = 1.02  # a doubling that serves less than this more a second gains nothing;
-_PATIENCE = 2  # so many of them in a row end it
-_ATTAINED = 0.99  # of the items in time: what "fits" means
-_LARGEST = 1024  # nobody's queue is longer in time
-_MOST_CAMERAS, _MOST_REQUESTS = 500, 10_000.0  # asked about; a second, the latter
-_EVENTS = 6000  # of a simulated load: enough for 99%, and done in a moment
+_REPEATS = (3, 9)  # measured batches per size, at least and at most
+_SECONDS_PER_SIZE = 0.5  # after which the minimum of repeats suffices
+_NO_GAIN = 1.02  # a doubling with less than this gain in items per second counts as no gain
+_PATIENCE = 2  # consecutive sizes without gain that end the search
+_ATTAINED = 0.99  # share of the items in time that a load must reach to fit
+_LARGEST = 1024  # largest batch size that is measured
+_MOST_CAMERAS, _MOST_REQUESTS = 500, 10_000.0  # upper limits of the estimates; requests per second
+_EVENTS = 6000  # of a simulated load: enough to resolve 99%, fast to simulate
 
 Function = Callable[[list[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured and what follows; seconds, and items per second.
+    """Measured seconds and the capacity that follows; seconds, and items per second.
 
-    `samples` is size -> the seconds of its batches, `stopped_by` what ended the search: `latency`,
-    `memory`, `failure` (of
-    another kind), `sizes` (the model takes no more), `max_batch`, `no gain`, or `largest` (1024).
+    `samples` is batch size -> measured seconds. `stopped_by` is what ended the search: `latency`,
+    `memory`, `failure` (another error), `sizes` (the model accepts no larger size), `max_batch`,
+    `no gain`, or `largest` (1024).
     """
 
     latency: float
@@ -50,7 +50,7 @@ class Calibration:
 
     @property
     def batching_helps(self) -> bool:
-        """Whether larger batches serve more items a second within the target."""
+        """Whether batches larger than 1 serve more items per second within the target."""
         return self.largest_batch > 1
 
     @property
@@ -58,34 +58,34 @@ class Calibration:
         target = f"{self.latency * 1000:g} ms"
         single = 1000 / self.one_by_one
         if single > self.latency * 1000:
-            return f"one item takes {single:.3g} ms: none is done in {target}"
+            return f"one item takes {single:.3g} ms, longer than the target of {target}"
         if 2 * single > self.latency * 1000:
             return (
-                f"one item takes {single:.3g} ms and two of them more than {target}: "
-                "only items that find the device free are in time"
+                f"one item takes {single:.3g} ms and two take more than {target}: "
+                "only items that arrive while the device is free are in time"
             )
         if not self.batching_helps and max(self.samples) > 1:
-            return "larger batches serve no more a second within the target: one by one is best"
+            return "larger batches do not serve more items per second within the target"
         return {
-            "latency": f"two batches that are larger take more than {target}",
-            "memory": "a larger one ran out of memory",
-            "failure": "a larger one failed",
-            "sizes": "the model takes no larger one",
-            "max_batch": "as was asked",
-            "no gain": "larger ones serve no more a second",
-            "largest": f"more than {_LARGEST} were not tried",
+            "latency": f"two larger batches take more than {target}",
+            "memory": "a larger batch ran out of memory",
+            "failure": "a larger batch failed",
+            "sizes": "the model accepts no larger batch",
+            "max_batch": "limited by max_batch",
+            "no gain": "larger batches do not serve more items per second",
+            "largest": f"batches above {_LARGEST} were not measured",
         }[self.stopped_by]
 
     def __str__(self) -> str:
         fit = (
-            "not one camera"
+            "no camera"
             if not self.cameras
             else f"{self.cameras} camera" + ("s" if self.cameras > 1 else "")
         )
         verb = "fits" if self.cameras <= 1 else "fit"
         sizes = (
             f"batches up to {self.largest_batch}; {self.items_per_second:.3g} frames/s "
-            f"against {self.one_by_one:.3g} one by one"
+            f"instead of {self.one_by_one:.3g} one by one"
             if self.batching_helps
             else f"batches of 1; {self.one_by_one:.3g} frames/s"
         )
@@ -120,11 +120,11 @@ def measure(
     is_out_of_memory: Callable[[BaseException], bool] = lambda error: False,
     show: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[int, list[float]], str]:
-    """Seconds of batches by size, and what ended the search.
+    """Measure growing batches of `item`; return size -> seconds, and what ended the search.
 
     Raises:
-        Exception: what the function raised on its smallest batch.
-        NotOneForEach: if it does not return a result for each, in any batch.
+        Exception: what the function raised on the smallest batch.
+        ResultCountError: if a batch did not return one result per item.
     """
     samples: dict[int, list[float]] = {}
     best = 0.0
@@ -134,7 +134,7 @@ def measure(
         try:
             taken = _seconds(function, item, size)
         except Exception as error:
-            if not samples or isinstance(error, NotOneForEach | UsageError):
+            if not samples or isinstance(error, ResultCountError | UsageError):
                 raise
             return samples, "memory" if is_out_of_memory(error) else "failure"
         samples[size] = taken
@@ -147,13 +147,13 @@ def measure(
         if without_gain == _PATIENCE:
             return samples, "no gain"
     if 2 * ServiceTable(samples).slow_seconds(max(samples)) > latency:
-        return samples, "latency"  # at times
+        return samples, "latency"  # in the slowest 1% of the batches
     if sizes:
         return samples, "sizes"
     return samples, "max_batch" if max(samples) == max_batch else "largest"
 
 
-def conclude(
+def estimate_capacity(
     samples: dict[int, list[float]],
     stopped_by: str,
     latency: float,
@@ -162,25 +162,25 @@ def conclude(
     max_batch: int | None = None,
     camera_rate: float = 10.0,
 ) -> Calibration:
-    """What the measured seconds promise, by running loads through the scheduler."""
+    """Estimate the capacity from measured seconds by simulating loads on the scheduler."""
 
     def scheduler() -> Scheduler:
         return Scheduler(ServiceTable(samples), latency, sizes=sizes, max_batch=max_batch)
 
     decided = scheduler()
-    draw = _drawn(samples, decided)
+    draw = _noisy_seconds(samples, decided)
     smallest = decided.padded(1)
 
     def fits(load: Callable[[float], list[Arrival]], contract: Any, rate: float) -> bool:
-        # Ten targets long, so that a queue has the time to grow, if that is not for ever.
+        # At least ten targets long, so that a queue can grow, within a limit of events.
         seconds = min(max(_EVENTS, 10 * latency * rate), 3 * _EVENTS) / rate
         attained = simulate(scheduler(), load(seconds), seconds=draw(), contract=contract)
         return attained.attainment >= _ATTAINED
 
-    # More than it can serve fits only as long as a long target lets the queue grow.
+    # A rate above the capacity would seem to fit while the queue grows within a long target.
     most = min(int(decided.rate() / camera_rate), _MOST_CAMERAS)
     low, high = 0, most + 1
-    while high - low > 1:  # the most cameras that fit
+    while high - low > 1:
         count = (low + high) // 2
         fit = fits(
             lambda seconds, n=count: cameras(n, camera_rate, seconds),  # type: ignore[misc]
@@ -207,7 +207,7 @@ def conclude(
 
 
 def _growing(sizes: Sequence[int] | None, max_batch: int | None) -> Iterator[int]:
-    """1, 2, 4 ... or the allowed sizes, and the cap itself at the end."""
+    """Yield 1, 2, 4 ... or the allowed sizes, up to and including `max_batch`."""
     doubling = itertools.takewhile(
         lambda size: size <= _LARGEST, map((2).__pow__, itertools.count())
     )
@@ -221,7 +221,7 @@ def _growing(sizes: Sequence[int] | None, max_batch: int | None) -> Iterator[int
 
 def _seconds(function: Function, item: Any, size: int) -> list[float]:
     batch = [item] * size
-    check_results(function(batch), size)  # the first of a size also prepares for it
+    check_results(function(batch), size)  # warm-up: the first batch of a size is not measured
     taken: list[float] = []
     least, most = _REPEATS
     while len(taken) < least or (len(taken) < most and sum(taken) < _SECONDS_PER_SIZE):
@@ -231,31 +231,31 @@ def _seconds(function: Function, item: Any, size: int) -> list[float]:
     return taken
 
 
-class NotOneForEach(TypeError):
-    """A function that returned something else than a result for each of its items."""
+class ResultCountError(TypeError):
+    """A function did not return one result per item."""
 
 
 def check_results(results: Any, size: int) -> None:
-    """One result for every item.
+    """Check that `results` has one entry per item.
 
     Raises:
-        NotOneForEach: if it is no sequence of that length.
+        ResultCountError: if it is not a sequence of length `size`.
     """
     try:
         length = len(results)
     except TypeError:
-        raise NotOneForEach(
-            f"the function must return a list with a result for each of its {size} item(s), "
+        raise ResultCountError(
+            f"the function must return a list with one result per item ({size}), "
             f"got {type(results).__name__}"
         ) from None
     if length != size:
-        raise NotOneForEach(f"the function returned {length} result(s) for {size} item(s)")
+        raise ResultCountError(f"the function returned {length} result(s) for {size} item(s)")
 
 
-def _drawn(
+def _noisy_seconds(
     samples: dict[int, list[float]], scheduler: Scheduler
 ) -> Callable[[], Callable[[int], float]]:
-    """Seconds as noisy as they were measured, the same noise for every load."""
+    """Return a factory of `seconds` functions with the measured noise, the same in every load."""
     table = ServiceTable(samples)
     noise = [seconds / table.seconds(size) for size, taken in samples.items() for seconds in taken]
 

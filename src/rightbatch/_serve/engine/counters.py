@@ -1,4 +1,4 @@
-"""What became of the items of every stream, counted as it happens."""
+"""Counts of served and dropped items, per stream."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from rightbatch._serve.engine.records import BatchRecord, Cause
 from rightbatch._serve.engine.service_times import quantile
 
-_LATENCIES = 512  # of a stream, for its quantiles
-_BATCHES = 200  # for whoever looks at the page
-_RATE_OVER = 5.0  # seconds
+_LATENCIES = 512  # kept per stream, for the quantiles
+_BATCHES = 200  # kept for the page
+_RATE_WINDOW = 5.0  # seconds
 
 
 @dataclass(slots=True)
-class Counts:
-    """One stream's; latencies in seconds."""
+class StreamCounts:
+    """Counts of one stream; latencies in seconds."""
 
     served: int = 0
     in_time: int = 0
@@ -28,16 +28,16 @@ class Counts:
 
     def to_dict(self) -> dict[str, Any]:
         now = time.monotonic()
-        recent = sum(now - at <= _RATE_OVER for at in self.finished)
-        over = _RATE_OVER
-        if recent == _LATENCIES:  # so many are kept, and they took less
-            over = max(now - self.finished[0], 1e-3)
+        recent = sum(now - at <= _RATE_WINDOW for at in self.finished)
+        window = _RATE_WINDOW
+        if recent == _LATENCIES:  # older ones were discarded: the window is shorter
+            window = max(now - self.finished[0], 1e-3)
         latencies = list(self.latencies)
         return {
             "served": self.served,
             "in_time": self.in_time,
             "dropped": dict(self.dropped),
-            "frames_per_second": round(recent / over, 2),
+            "frames_per_second": round(recent / window, 2),
             "latency_ms": {
                 "p50": round(1000 * quantile(latencies, 0.5), 2) if latencies else None,
                 "p99": round(1000 * quantile(latencies, 0.99), 2) if latencies else None,
@@ -45,13 +45,13 @@ class Counts:
         }
 
 
-class Tally:
-    """A `Listener` that counts."""
+class Counters:
+    """A `Listener` that counts items per stream."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._streams: dict[str, Counts] = {}
-        self._gone = Counts()  # of streams that were closed
+        self._streams: dict[str, StreamCounts] = {}
+        self._closed = StreamCounts()  # sum over closed streams
         self._batches: deque[BatchRecord] = deque(maxlen=_BATCHES)
 
     def batch(self, record: BatchRecord) -> None:
@@ -70,43 +70,43 @@ class Tally:
             self._counts(stream).dropped[cause] += 1
 
     def open(self, stream: str) -> None:
-        """Count for a stream, from now on."""
+        """Start counting for a stream."""
         with self._lock:
-            self._streams.setdefault(stream, Counts())
+            self._streams.setdefault(stream, StreamCounts())
 
-    def forget(self, stream: str) -> None:
-        """Count it, and what still comes of it, among those that are gone."""
+    def close(self, stream: str) -> None:
+        """Move a stream's counts, and all later ones, to the sum over closed streams."""
         with self._lock:
-            gone = self._streams.pop(stream, None)
-            if gone is not None:
-                self._gone.served += gone.served
-                self._gone.in_time += gone.in_time
-                self._gone.dropped.update(gone.dropped)
+            counts = self._streams.pop(stream, None)
+            if counts is not None:
+                self._closed.served += counts.served
+                self._closed.in_time += counts.in_time
+                self._closed.dropped.update(counts.dropped)
 
     def __contains__(self, stream: str) -> bool:
         with self._lock:
             return stream in self._streams
 
     def of(self, stream: str) -> dict[str, Any]:
-        """A stream's counts, rate and latencies."""
+        """Return a stream's counts, rate and latency quantiles."""
         with self._lock:
-            return self._streams.get(stream, Counts()).to_dict()
+            return self._streams.get(stream, StreamCounts()).to_dict()
 
     def total(self) -> dict[str, Any]:
-        """All streams' counts."""
+        """Return the counts of all streams together."""
         with self._lock:
-            everybody = [self._gone, *self._streams.values()]
+            streams = [self._closed, *self._streams.values()]
             dropped: Counter[str] = Counter()
-            for counts in everybody:
+            for counts in streams:
                 dropped.update(counts.dropped)
             return {
-                "served": sum(counts.served for counts in everybody),
-                "in_time": sum(counts.in_time for counts in everybody),
+                "served": sum(counts.served for counts in streams),
+                "in_time": sum(counts.in_time for counts in streams),
                 "dropped": dict(dropped),
             }
 
     def batches(self) -> list[dict[str, Any]]:
-        """The last batches, oldest first."""
+        """Return the last 200 batches, oldest first."""
         with self._lock:
             records = list(self._batches)
         return [
@@ -122,5 +122,5 @@ class Tally:
             for record in records
         ]
 
-    def _counts(self, stream: str) -> Counts:
-        return self._streams.get(stream, self._gone)
+    def _counts(self, stream: str) -> StreamCounts:
+        return self._streams.get(stream, self._closed)

@@ -1,7 +1,7 @@
-"""What waits: a queue for every stream, its loss contract, and turns by deficit round robin.
+"""A queue for every stream, its loss contract, and deficit round robin between them.
 
-Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with every item costing 1: in each round
-a stream may send as many items as its weight says, and what it may not spend yet is kept.
+Deficit round robin (Shreedhar and Varghese, SIGCOMM 1995) with a cost of 1 for every item: in each
+round a stream may send as many items as its weight, and the unused part of a credit is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEVER = math.inf
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One thing that waits; `arrived` and `deadline` are monotonic seconds."""
+    """An item that waits; `arrived` and `deadline` are monotonic seconds."""
 
     stream: str
     payload: Any
@@ -35,8 +35,8 @@ class Stream:
     name: str
     contract: Contract
     weight: float
-    depth: int | None = None  # None: as many as are in time
-    follows_batch: bool = False  # whether the depth is two of the largest batches
+    depth: int | None = None  # most items that wait; None: no limit
+    follows_batch: bool = False  # whether the depth is twice the largest batch
     items: deque[Item] = field(default_factory=deque)
     credit: float = 0.0
 
@@ -49,30 +49,30 @@ class Stream:
         return self.depth is not None and len(self.items) >= self.depth
 
     def sends_in(self, turns: int) -> int:
-        """How many of those that wait leave in so many turns."""
+        """Return how many of the waiting items leave within `turns` turns."""
         if turns < 1:
             return 0
-        earns = turns - (self.credit >= 1.0)  # it is in the middle of its first turn
-        return min(len(self.items), math.floor(self.credit + earns * self.weight))
+        refills = turns - (self.credit >= 1.0)  # the first turn has begun, its credit was added
+        return min(len(self.items), math.floor(self.credit + refills * self.weight))
 
     def turns_until(self, place: int) -> int:
-        """Turns until the item at that place, from 1, leaves."""
+        """Return the turns until the item at `place` (from 1) leaves."""
         if self.credit >= place:
             return 1
         return math.ceil((place - self.credit) / self.weight) + (self.credit >= 1.0)
 
 
 class Queues:
-    """All streams; `take` is fair between them and keeps the order within each."""
+    """The queues of all streams; `take` is fair between streams and first-in first-out in each."""
 
     def __init__(self) -> None:
         self._streams: dict[str, Stream] = {}
-        self._turns: deque[Stream] = deque()  # those where something waits
+        self._turns: deque[Stream] = deque()  # streams with waiting items
         self._urgent = 0
         self._patient = 0
 
     def __len__(self) -> int:
-        """Items that wait."""
+        """Return the number of waiting items."""
         return self._urgent + self._patient
 
     def __iter__(self) -> Iterator[Stream]:
@@ -86,22 +86,22 @@ class Queues:
 
     @property
     def urgent(self) -> int:
-        """Items that have a deadline."""
+        """Waiting items that have a deadline."""
         return self._urgent
 
     def add(self, stream: Stream) -> None:
         self._streams[stream.name] = stream
 
     def remove(self, name: str) -> list[Item]:
-        """Forget a stream; what waited there."""
+        """Remove a stream; return the items that waited in it."""
         stream = self._streams.pop(name)
-        left = list(stream.items)
-        for item in left:
-            self._forget(stream, item)
-        return left
+        items = list(stream.items)
+        for item in items:
+            self._discard(stream, item)
+        return items
 
     def put(self, item: Item) -> Item | None:
-        """Let an item wait; the one whose place it took, where its stream keeps the freshest."""
+        """Append an item; return the item that it replaced, in a full `freshest` stream."""
         stream = self._streams[item.stream]
         replaced = None
         if stream.contract == "freshest" and stream.is_full:
@@ -114,23 +114,26 @@ class Queues:
         return replaced
 
     def earliest(self) -> Item | None:
-        """Whose deadline comes first. Within a stream deadlines (nearly) grow: heads do."""
+        """Return the item with the earliest deadline, or None.
+
+        Only heads are compared: within a stream deadlines grow, or nearly.
+        """
         heads = (stream.items[0] for stream in self._turns if stream.has_deadline)
         return min(heads, key=lambda item: item.deadline, default=None)
 
     def oldest(self) -> float:
-        """When the item that has waited longest arrived; infinity where nothing waits."""
+        """Return the earliest arrival of all waiting items; infinity if there are none."""
         return min((stream.items[0].arrived for stream in self._turns), default=NEVER)
 
     def drop(self, head: Item) -> None:
-        """Forget the head of its stream."""
-        self._forget(self._streams[head.stream], head)
+        """Remove an item that is the head of its stream."""
+        self._discard(self._streams[head.stream], head)
 
     def take(self, size: int, *, urgent_only: bool = False) -> list[Item]:
-        """The next `size` items (all there are, at most), each stream in its turn."""
+        """Remove and return the next items, at most `size`, by deficit round robin."""
         size = min(size, self._urgent if urgent_only else len(self))
         taken: list[Item] = []
-        passed = 0  # streams in a row that could send nothing
+        passed = 0  # consecutive streams that could send nothing
         while len(taken) < size:
             stream = self._turns[0]
             if urgent_only and not stream.has_deadline:
@@ -145,7 +148,7 @@ class Queues:
                 self._count(stream, -1)
                 taken.append(item)
             passed = 0 if len(taken) > before else passed + 1
-            if not stream.items:  # an idle stream saves nothing up
+            if not stream.items:  # an idle stream accumulates no credit
                 stream.credit = 0.0
                 self._turns.popleft()
             elif stream.credit < 1.0:
@@ -155,24 +158,24 @@ class Queues:
         return taken
 
     def ahead(self, stream: Stream) -> int:
-        """Items that leave before one that joins `stream` now would, if no others come."""
+        """Return how many items leave before one that joins `stream` now, if no others arrive."""
         count = len(stream.items)
         turns = stream.turns_until(count + 1)
         for other in self._turns:
             if other is stream:
-                turns -= 1  # those behind it have had one turn less
+                turns -= 1  # the streams behind it have one turn less
             else:
                 count += other.sends_in(turns)
         return count
 
     def _skip_rounds(self, urgent_only: bool) -> None:
-        """As many rounds at once as the first that may send again needs."""
+        """Add the credit of all rounds until a stream may send again, at once."""
         waiting = [s for s in self._turns if s.has_deadline or not urgent_only]
         rounds = min(math.ceil((1.0 - s.credit) / s.weight) for s in waiting) - 1
         for stream in waiting:
             stream.credit += max(rounds, 0) * stream.weight
 
-    def _forget(self, stream: Stream, item: Item) -> None:
+    def _discard(self, stream: Stream, item: Item) -> None:
         stream.items.remove(item)
         self._count(stream, -1)
         if not stream.items:

@@ -1,27 +1,27 @@
-"""What the engine says about an item and about a batch; the words that all of `serve` shares."""
+"""Types shared by all of `serve`: contracts, drop causes, results, batch records, listeners."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-# What becomes of frames that cannot all be served:
-#   every      none is lost; who brings them waits (files, folders)
-#   freshest   the newest takes the place of the one that waits (cameras)
-#   deadline   each waits until it would be late (requests)
+# How a stream behaves when not every item can be served:
+#   every      no item is lost; the producer blocks (files, folders)
+#   freshest   a new item replaces the one that waits (cameras)
+#   deadline   an item waits until it would be late (requests)
 Contract = Literal["every", "freshest", "deadline"]
 
 REQUESTS = "http"
-"""The stream in which requests wait; no source has this name."""
+"""The stream of HTTP requests; no source may have this name."""
 
 Cause = Literal["late", "replaced", "full", "refused", "failed", "closing"]
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What became of one item.
+    """The result of one item.
 
-    `latency` is seconds from its arrival to its result, `reason` why its batch had its size.
+    `latency` is the seconds from arrival to result, `reason` explains the size of the batch.
     """
 
     result: Any
@@ -33,11 +33,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """One batch: when, how large, how long, why so.
+    """One batch: time, size, duration and reason.
 
-    `at` is Unix time, `seconds` and `oldest` (the age of its oldest item when it started) are
-    seconds, `ran_as` the size it was padded to, `waiting` the items left in the queues. `items` has
-    the stream's name, the latency in seconds and whether it was in time.
+    `at` is Unix time. `seconds` and `oldest` (age of the oldest item at the start) are seconds.
+    `ran_as` is the size after padding, `waiting` the number of items left in the queues. `items`
+    has the stream's name, the latency in seconds and whether the target was met.
     """
 
     at: float
@@ -51,8 +51,11 @@ class BatchRecord:
 
 
 class Listener(Protocol):
-    """Who hears of every batch and every drop, on any thread, at times with the engine's lock held:
-    quick, and asking the engine nothing."""
+    """Is notified of every batch and every drop.
+
+    The methods are called on any thread, sometimes with the engine's lock held: they must return
+    quickly and must not call the engine.
+    """
 
     def batch(self, record: BatchRecord) -> None: ...
 

@@ -1,11 +1,11 @@
-"""Which items go now: a function of the time, the queues and the service table, and of no clock.
+"""Choose the items of the next batch from the time, the queues and the service table.
 
-Where the device is free and something waits, it goes: waiting for more gains nothing, since a batch
-grows by itself while the one before it runs (the best policy that waits is a control limit that
-saves energy, not time: Xu et al., arXiv 2301.12865). Its size is at most the largest n with
-2 s(n) <= latency target: an item waits for one batch at most, then for its own. An item that would
-be late even in the batch that starts now is dropped; a batch is not made smaller to save it, since
-smaller batches serve fewer items a second and make the next ones late.
+When the device is free and items wait, a batch starts at once: waiting gains nothing, since the
+next batch grows while this one runs (the best policy that waits is a control limit that saves
+energy, not time: Xu et al., arXiv 2301.12865). The size is at most the largest n with
+2 s(n) <= latency target, since an item waits for one batch at most and then for its own. An item
+that would be late even in the batch that starts now is dropped. A batch is not made smaller to save
+it: smaller batches serve fewer items per second and make later ones late.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rightbatch._serve.engine.queues import NEVER, Item, Queues, Stream
 from rightbatch._serve.engine.records import Cause, Contract
 from rightbatch._serve.engine.service_times import ServiceTable
 
-_LOOK = 16  # batches between two looks at what the target allows,
-_PLAN = 512  # and between two plans, since the table was refined
-_PAYS = 1.005  # so many more items a second than half of it must a batch serve to be preferred
-_PATIENT_WEIGHT = 0.1  # a file takes what cameras leave, and a tenth of their share at the least
+_LIMIT_EVERY = 16  # batches between two updates of the largest size within the target
+_PLAN_EVERY = 512  # batches between two full plans
+_MIN_GAIN = 1.005  # a batch must serve this many times the items per second of half its size
+_PATIENT_WEIGHT = 0.1  # a file takes what cameras leave, and at least a tenth of their share
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A batch to run now: `ran_as` is the size that the model is given, padding included."""
+    """A batch to run now; `ran_as` is its size after padding, `seconds` its expected duration."""
 
     items: list[Item]
     ran_as: int
@@ -34,13 +34,13 @@ class Dispatch:
 
 
 class Scheduler:
-    """Streams, what waits in them, and what goes next. Knows no clock: every call says `now`.
+    """Queues items and chooses the next batch. It has no clock: `now` is an argument.
 
     Args:
         table: seconds by batch size.
         latency: the target in seconds, from arrival to result.
-        sizes: the only sizes that the model takes, where it was exported with fixed ones.
-        max_batch: never more items than this (memory).
+        sizes: the batch sizes that the model accepts, if it was exported with fixed ones.
+        max_batch: the most items in a batch (memory).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Scheduler:
         self.table = table
         self.latency = latency
         self.queues = Queues()
-        self.overhead = 0.0  # seconds of an item before it is put here
+        self.overhead = 0.0  # seconds from an item's arrival until it is put here
         self._allowed = tuple(sorted(sizes)) if sizes else None
         self._max_batch = max_batch
         self._batches = 0
@@ -64,28 +64,28 @@ class Scheduler:
 
     @property
     def largest(self) -> int:
-        """The largest batch that it will form now."""
+        """The largest batch that it forms now."""
         return self._best[self._within]
 
     def plan(self) -> None:
-        """Choose the sizes anew from the table, as it is now."""
+        """Recompute the best size for each number of waiting items from the table."""
         most = self.table.largest
         if self._max_batch is not None:
             most = min(most, self._max_batch)
         if self._allowed is not None:
             most = min(most, self._allowed[-1])
-        # By the number that waits: the size that serves most items a second.
+        # Index: number of waiting items; value: the size with the most items per second.
         self._best = [0, 1]
         for waiting in range(2, most + 1):
             before, half = self._best[-1], self._best[waiting // 2]
             rate = self._rate(waiting)
-            pays = rate > self._rate(before) and rate > _PAYS * self._rate(half)
-            self._best.append(waiting if pays else before)
-        self._look()
+            is_faster = rate > self._rate(before) and rate > _MIN_GAIN * self._rate(half)
+            self._best.append(waiting if is_faster else before)
+        self._update_limit()
 
-    def _look(self) -> None:
-        """How many the latency target allows: 2 s(n) <= target, in 99 of 100 batches."""
-        # Fewer than the smallest size that the model takes need as long as that one.
+    def _update_limit(self) -> None:
+        """Find the largest n with 2 s(n) <= target, s being the 99% quantile."""
+        # A batch below the smallest allowed size takes as long as that size.
         smallest = self._allowed[0] if self._allowed else 1
         self._within = max(1, min(smallest, len(self._best) - 1))
         above = len(self._best)
@@ -100,13 +100,13 @@ class Scheduler:
             if stream.follows_batch:
                 stream.depth = 2 * self.largest
 
-    def adopt(self, table: ServiceTable) -> None:
-        """Go by another table from now on."""
+    def use_table(self, table: ServiceTable) -> None:
+        """Replace the service table."""
         self.table = table
         self.plan()
 
-    def cap(self, max_batch: int) -> None:
-        """Form no larger batches from now on."""
+    def limit_batch(self, max_batch: int) -> None:
+        """Set the most items in a batch."""
         self._max_batch = max_batch
         self.plan()
 
@@ -117,7 +117,7 @@ class Scheduler:
         weight: float | None = None,
         depth: int | None = None,
     ) -> None:
-        """Add a stream. Without a depth, `every` holds two batches and `freshest` one item."""
+        """Add a stream. The default depth is two batches for `every` and 1 for `freshest`."""
         if weight is None:
             weight = _PATIENT_WEIGHT if contract == "every" else 1.0
         follows = depth is None and contract == "every"
@@ -126,15 +126,15 @@ class Scheduler:
         self.queues.add(Stream(name, contract, weight, depth, follows))
 
     def put(self, item: Item) -> Item | None:
-        """Let an item wait, until its deadline if it has one; the item that it replaced."""
+        """Queue an item and set its deadline; return the item that it replaced, if any."""
         stream = self.queues[item.stream]
         item.deadline = item.arrived + self.latency if stream.has_deadline else NEVER
         return self.queues.put(item)
 
     def lateness(self, name: str, now: float, free_at: float, arrived: float) -> float:
-        """By how many seconds an item that comes now would be late, as predicted; 0 if not.
+        """Return by how many seconds an item that arrives now is predicted to be late; 0 if not.
 
-        So much later it would not be, if nothing else came.
+        After that many seconds it would be in time, if no other item arrived.
         """
         ahead = self.queues.ahead(self.queues[name])
         full, place = divmod(ahead, self.largest)
@@ -143,7 +143,7 @@ class Scheduler:
         return max(0.0, finish - (arrived + self.latency))
 
     def next(self, now: float) -> tuple[Dispatch | None, list[tuple[Item, Cause]]]:
-        """What goes now, on a device that is free, and what is dropped for it."""
+        """Return the batch to start on a free device, if any, and the items dropped."""
         dropped: list[tuple[Item, Cause]] = []
         queues = self.queues
         while waiting := len(queues):
@@ -152,7 +152,7 @@ class Scheduler:
             head = queues.earliest()
             urgent_only = False
             if head is not None and now + seconds > head.deadline and queues.urgent < waiting:
-                # What has no deadline makes nobody late.
+                # Leave out items without a deadline: they must not make others late.
                 urgent_only = True
                 size = self._size(queues.urgent)
                 seconds = self._seconds(size)
@@ -166,22 +166,22 @@ class Scheduler:
         return None, dropped
 
     def observe(self, ran_as: int, seconds: float) -> None:
-        """Learn from a batch that ran."""
+        """Update the service table with a batch that ran."""
         self.table.observe(ran_as, seconds)
         self._batches += 1
-        if self._batches % _PLAN == 0:
+        if self._batches % _PLAN_EVERY == 0:
             self.plan()
-        elif self._batches % _LOOK == 0:
-            self._look()
+        elif self._batches % _LIMIT_EVERY == 0:
+            self._update_limit()
 
     def padded(self, size: int) -> int:
-        """The size that the model is given for so many items."""
+        """Return the size that `size` items are padded to."""
         if self._allowed is None:
             return size
         return next((allowed for allowed in self._allowed if allowed >= size), self._allowed[-1])
 
     def rate(self) -> float:
-        """Items a second in its largest batches, without a pause."""
+        """Return the items per second of the largest batches, one after the other."""
         return self._rate(self.largest)
 
     def _size(self, waiting: int) -> int:
@@ -195,13 +195,13 @@ class Scheduler:
 
     def _reason(self, size: int, waiting: int) -> str:
         if size == waiting:
-            return "all that waited"
+            return "all waiting items"
         if waiting <= self._within:
-            return "serves most a second of those that waited"
+            return "most items per second of the waiting ones"
         if self.largest < self._within:
-            return "larger batches serve no more a second"
+            return "larger batches do not serve more items per second"
         if self._max_batch is not None and size == self._max_batch:
-            return "the most that memory allows"
+            return "limited by max_batch or memory"
         if self._allowed is not None and size == self._allowed[-1]:
-            return "the most that the model takes"
-        return f"the most that {self.latency * 1000:g} ms allow"
+            return "the model's largest batch size"
+        return f"limited by the latency target of {self.latency * 1000:g} ms"

@@ -1,8 +1,8 @@
-"""How long a batch takes, by its size: measured, and refined while it serves.
+"""Seconds of a batch by its size: measured in the calibration and updated while serving.
 
-Seconds of n items are level x shape(n) x noise. The shape is a table of the sizes that ran, a line
-between two of them. The level is what all sizes share and what drifts: a hot chip, a neighbour on
-the machine. The noise is a factor that all sizes share too, so that a tail can be known before any
+The model is: seconds of n items = level × shape(n) × noise. The shape is a table of the sizes that
+ran, interpolated linearly. The level is common to all sizes and drifts (a hot chip, another process
+on the machine). The noise factor is common to all sizes too, so that its tail is known before any
 one size has run a hundred times.
 """
 
@@ -12,95 +12,91 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import linear_regression, median
 
-_RECENT = 31  # batches whose median is the level
-_TAIL = 512  # batches whose noise gives the tail
-_REFINE = 0.01  # of a surprise goes into the shape; slow, or it would swallow what is the level's
-_SURPRISE = 0.2  # at most, in logarithms: an outlier says that it is slow, not how slow
+_LEVEL_WINDOW = 31  # batches; their median is the level
+_NOISE_WINDOW = 512  # batches; their noise gives the tail
+_SHAPE_RATE = 0.01  # share of a deviation that updates the shape; slow, so that drift stays level
+_MAX_DEVIATION = 0.2  # in logarithms: an outlier says that a batch is slow, not how slow
 
 
 class ServiceTable:
     """Seconds of a batch by its size.
 
     Args:
-        samples: size -> the seconds that batches of it took; at least one of each.
+        samples: batch size -> measured seconds, at least one for each size.
     """
 
     def __init__(self, samples: Mapping[int, Sequence[float]]) -> None:
         if not samples or any(size < 1 or not taken for size, taken in samples.items()):
-            raise ValueError("a service table needs sizes of at least 1, each with its seconds")
+            raise ValueError(
+                "a service table needs sizes of at least 1, each with measured seconds"
+            )
         self._shape = {size: max(median(taken), 1e-9) for size, taken in sorted(samples.items())}
         self._sizes = list(self._shape)
         self._level = 1.0
-        self._levels: deque[float] = deque(maxlen=_RECENT)
-        self._noise: deque[float] = deque(maxlen=_TAIL)
+        self._levels: deque[float] = deque(maxlen=_LEVEL_WINDOW)
+        self._noise: deque[float] = deque(maxlen=_NOISE_WINDOW)
         self._tail: float | None = None
         for size, taken in samples.items():
             self._noise.extend(seconds / self._shape[size] for seconds in taken)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes that ran."""
+        """The sizes that were measured."""
         return tuple(self._sizes)
 
     @property
     def largest(self) -> int:
-        """The largest that ran."""
+        """The largest size that was measured."""
         return self._sizes[-1]
 
     @property
     def level(self) -> float:
-        """How slow it is now, as a multiple of the calibration."""
+        """The current duration as a multiple of the calibration."""
         return self._level
 
     @property
     def slow_level(self) -> float:
-        """The level that 99 of 100 batches do not exceed."""
+        """The 99% quantile of the level."""
         if self._tail is None:
-            # Without the largest: one hiccup among the few of a calibration is no tail.
+            # Without the largest: a single outlier of a short calibration would be the quantile.
             noise = sorted(self._noise)[:-1] or self._noise
             self._tail = max(1.0, quantile(noise, 0.99))
         return self._level * self._tail
 
     def seconds(self, size: int) -> float:
-        """The median seconds of a batch of `size` items."""
+        """Return the median seconds of a batch of `size` items."""
         return self._level * self._shape_of(size)
 
     def slow_seconds(self, size: int) -> float:
-        """Seconds that 99 of 100 batches of that size do not exceed."""
+        """Return the 99% quantile of the seconds of a batch of `size` items."""
         return self.slow_level * self._shape_of(size)
 
     def observe(self, size: int, seconds: float) -> None:
-        """Learn from a batch that ran."""
-        seconds = max(seconds, 1e-9)  # a clock may not have moved
+        """Update the level, the noise and the shape with a measured batch."""
+        seconds = max(seconds, 1e-9)  # the clock may be coarser than the batch
         shape = self._shape_of(size)
         self._levels.append(seconds / shape)
-        if len(self._levels) == _RECENT:
+        if len(self._levels) == _LEVEL_WINDOW:
             self._level = median(self._levels)
-            # The noise of the one in the middle, whose level is known by now from both sides: a
-            # step of the level is then no noise.
-            self._noise.append(self._levels[_RECENT // 2] / self._level)
+            # The noise of the middle batch, whose level is known from both sides: a step of the
+            # level does not count as noise.
+            self._noise.append(self._levels[_LEVEL_WINDOW // 2] / self._level)
             self._tail = None
-        surprise = math.log(seconds / (self._level * shape))
-        surprise = max(-_SURPRISE, min(_SURPRISE, surprise))
+        deviation = math.log(seconds / (self._level * shape))
+        deviation = max(-_MAX_DEVIATION, min(_MAX_DEVIATION, deviation))
         if size not in self._shape:
             insort(self._sizes, size)
-        self._shape[size] = shape * math.exp(_REFINE * surprise)
+        self._shape[size] = shape * math.exp(_SHAPE_RATE * deviation)
 
     def line(self) -> tuple[float, float]:
-        """Seconds per item and per batch, (a, b) of a x n + b, by least squares over the table.
-
-        With a single size nothing is known per batch: b is 0.
-        """
-        points = [(size, self.seconds(size)) for size in self._sizes]
-        if len(points) == 1:
-            return points[0][1] / points[0][0], 0.0
-        mean_size = sum(size for size, _ in points) / len(points)
-        mean = sum(seconds for _, seconds in points) / len(points)
-        spread = sum((size - mean_size) ** 2 for size, _ in points)
-        slope = sum((size - mean_size) * (seconds - mean) for size, seconds in points) / spread
-        return slope, mean - slope * mean_size
+        """Fit seconds = a × n + b by least squares; return (a, b). With a single size, b is 0."""
+        sizes, seconds = self._sizes, [self.seconds(size) for size in self._sizes]
+        if len(sizes) == 1:
+            return seconds[0] / sizes[0], 0.0
+        slope, intercept = linear_regression(sizes, seconds)
+        return slope, intercept
 
     def _shape_of(self, size: int) -> float:
         known = self._shape.get(size)
@@ -112,11 +108,11 @@ class ServiceTable:
         below, above = self._sizes[place - 1], self._sizes[place]
         share = (size - below) / (above - below)
         between = self._shape[below] + share * (self._shape[above] - self._shape[below])
-        return max(between, 1e-9)  # beyond the table, where a line may fall below zero
+        return max(between, 1e-9)  # extrapolation may fall below zero
 
 
 def quantile(values: Sequence[float] | deque[float], q: float) -> float:
-    """The q-quantile, between neighbours linearly.
+    """Return the q-quantile, interpolated linearly.
 
     >>> quantile([3.0, 1.0, 2.0], 0.5)
     2.0

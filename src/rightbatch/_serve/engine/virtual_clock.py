@@ -1,4 +1,4 @@
-"""The scheduler on a virtual clock: what a load would do, without running it."""
+"""Simulate a load on the scheduler with a virtual clock, without running a model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Arrival = tuple[float, str]  # seconds, stream
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """What became of a load; times in seconds."""
+class SimulationResult:
+    """The outcome of a simulated load; times in seconds."""
 
     offered: int
     in_time: int
@@ -27,12 +27,12 @@ class Simulated:
 
     @property
     def attainment(self) -> float:
-        """The share of all that was offered that was served in time."""
+        """The share of the offered items that was served in time."""
         return self.in_time / self.offered if self.offered else 1.0
 
 
 def poisson(rate: float, seconds: float, seed: int = 0) -> list[Arrival]:
-    """Arrivals of requests that know nothing of each other."""
+    """Return the arrivals of a Poisson process of `rate` requests per second."""
     rng = random.Random(seed)
     arrivals: list[Arrival] = []
     at = rng.expovariate(rate)
@@ -45,9 +45,9 @@ def poisson(rate: float, seconds: float, seed: int = 0) -> list[Arrival]:
 def cameras(
     count: int, rate: float, seconds: float, seed: int = 0, jitter: float = 0.02
 ) -> list[Arrival]:
-    """Frames of `count` cameras, `rate` a second each: random phases, a little jitter.
+    """Return the frames of `count` cameras at `rate` frames per second, with random phases.
 
-    `jitter` is the standard deviation of a frame's moment, as a share of the period.
+    `jitter` is the standard deviation of a frame's time as a share of the period.
     """
     rng = random.Random(seed)
     period = 1 / rate
@@ -68,16 +68,16 @@ def simulate(
     contract: Contract = "deadline",
     refuse: bool = False,
     learn: bool = False,
-) -> Simulated:
-    """Run a load through a scheduler; the queues must be empty.
+) -> SimulationResult:
+    """Run arrivals through a scheduler whose queues are empty.
 
     Args:
-        scheduler: what decides; its streams are opened as arrivals name them.
-        arrivals: in the order of their times.
-        seconds: what a batch of so many items really takes; by default the table's median.
+        scheduler: the scheduler; a stream is opened for each name in `arrivals`.
+        arrivals: sorted by time.
+        seconds: batch size -> simulated seconds; by default the table's median.
         contract: of every stream.
-        refuse: turn away what is predicted to be late, as a server of requests does.
-        learn: let the scheduler observe the batches that ran.
+        refuse: reject items that are predicted to be late, as a server does with requests.
+        learn: let the scheduler observe the simulated batches.
     """
     takes = seconds or scheduler.table.seconds
     dropped: Counter[str] = Counter()
@@ -88,7 +88,7 @@ def simulate(
     free_at = 0.0
     place = 0
     while place < len(arrivals) or len(scheduler.queues):
-        # The device becomes free, or the next item finds it free: whatever comes first.
+        # Advance until the device is free and an item waits.
         moment = free_at
         if not len(scheduler.queues) and place < len(arrivals):
             moment = max(free_at, arrivals[place][0])
@@ -110,6 +110,6 @@ def simulate(
         if learn:
             scheduler.observe(dispatch.ran_as, took)
     in_time = sum(latency <= scheduler.latency + 1e-9 for latency in latencies)
-    return Simulated(
+    return SimulationResult(
         len(arrivals), in_time, {k: n for k, n in dropped.items() if n}, latencies, batches
     )

@@ -1,7 +1,7 @@
-"""`rightbatch bench serve`: the most frames a second in time here, measured by open loads.
+"""`rightbatch bench serve`: the largest rate in time on this machine, measured by open-loop loads.
 
-Beside the engine's batches the same loads are put on batches of 1: whether batching helps here is
-then seen, and not believed.
+The same loads run with the engine's batches and with batches of 1, which shows whether batching
+helps here.
 """
 
 from __future__ import annotations
@@ -15,31 +15,27 @@ from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._progress import Live
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.calibration import Calibration
-from rightbatch._serve.load.load_test import (
-    SHARE,
-    Kind,
-    LargestRate,
-    LoadResult,
-    largest_rate,
-    run,
-    schedule,
-)
-from rightbatch._serve.models import Image, Model, open_model
+from rightbatch._serve.load.arrivals import Kind, schedule
+from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.load_test import LoadResult, run
+from rightbatch._serve.load.rate_search import LargestRate, largest_rate
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image, Model
 from rightbatch._units import parse_seconds
 
 _KINDS: tuple[Kind, ...] = ("cameras", "poisson")
-_RESOLUTION = 0.02  # of the guessed rate: between two rates that are told apart
-_TARGETS = 10  # so many a load lasts at the least
-_LIKE = 1.02  # so much more a second is worth a word
-_NOISE = (480, 640, 3)  # what is sent if nobody gave a picture
+_RESOLUTION = 0.02  # of the search, as a share of the guessed rate
+_TARGETS = 10  # shortest load, in latency targets
+_MIN_GAIN = 1.02  # smallest gain that counts as a benefit of batching
+_NOISE_SHAPE = (480, 640, 3)  # of the random image that is sent by default
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was calibrated and what was measured.
+    """The calibration and the measured rates.
 
-    `rates` has, for `cameras` and for `poisson` arrivals, the largest rate in batches and that of
-    batches of 1, with all of their runs.
+    `rates` has, for `cameras` and `poisson` arrivals, the largest rate with batches and with
+    batches of 1, including all runs.
     """
 
     model: str
@@ -76,11 +72,11 @@ class BenchResult:
         batched, single = (found.rate for found in self.rates[kind])
         what = "cameras" if kind == "cameras" else "requests"
         if not single:
-            return f"{what}: one by one none is in time" if batched else f"{what}: none is in time"
+            return f"{what}: {'in time with batches only' if batched else 'none in time'}"
         gain = batched / single
-        if gain >= _LIKE:
-            return f"{what}: {gain:.2f} times as many in batches as one by one"
-        return f"{what}: batching does not help here ({gain:.2f} times as many); 1 is as good"
+        if gain >= _MIN_GAIN:
+            return f"{what}: batches serve {gain:.2f} times as many as one by one"
+        return f"{what}: batching does not help here ({gain:.2f} times as many as one by one)"
 
 
 def bench(
@@ -97,37 +93,39 @@ def bench(
     progress: bool = True,
     **options: Any,
 ) -> BenchResult:
-    """Measure how many frames a second a model serves in time here.
+    """Measure how many frames per second a model serves in time on this machine.
 
     Args:
-        model: what `open_model` takes.
-        latency: the target: seconds, or text like `"100ms"`.
-        image: what is sent: a picture, a folder of them, or an array; by default noise.
-        seconds: of each load; ten times the target at the least.
-        camera_rate: frames a second of a camera.
-        memory: caps what batches may use, as for `Server`.
-        max_batch: the most images of a batch.
+        model: an argument of `open_model`.
+        latency: target: seconds, or text like `"100ms"`.
+        image: sent to the model: a picture, a folder of pictures, or an array; by default noise.
+        seconds: duration of each load; at least ten times the target.
+        camera_rate: frames per second of a camera.
+        memory: limit for batches, as for `Server`.
+        max_batch: the most images in a batch.
         device: where the model runs.
-        seed: of the loads' moments.
-        progress: show on a terminal what runs.
+        seed: of the arrival times.
+        progress: show the progress on a terminal.
         options: of the model's integration.
 
     Raises:
-        UsageError: if an argument cannot be meant.
+        UsageError: if an argument is invalid.
     """
     if seconds <= 0 or camera_rate <= 0:
-        raise UsageError(f"seconds and camera_rate are above 0, got {seconds} and {camera_rate}")
+        raise UsageError(
+            f"seconds and camera_rate must be above 0, got {seconds} and {camera_rate}"
+        )
     images = _images(image, seed)
     served = open_model(model, device=device, **options)
     try:
         with Live("bench", enabled=progress) as live:
             if memory is not None:
-                from rightbatch._serve.engine.memory import largest_within
+                from rightbatch._serve.models.memory import largest_batch_within
 
-                live.show(f"how many images {memory} hold")
+                live.show(f"finding the largest batch within {memory}")
                 asked = {"device": device, "max_batch": max_batch, **options}
-                max_batch = largest_within(memory, model, images[0].shape, **asked).batch_size
-            # What a short burst leaves in the queue is no sign of what can be borne.
+                max_batch = largest_batch_within(memory, model, images[0].shape, **asked).batch_size
+            # In a short load the queue could absorb a rate that cannot be sustained.
             seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)
             return _bench(served, latency, images, load, max_batch)
@@ -156,7 +154,7 @@ def _bench(
 
 @dataclass(frozen=True)
 class _Load:
-    """How loads are made."""
+    """Parameters of the loads."""
 
     seconds: float
     camera_rate: float
@@ -176,7 +174,7 @@ class _Load:
     ) -> LoadResult:
         self.show(f"{kind}, {rate:.4g}/s, batches up to {batcher.largest_batch}")
         arrivals = schedule(kind, rate, self.seconds, self.seed + number, self.camera_rate)
-        # Cameras keep the freshest, requests their deadline.
+        # Streams of cameras are opened here; that of the requests has the default contract.
         names = sorted({stream for _, stream in arrivals}) if kind == "cameras" else []
         for name in names:
             batcher.open_stream(name, contract="freshest")
@@ -191,15 +189,14 @@ def _images(image: str | Path | Image | None, seed: int) -> list[Image]:
     if image is None:
         import numpy as np
 
-        return [np.random.default_rng(seed).integers(0, 256, _NOISE, np.uint8)]
+        return [np.random.default_rng(seed).integers(0, 256, _NOISE_SHAPE, np.uint8)]
     if not isinstance(image, str | Path):
         return [image]
-    from rightbatch._serve.sources.frames import pictures_in
-    from rightbatch._serve.sources.pictures import load_picture
+    from rightbatch._serve.sources.pictures import load_picture, pictures_in
 
     files = pictures_in(Path(image)) if Path(image).exists() else ()
     if not files:
-        raise UsageError(f"there is no picture at {image}")
+        raise UsageError(f"no picture found at {image}")
     try:
         return [load_picture(path) for path in files[:64]]
     except ImportError:

@@ -1,7 +1,7 @@
-"""Lines to an MQTT broker: each is sent until the broker has said that it has it (QoS 1).
+"""Send lines to an MQTT broker with QoS 1: each is sent until the broker acknowledges it.
 
-While the broker is away a bounded number of lines waits for it here; what comes then waits in the
-writer's queue, and has its rules.
+While the broker is away, a bounded number of lines waits here; further lines wait in the writer's
+queue and follow its rules.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.sources.frames import said
+from rightbatch._serve.redaction import describe_error
 
 if TYPE_CHECKING:
-    from rightbatch._serve.sinks.sinks import Line
+    from rightbatch._serve.sinks.line import Line
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _TOPIC = "rightbatch/{source}"
-_WAITING = 1000  # lines that the broker does not have yet
-_IN_FLIGHT = 100  # of them on the way at once; AWS IoT Core allows no more
-_ALIVE = 15  # seconds without a word after which the broker is asked for one
-_RETRY = (1, 5)  # seconds between attempts, the first and the longest
-_ANSWER = 5.0  # seconds to connect in
+_MAX_PENDING = 1000  # lines that the broker has not acknowledged
+_MAX_IN_FLIGHT = 100  # of them being sent at once; AWS IoT Core allows no more
+_KEEPALIVE = 15  # seconds of silence after which the client pings the broker
+_RECONNECT_DELAY = (1, 5)  # seconds between attempts, the first and the longest
+_CONNECT_TIMEOUT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
 class Address:
-    """A broker and a topic on it, where `{source}` stands for a source's name."""
+    """A broker and a topic, in which `{source}` stands for the name of a source."""
 
     scheme: str
     host: str
@@ -41,23 +41,23 @@ class Address:
     password: str | None = field(repr=False)
 
     def __str__(self) -> str:
-        """Without the password, and the user."""
+        """Return the URL without user, password and topic."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
     def topic_of(self, source: str) -> str:
-        """Its topic; what may not stand in one becomes an underscore."""
+        """Return the topic of a source; characters not allowed in topics become underscores."""
         name = re.sub(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff]", "_", source)
-        return re.sub(r"^\$", "_", self.topic.replace("{source}", name))  # $ is the broker's own
+        return re.sub(r"^\$", "_", self.topic.replace("{source}", name))  # $ is reserved
 
 
 def parse(url: str) -> Address:
-    """What `mqtt[s]://[user:password@]host[:port][/topic]` says.
+    """Parse `mqtt[s]://[user:password@]host[:port][/topic]`.
 
-    The topic is `rightbatch/{source}` where none is given.
+    The default topic is `rightbatch/{source}`.
 
     Raises:
-        UsageError: if it is no such address; it does not show the password.
+        UsageError: if it is not such a URL; the message does not contain the password.
     """
     form = "mqtt[s]://[user:password@]host[:port][/topic]"
     try:
@@ -68,14 +68,14 @@ def parse(url: str) -> Address:
             raise ValueError
     except (ValueError, KeyError):
         raise UsageError(
-            f"an MQTT broker is {form}; a password with one of / ? # @ : or a space in it has to "
-            "be written with %2F %3F %23 %40 %3A %20"
+            f"an MQTT URL has the form {form}; in a password, encode / ? # @ : and space as "
+            "%2F %3F %23 %40 %3A %20"
         ) from None
     topic = unquote(parts.path[1:]) or _TOPIC
     if parts.query or "#" in url or re.search(r"[+#\x00]", topic):
-        raise UsageError(f"lines go to one topic, without + # and ?: {form}")
+        raise UsageError(f"an MQTT topic to publish to may not contain + # or ?; expected {form}")
     if re.search(r"[{}]", topic.replace("{source}", "")):
-        raise UsageError(f"only {{source}} may stand in braces in a topic, got {topic}")
+        raise UsageError(f"the only placeholder of a topic is {{source}}, got {topic}")
     user, password = parts.username, parts.password
     return Address(
         parts.scheme,
@@ -87,19 +87,19 @@ def parse(url: str) -> Address:
     )
 
 
-class Mqtt:
-    """Sends every line to its source's topic.
+class MqttSink:
+    """Publishes every line to the topic of its source.
 
-    `put` waits while 1000 lines are on their way. The client connects again by itself, and sends
-    again what was not acknowledged: after a break a line may come twice, and none is lost as long
-    as this process lives.
+    `put` blocks while 1000 lines are unacknowledged. The client reconnects and resends lines that
+    were not acknowledged: after an interruption a line may arrive twice; none is lost while this
+    process lives.
 
     Args:
-        url: see `parse`. With `mqtts://` the broker's certificate has to be one that this machine
-            trusts; the environment variable `SSL_CERT_FILE` names others.
+        url: see `parse`. With `mqtts://` the broker's certificate must be trusted by this machine;
+            the environment variable `SSL_CERT_FILE` adds others.
 
     Raises:
-        UsageError: if it is no address, or the broker cannot be reached or refuses.
+        UsageError: if the URL is invalid, or the broker cannot be reached or refuses.
         MissingExtraError: if paho-mqtt is not installed.
     """
 
@@ -107,32 +107,32 @@ class Mqtt:
         self._address = address = parse(url)
         self.name = f"{address}/{address.topic}"
         self._changed = threading.Condition()
-        self._on_the_way = 0
+        self._pending = 0
         self._closed = False
         self._answered = False
         self._error: str | None = None
-        self._client = self._connected()
+        self._client = self._connect()
 
     @property
     def error(self) -> str | None:
-        """Why nothing is sent now."""
+        """Why no line is sent now; None if lines are sent."""
         return self._error
 
     def put(self, line: Line) -> None:
         topic = self._address.topic_of(line.source)
         payload = line.to_json().encode()
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._on_the_way < _WAITING)
+            self._changed.wait_for(lambda: self._closed or self._pending < _MAX_PENDING)
             if self._closed:
-                raise ConnectionError("it closes, and the broker has not taken what came before")
-            self._on_the_way += 1
-        # Without the lock: the client calls back while it holds its own.
+                raise ConnectionError("closed before the broker acknowledged the previous lines")
+            self._pending += 1
+        # Without the lock: the client calls back while it holds its own lock.
         try:
             sent = self._client.publish(topic, payload, qos=1)
             if sent.rc not in (self._codes.MQTT_ERR_SUCCESS, self._codes.MQTT_ERR_NO_CONN):
                 raise ConnectionError(f"not sent: {sent.rc.name}")
         except BaseException:
-            self._one_less()
+            self._acknowledge()
             raise
 
     def close(self, timeout: float = 5.0) -> int:
@@ -140,14 +140,14 @@ class Mqtt:
             is_first = not self._closed
             self._closed = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._on_the_way, timeout)
-            left = self._on_the_way
+            self._changed.wait_for(lambda: not self._pending, timeout)
+            left = self._pending
         if is_first:
-            self._end(self._client)
+            self._disconnect(self._client)
         return left
 
-    def _connected(self) -> Any:
-        """A client that the broker has welcomed; it has a thread."""
+    def _connect(self) -> Any:
+        """Return a connected client, with its thread running."""
         try:
             from paho.mqtt.client import Client
             from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -156,9 +156,9 @@ class Mqtt:
         self._codes = MQTTErrorCode
         address = self._address
         client = Client(CallbackAPIVersion.VERSION2, client_id=f"rightbatch-{secrets.token_hex(6)}")
-        client.connect_timeout = _ANSWER
-        client.reconnect_delay_set(*_RETRY)
-        client.max_inflight_messages_set(_IN_FLIGHT)
+        client.connect_timeout = _CONNECT_TIMEOUT
+        client.reconnect_delay_set(*_RECONNECT_DELAY)
+        client.max_inflight_messages_set(_MAX_IN_FLIGHT)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
@@ -168,41 +168,43 @@ class Mqtt:
         if address.scheme == "mqtts":
             client.tls_set()
         try:
-            client.connect(address.host, address.port, keepalive=_ALIVE)
-        except (OSError, ValueError) as error:  # a host's name may have no encoding
-            raise UsageError(f"no MQTT broker at {address}: {said(error)}") from None
+            client.connect(address.host, address.port, keepalive=_KEEPALIVE)
+        except (OSError, ValueError) as error:  # ValueError: the host name cannot be encoded
+            raise UsageError(f"no MQTT broker at {address}: {describe_error(error)}") from None
         client.loop_start()
         with self._changed:
-            self._changed.wait_for(lambda: self._answered or self._error, _ANSWER)
+            self._changed.wait_for(lambda: self._answered or self._error, _CONNECT_TIMEOUT)
         if not self._answered:
             reason = self._error or "no answer"
-            self._end(client)
+            self._disconnect(client)
             raise UsageError(f"no MQTT broker at {address}: {reason}")
         return client
 
-    def _end(self, client: Any) -> None:
-        """Its thread may be within a call that takes seconds; nobody waits for that."""
+    def _disconnect(self, client: Any) -> None:
+        """Disconnect; wait for the client's thread for 1 s, since a call may take several."""
         client.disconnect()
 
         def stop() -> None:
-            with suppress(AttributeError):  # the thread ended between two lines of the client
+            with suppress(AttributeError):  # a race in paho: its thread has just ended
                 client.loop_stop()
 
-        stopping = threading.Thread(target=stop, name="mqtt ends", daemon=True)
+        stopping = threading.Thread(target=stop, name="mqtt-stop", daemon=True)
         stopping.start()
         stopping.join(1.0)
 
-    def _one_less(self) -> None:
+    def _acknowledge(self) -> None:
         with self._changed:
-            self._on_the_way -= 1
+            self._pending -= 1
             self._changed.notify_all()
 
-    # The client's callbacks, on its thread.
+    # Callbacks of the client, on its thread.
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, more: Any) -> None:
         with self._changed:
             self._answered = self._answered or not reason.is_failure
-            self._error = f"the broker refuses: {reason}" if reason.is_failure else None
+            self._error = (
+                f"the broker refused the connection: {reason}" if reason.is_failure else None
+            )
             self._changed.notify_all()
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
@@ -211,8 +213,8 @@ class Mqtt:
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, more: Any) -> None:
         with self._changed:
             if not self._closed:
-                self._error = self._error or "the broker has gone away"
+                self._error = self._error or "the broker closed the connection"
             self._changed.notify_all()
 
     def _on_publish(self, client: Any, data: Any, number: int, reason: Any, more: Any) -> None:
-        self._one_less()
+        self._acknowledge()

@@ -1,4 +1,4 @@
-"""Writes lines to sinks, by threads that delay neither the model nor each other."""
+"""Write lines to sinks, on threads that delay neither the model nor each other."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rightbatch._serve.sinks.sinks import Line, NobodyReads, Sink
-from rightbatch._serve.sources.frames import said
+from rightbatch._serve.redaction import describe_error
+from rightbatch._serve.sinks.line import Line
+from rightbatch._serve.sinks.sink import ReaderGoneError, Sink
 
-_GRACE = 0.25  # seconds for a sink that used all of its time to say so
+_GRACE = 0.25  # extra seconds for a sink's thread to end after its timeout
 
 
 class Writer:
-    """Gives every line to every sink. Each sink has a queue and a thread: none waits for another.
+    """Passes every line to every sink; each sink has its own queue and thread.
 
     Args:
         sinks: closed by `close`.
-        depth: lines that may wait for a sink.
-        on_broken: called once, on a sink's thread, when nobody reads a stream any more.
+        depth: the most lines that wait for a sink.
+        on_broken: called once, on a sink's thread, when the reader of a stream has gone.
     """
 
     def __init__(
@@ -37,17 +38,17 @@ class Writer:
             outlet.thread.start()
 
     def put(self, line: Line, patient: bool) -> None:
-        """Have a line written, soon; never blocks.
+        """Queue a line for every sink; never block.
 
-        One that is not patient is left out where it finds no room. A patient one is always taken:
-        its reader waits for room before it brings the next.
+        A line is left out of a full queue, unless it is `patient`: then its producer waits for room
+        before the next one (`wait_for_room`).
         """
         with self._changed:
             for outlet in self._outlets:
                 outlet.take(line, patient)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
-        """Wait until every sink has room, or it closes; False where the time was over first."""
+        """Wait until every sink has room or is closing; False after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: all(outlet.has_room for outlet in self._outlets), timeout
@@ -60,8 +61,7 @@ class Writer:
             return not any(outlet.is_busy for outlet in self._outlets)
 
     def close(self, timeout: float = 5.0) -> int:
-        """Write what waits, for at most so many seconds; how many lines are left, of the sink that
-        has most."""
+        """Write queued lines for at most `timeout` seconds; return the most left by any sink."""
         until = time.monotonic() + timeout
         with self._changed:
             for outlet in self._outlets:
@@ -70,10 +70,13 @@ class Writer:
         return max([outlet.end() for outlet in self._outlets], default=0)
 
     def status(self) -> dict[str, Any]:
-        """`lines` reached every sink; `left_out` is how often one could not be given to a sink;
-        `error` is what went wrong last, or what holds a sink up now."""
+        """Return counts and the last error.
+
+        `lines` reached every sink, `left_out` counts lines that a sink did not get, `error` is the
+        last error, or the reason why a sink is blocked now.
+        """
         with self._changed:
-            errors = [outlet.trouble for outlet in self._outlets]
+            errors = [outlet.error for outlet in self._outlets]
             return {
                 "lines": min((outlet.written for outlet in self._outlets), default=0),
                 "left_out": sum(outlet.left_out for outlet in self._outlets),
@@ -89,7 +92,7 @@ class Writer:
 
 
 class _Outlet:
-    """A sink, what waits for it, and the thread that writes it."""
+    """A sink, its queue, and the thread that writes it."""
 
     def __init__(
         self,
@@ -99,12 +102,12 @@ class _Outlet:
         on_broken: Callable[[], None],
     ) -> None:
         self.written = self.left_out = 0
-        self.until: float | None = None  # when it is to have ended, once it closes
+        self.until: float | None = None  # time limit of closing; None while it is open
         self._sink = sink
         self._changed = changed
         self._depth = depth
         self._on_broken = on_broken
-        self._waiting: deque[Line] = deque()  # the first one is being written
+        self._waiting: deque[Line] = deque()  # the first is being written
         self._undelivered = 0
         self._is_broken = False
         self._error: str | None = None
@@ -119,7 +122,7 @@ class _Outlet:
         return bool(self._waiting)
 
     @property
-    def trouble(self) -> str | None:
+    def error(self) -> str | None:
         now = getattr(self._sink, "error", None)
         return self._error if now is None else f"{self._sink.name}: {now}"
 
@@ -133,11 +136,11 @@ class _Outlet:
             self._changed.notify_all()
 
     def end(self) -> int:
-        """Wait for the thread until its time is over; the lines that are left."""
+        """Wait for the thread until the time limit; return the lines that are left."""
         assert self.until is not None
         if self.thread is not threading.current_thread():
             self.thread.join(max(0.0, self.until - time.monotonic()) + _GRACE)
-            if self.thread.is_alive():  # in `put`, which ends that way
+            if self.thread.is_alive():  # closing the sink ends its `put`
                 self._close_sink(0.0)
         with self._changed:
             return len(self._waiting) + self._undelivered
@@ -151,13 +154,13 @@ class _Outlet:
                 error = raised
             with self._changed:
                 self._note(error)
-            if isinstance(error, NobodyReads):
+            if isinstance(error, ReaderGoneError):
                 self._on_broken()
         assert self.until is not None
         self._close_sink(max(0.0, self.until - time.monotonic()))
 
     def _next(self) -> Line | None:
-        """The line to write; None once it is to end."""
+        """Wait for the next line to write; None when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.until is not None)
             is_late = self.until is not None and time.monotonic() >= self.until
@@ -169,8 +172,8 @@ class _Outlet:
             self.written += 1
         else:
             self.left_out += 1
-            self._error = f"{self._sink.name}: {said(error)}"
-        if isinstance(error, NobodyReads):
+            self._error = f"{self._sink.name}: {describe_error(error)}"
+        if isinstance(error, ReaderGoneError):
             self._is_broken = True
             self.left_out += len(self._waiting)
             self._waiting.clear()
@@ -182,7 +185,7 @@ class _Outlet:
             undelivered = self._sink.close(timeout)
         except Exception as error:
             with self._changed:
-                self._error = f"{self._sink.name}: {said(error)}"
+                self._error = f"{self._sink.name}: {describe_error(error)}"
         else:
             with self._changed:
                 self._undelivered = undelivered or 0  # a user's sink may return nothing

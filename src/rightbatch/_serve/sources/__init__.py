@@ -1,6 +1,7 @@
-"""Where frames come from: cameras, films, pictures and iterables, each under supervision.
+"""Sources of frames: cameras, videos, pictures and iterables, each supervised.
 
-frames    what a source is, and how it is named    connection  one that another thread may close
-video     cameras and films, by PyAV               pictures    files and arrays
-feed      a source that may die, and comes back    isolated    in a process of its own
+frames       the `FrameSource` protocol          open        a URL, path or iterable to a source
+video        cameras and video files, by PyAV    pictures    picture files and iterables
+connection   closed safely by another thread     isolated    a source in its own process
+feed         reconnects and detects stalls
 """

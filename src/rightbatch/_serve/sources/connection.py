@@ -1,4 +1,4 @@
-"""A connection that another thread may close while a read is under way."""
+"""Base class of sources that another thread may close during a read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Connection(ABC):
-    """A `FrameSource` of which only one thread at a time is inside.
+    """A `FrameSource` that runs one call at a time.
 
-    What `close` finds busy is let go by the call that keeps it busy, when that returns. Subclasses
-    bound how long `_open` and `_read` take, or end them in `_interrupt`.
+    If `close` finds a call running, that call frees the resources when it returns. Subclasses bound
+    the duration of `_open` and `_read`, or end them in `_interrupt`.
     """
 
     is_live: bool
@@ -25,11 +25,11 @@ class Connection(ABC):
         self._closed = False
 
     def open(self) -> None:
-        """As `FrameSource` says."""
+        """See `FrameSource.open`."""
         try:
             with self._busy:
                 if self._closed:
-                    raise ValueError("it is closed")
+                    raise ValueError("the source is closed")
                 self._open()
         except BaseException:
             self.close()
@@ -38,23 +38,23 @@ class Connection(ABC):
             self.close()
 
     def read(self) -> tuple[NDArray[np.uint8], float] | None:
-        """As `FrameSource` says."""
+        """See `FrameSource.read`."""
         try:
             with self._busy:
                 if self._closed:
-                    raise ValueError("it is closed")
+                    raise ValueError("the source is closed")
                 return self._read()
         finally:
             if self._closed:
                 self.close()
 
     def close(self) -> None:
-        """As `FrameSource` says."""
+        """See `FrameSource.close`."""
         self._closed = True
         self._interrupt()
         if self._busy.acquire(blocking=False):
             try:
-                self._let_go()
+                self._release()
             finally:
                 self._busy.release()
 
@@ -65,8 +65,8 @@ class Connection(ABC):
     def _read(self) -> tuple[NDArray[np.uint8], float] | None: ...
 
     @abstractmethod
-    def _let_go(self) -> None:
-        """Close everything; may be called twice, and after an `_open` that failed."""
+    def _release(self) -> None:
+        """Free all resources; may be called twice, and after an `_open` that failed."""
 
-    def _interrupt(self) -> None:  # noqa: B027  nothing can be ended, unless a subclass can
-        """End the call that is under way, where that can be; called by any thread, often."""
+    def _interrupt(self) -> None:  # noqa: B027  optional
+        """End the running call, if possible; may be called by any thread, more than once."""

@@ -1,8 +1,8 @@
-"""One source under supervision: a thread reads it, another one watches that it does.
+"""Supervise one source: a reader thread reads it, a watcher thread detects stalls and reconnects.
 
-The reader may hang in a decoder or in the network. The watcher then gives it up, and what it still
-brings does not count; it connects again after a pause that grows from failure to failure. No source
-waits for another one.
+The reader may hang in a decoder or on the network. The watcher then abandons it, ignores whatever
+it still delivers, and reconnects after a pause that grows with each failure. Sources do not wait
+for each other.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from rightbatch._serve.redaction import describe_error
 from rightbatch._serve.sources.frames import (
-    BrokenFrame,
+    DamagedFrameError,
     Frame,
     FrameSource,
     SourceSpec,
-    Stopped,
+    SourceStopped,
     Timeouts,
-    said,
 )
-from rightbatch._serve.sources.isolated import Isolated, pickled
+from rightbatch._serve.sources.isolated import IsolatedSource, pickle_for_process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 State = Literal["connecting", "running", "waiting", "ended", "failed", "stopped"]
 
 _FIRST_FRAME = 10.0
-"""Seconds from a connection's answer to its first frame. A decoder needs a key frame to begin with,
-and cameras that save space send one in some seconds only (assumption: 10 at most)."""
+"""Seconds from a successful connection to the first frame. A decoder starts at a key frame, which
+some cameras send every few seconds only (assumption: every 10 s at least)."""
 
-_RATE_OVER = 5.0  # seconds
+_RATE_WINDOW = 5.0  # seconds
 
 
 @dataclass(frozen=True)
 class FeedStatus:
-    """How a source is doing.
+    """The state of a source.
 
-    `reconnects` counts the connections after the first one that brought frames, `broken` the frames
-    that arrived damaged and were left out. `error` is what went wrong last, since it last began to
-    run; `size` is (width, height) in pixels, `last_frame_age` in seconds.
+    `reconnects` counts connections with frames after the first, `broken` damaged frames that were
+    skipped. `error` is the last error since the source last started to run; `size` is (width,
+    height) in pixels, `last_frame_age` in seconds.
     """
 
     state: State
@@ -61,39 +61,39 @@ class FeedStatus:
 
 @dataclass(eq=False)
 class _Attempt:
-    """One connection; once it is `void`, nothing that it brings counts."""
+    """One connection; once it is `void`, its frames are ignored."""
 
-    until: float  # when a live one is given up, unless something comes
+    until: float  # when a live source is abandoned, unless a frame arrives
     source: FrameSource | None = None
     is_open: bool = False
     frames: int = 0
-    delivering: bool = False  # then the source is not to blame for the time
+    delivering: bool = False  # the consumer is busy: not a stall of the source
     error: str | None = None
     over: bool = False
     void: bool = False
 
 
 class Feed:
-    """Brings the frames of one source to `deliver`, in order, until it ends or is stopped.
+    """Calls `deliver` with the frames of one source, in order, until it ends or is stopped.
 
-    A live source is connected to again and again. Any other one ends once, or fails with its error;
-    `on_end` hears of both. `deliver` runs on the reader's thread; it may block for files, and
-    raises `Stopped` when no more is wanted.
+    A live source is reconnected whenever it fails. Any other source ends once, or fails with an
+    error; `on_end` is called in both cases. `deliver` runs on the reader's thread, may block for
+    files, and raises `SourceStopped` when no more frames are wanted.
 
     Args:
-        spec: what `open_source` returned.
-        deliver: takes each frame.
-        name: of its threads; default: the spec's.
+        spec: the result of `open_source`.
+        deliver: called with each frame.
+        name: of the threads; by default the spec's.
         isolated: read in a process of its own, which is killed when it hangs.
-        open_timeout: seconds to connect in.
-        stall_after: seconds without a frame after which a live source is given up.
-        first_retry: longest pause after a first failure, in seconds; it doubles with each.
-        last_retry: longest pause of all. A camera is back so long after its return, and the time
-            to connect and to see a key frame.
+        open_timeout: seconds to connect.
+        stall_after: seconds without a frame after which a live source is reconnected.
+        first_retry: longest pause after the first failure, in seconds; doubled with each failure.
+        last_retry: upper limit of the pause. A camera that comes back is connected within this time
+            plus the time to connect and to receive a key frame.
         on_end: called once, on the feed's thread.
 
     Raises:
-        UsageError: if it is to be isolated, and cannot be sent to another process.
+        UsageError: if `isolated` is set and the source cannot be pickled.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Feed:
         self._stall_after = stall_after
         self._retries = (first_retry, last_retry)
         timeouts = Timeouts(open_timeout, stall_after)
-        # A connection is made in two steps, each of which may take the timeout: to ask, and to look
-        # at what comes. A process has to start before.
+        # Connecting has two steps, each with its own timeout: to connect, and to probe the stream.
+        # An isolated source starts a process first.
         self._connect_within = 2 * open_timeout + stall_after + (10.0 if isolated else 0.0)
         if isolated:
-            pickled(spec, timeouts)
+            pickle_for_process(spec, timeouts)
         make: Callable[[], FrameSource] = partial(spec.make, timeouts)
-        self._make = partial(Isolated, spec, timeouts) if isolated else make
+        self._make = partial(IsolatedSource, spec, timeouts) if isolated else make
         self._changed = threading.Condition()
         self._stopping = False
         self._state: State = "connecting"
@@ -134,11 +134,11 @@ class Feed:
         self._watcher = threading.Thread(target=self._watch, name=f"feed {self.name}", daemon=True)
 
     def start(self) -> None:
-        """Connect, and go on from there; returns at once."""
+        """Start reading; return at once."""
         self._watcher.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End it. May be called again: with 0 for many feeds first, then to wait for each."""
+        """Stop reading. To stop many feeds, call it with timeout 0 for all, then wait for each."""
         until = time.monotonic() + timeout
         with self._changed:
             self._stopping = True
@@ -150,11 +150,11 @@ class Feed:
             _join(self._reader, until)
 
     def status(self) -> FeedStatus:
-        """How it is doing, now."""
+        """Return the current state."""
         with self._changed:
             now = time.monotonic()
-            recent = sum(1 for at in self._arrivals if at > now - _RATE_OVER)
-            span = min(_RATE_OVER, now - self._arrivals[0]) if self._arrivals else 0.0
+            recent = sum(1 for at in self._arrivals if at > now - _RATE_WINDOW)
+            span = min(_RATE_WINDOW, now - self._arrivals[0]) if self._arrivals else 0.0
             return FeedStatus(
                 state=self._state,
                 frames=self._frames,
@@ -167,7 +167,7 @@ class Feed:
             )
 
     def _watch(self) -> None:
-        """The watcher's thread: one attempt after the other."""
+        """Run the watcher's thread: one connection after the other."""
         failures = 0
         while not self._stopping:
             attempt = self._begin()
@@ -177,7 +177,7 @@ class Feed:
                 if self._stopping:
                     break
                 if not self.spec.is_live:
-                    self._error = attempt.error or self._error  # the latter of a broken frame
+                    self._error = attempt.error or self._error  # or that of a damaged frame
                     self._state = "failed" if attempt.error else "ended"
                     break
                 self._error = attempt.error or "the stream ended"
@@ -199,14 +199,14 @@ class Feed:
         return attempt
 
     def _wait_for(self, attempt: _Attempt) -> None:
-        """Until it is over, hangs or is no longer wanted."""
+        """Wait until the connection ends, stalls or is stopped."""
         with self._changed:
             while not (attempt.over or self._stopping):
                 now = time.monotonic()
                 if attempt.delivering:
                     attempt.until = now + self._stall_after
                 if self.spec.is_live and attempt.until <= now:
-                    attempt.error = self._lacking(attempt)
+                    attempt.error = self._stall_error(attempt)
                     break
                 self._changed.wait(attempt.until - now if self.spec.is_live else None)
             attempt.void = True
@@ -214,13 +214,13 @@ class Feed:
         if source is not None:
             source.close()
 
-    def _lacking(self, attempt: _Attempt) -> str:
+    def _stall_error(self, attempt: _Attempt) -> str:
         if attempt.frames:
             return f"no frame for {self._stall_after:g} s"
-        return "it answered, but no frame came" if attempt.is_open else "no answer"
+        return "connected, but received no frame" if attempt.is_open else "no answer"
 
     def _read(self, attempt: _Attempt) -> None:
-        """A reader's thread: one connection from its opening to its end."""
+        """Run a reader's thread: one connection from opening to end."""
         error = None
         try:
             source = self._make()
@@ -235,7 +235,7 @@ class Feed:
                 while not attempt.void:
                     try:
                         found = source.read()
-                    except BrokenFrame as broken:
+                    except DamagedFrameError as broken:
                         self._note_broken(attempt, broken)
                         continue
                     if found is None:
@@ -243,34 +243,34 @@ class Feed:
                     self._hand_over(attempt, *found)
             finally:
                 source.close()
-        except Stopped:
+        except SourceStopped:
             self._stopping = True
         except BaseException as raised:  # a user's iterator may raise SystemExit
-            error = said(raised)
+            error = describe_error(raised)
         with self._changed:
             if not attempt.void:
                 attempt.error = error
             attempt.over = True
             self._changed.notify_all()
 
-    def _note_broken(self, attempt: _Attempt, broken: BrokenFrame) -> None:
+    def _note_broken(self, attempt: _Attempt, broken: DamagedFrameError) -> None:
         with self._changed:
             if not attempt.void:
                 self._broken += 1
-                self._error = said(broken)
+                self._error = describe_error(broken)
 
     def _hand_over(self, attempt: _Attempt, image: NDArray[np.uint8], captured: float) -> None:
         size = (image.shape[1], image.shape[0])
         with self._changed:
             if attempt.void:
                 return
-            # From here on it cannot become void: no other connection delivers meanwhile.
+            # While delivering it cannot become void, so no other connection delivers meanwhile.
             attempt.delivering = True
             if not attempt.frames:
                 self._state = "running"
                 self._error = None
                 self._reconnects += self._frames > 0
-            # A picture that could not be read keeps its number: each has its own place.
+            # A picture that could not be read keeps its number.
             number = self._frames + (0 if self.spec.is_live else self._broken)
             frame = Frame(image, number, captured)
             attempt.frames += 1
@@ -284,11 +284,11 @@ class Feed:
             self._expect(attempt, within=self._stall_after)
 
     def _expect(self, attempt: _Attempt, within: float) -> None:
-        """The next frame, before so many seconds have passed."""
+        """Set the time limit for the next frame."""
         with self._changed:
             until = time.monotonic() + within
             if until < attempt.until:
-                self._changed.notify_all()  # the watcher sleeps until then
+                self._changed.notify_all()  # the watcher sleeps until the old limit
             attempt.until = until
 
 
@@ -298,10 +298,10 @@ def _join(thread: threading.Thread, until: float) -> None:
 
 
 def pause_after(failures: int, first: float, last: float, chance: float) -> float:
-    """Seconds before the next attempt: doubled with each failure, and a random part of it less, so
-    that cameras which went away together do not come back in the same moment.
+    """Return the seconds before the next attempt: exponential backoff with jitter.
 
-    `chance` is uniform in [0, 1): the pause is half of the longest one, or more.
+    The jitter keeps cameras that failed together from reconnecting at the same moment. `chance` is
+    uniform in [0, 1); the pause is at least half of the longest one.
     """
     longest: float = min(last, first * 2.0 ** min(failures - 1, 30))
     return longest * (0.5 + 0.5 * chance)

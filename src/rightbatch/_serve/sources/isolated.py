@@ -1,8 +1,8 @@
-"""A source in a process of its own, which can be killed whatever it hangs in.
+"""A source in a process of its own, which can be killed when it hangs.
 
-`python -m rightbatch._serve.sources.isolated` gets the source on its standard input, pickled, never
-as a re-import of the user's script. Frames come back through a pipe, each behind a line of JSON; a
-process that is killed in the middle of one leaves nothing behind.
+`python -m rightbatch._serve.sources.isolated` reads the pickled source from its standard input; the
+user's script is not imported again. Frames come back through a pipe, each preceded by a line of
+JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from rightbatch._errors import UsageError
+from rightbatch._serve.redaction import describe_error
 from rightbatch._serve.sources.connection import Connection
-from rightbatch._serve.sources.frames import BrokenFrame, SourceSpec, Timeouts, said
+from rightbatch._serve.sources.frames import DamagedFrameError, SourceSpec, Timeouts
 from rightbatch._worker.wire import receive, receive_bytes, send, send_bytes
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Isolated(Connection):
-    """The parent's side: what `spec` makes, made in another process."""
+class IsolatedSource(Connection):
+    """A source that is opened and read in a child process."""
 
     def __init__(self, spec: SourceSpec, timeouts: Timeouts) -> None:
         super().__init__()
         self.is_live = spec.is_live
-        self._sent = pickled(spec, timeouts)
+        self._sent = pickle_for_process(spec, timeouts)
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: Any = None
         self._ended = False
@@ -44,15 +45,15 @@ class Isolated(Connection):
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
-            # -P: the folder where the user stands must not shadow modules of this process.
+            # -P: modules in the working directory must not shadow those of this process.
             [sys.executable, "-P", "-m", "rightbatch._serve.sources.isolated"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=os.environ | {"PYTHONPATH": path},
-            process_group=0 if os.name == "posix" else None,  # Ctrl-C is the parent's to answer
+            process_group=0 if os.name == "posix" else None,  # only the parent handles Ctrl-C
         )
-        if self._closed:  # before there was something to kill
+        if self._closed:  # before there was a process to kill
             self._process.kill()
         with suppress(BrokenPipeError):
             send_bytes(cast(BinaryIO, self._process.stdin), self._sent)
@@ -85,7 +86,7 @@ class Isolated(Connection):
             self._died()
         assert message is not None
         if message["event"] == "broken":
-            raise BrokenFrame(message["text"])
+            raise DamagedFrameError(message["text"])
         if message["event"] == "failed":
             raise OSError(message["text"])
         return message
@@ -102,21 +103,21 @@ class Isolated(Connection):
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         streams = [self._stderr]
         if self._process is not None:
             self._process.wait()
             streams += [self._process.stdin, self._process.stdout]
         for stream in filter(None, streams):
-            with suppress(OSError):  # what was never read
+            with suppress(OSError):  # buffered data that was never read
                 stream.close()
 
 
-def pickled(spec: SourceSpec, timeouts: Timeouts) -> bytes:
-    """For a process that finds modules as this one does.
+def pickle_for_process(spec: SourceSpec, timeouts: Timeouts) -> bytes:
+    """Pickle a source together with `sys.path`.
 
     Raises:
-        UsageError: if it cannot be sent to another process.
+        UsageError: if the source cannot be pickled.
     """
     import cloudpickle
 
@@ -124,17 +125,17 @@ def pickled(spec: SourceSpec, timeouts: Timeouts) -> bytes:
         found = cloudpickle.dumps((spec, timeouts))
     except Exception as error:
         raise UsageError(
-            f"{spec.name} cannot be sent to a process of its own ({type(error).__name__}: "
-            f"{error}); leave it in this one, without isolated=True"
+            f"{spec.name} cannot be pickled for a process of its own ({type(error).__name__}: "
+            f"{error}); use isolated=False"
         ) from error
     return pickle.dumps(([path or str(Path.cwd()) for path in sys.path], found))
 
 
 def main() -> None:
-    """The source's process; it ends with its parent."""
+    """Run the source's process; it ends with its parent."""
     commands = os.fdopen(os.dup(0), "rb")
     reports = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a decoder prints is no frame
+    os.dup2(2, 1)  # output of decoders must not mix with frames
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     paths, found = pickle.loads(receive_bytes(commands))
     threading.Thread(target=_end_with, args=(commands,), daemon=True, name="parent").start()
@@ -147,8 +148,8 @@ def main() -> None:
         while True:
             try:
                 got = source.read()
-            except BrokenFrame as error:
-                send(reports, event="broken", text=said(error))
+            except DamagedFrameError as error:
+                send(reports, event="broken", text=describe_error(error))
                 continue
             if got is None:
                 break
@@ -161,11 +162,11 @@ def main() -> None:
     except BrokenPipeError:
         pass
     except Exception as error:
-        send(reports, event="failed", text=said(error))
+        send(reports, event="failed", text=describe_error(error))
 
 
 def _end_with(parent: BinaryIO) -> None:
-    """It sends nothing more, so what ends the read is its own end."""
+    """Exit when the parent does: it sends nothing more, so the read ends with it."""
     parent.read()
     os._exit(0)
 

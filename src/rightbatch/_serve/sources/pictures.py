@@ -1,4 +1,4 @@
-"""Frames that are there already: picture files, and arrays that Python code makes."""
+"""Picture files and iterables of arrays as sources."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-class Pictures:
-    """Picture files in their order; one that cannot be read is a `BrokenFrame`."""
+PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+
+
+class PictureSource:
+    """Picture files in order; a file that cannot be read raises `DamagedFrameError`."""
 
     is_live = False
 
@@ -34,14 +37,14 @@ class Pictures:
         try:
             return load_picture(path), captured
         except Exception as error:
-            raise BrokenFrame(f"{path.name}: {error}") from error
+            raise DamagedFrameError(f"{path.name}: {error}") from error
 
     def close(self) -> None:
         self._left = iter(())
 
 
-class Iterated:
-    """What an iterable yields, copied: it may fill the same array again."""
+class IterableSource:
+    """The arrays of an iterable, copied, since it may reuse one buffer."""
 
     is_live = False
 
@@ -62,7 +65,7 @@ class Iterated:
                 and image.ndim == 3
                 and image.shape[2] == 3
             ):
-                raise TypeError(f"it has to yield H×W×3 uint8 arrays, it yielded {_about(image)}")
+                raise TypeError(f"the iterable must yield H×W×3 uint8 arrays, got {_about(image)}")
             return np.array(image, order="C"), time.monotonic()
         return None
 
@@ -70,16 +73,24 @@ class Iterated:
         self._left = iter(())
 
 
+def pictures_in(path: Path) -> tuple[Path, ...]:
+    """Return the pictures of a folder, sorted by name, or the one picture."""
+    if not path.is_dir():
+        return (path,)
+    found = (file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    return tuple(sorted(file for file in found if file.is_file()))
+
+
 def load_picture(path: Path) -> NDArray[np.uint8]:
-    """RGB, the right way up."""
+    """Read a picture as H×W×3 uint8 RGB, with its EXIF rotation applied."""
     import numpy as np
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**62):
-            raise ValueError(f"{image.width}×{image.height} pixels are too many")
+            raise ValueError(f"{image.width}×{image.height} pixels exceed Pillow's limit")
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits, of which a conversion would cut off the upper
+        if upright.mode.startswith("I"):  # 16 bits: a conversion would clip them
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.array(upright.convert("RGB"))
 

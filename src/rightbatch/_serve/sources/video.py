@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.sources.connection import Connection
-from rightbatch._serve.sources.frames import BrokenFrame, Timeouts
+from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _PROBE = {"analyzeduration": "1", "fpsprobesize": "0"}
-"""FFmpeg looks at a live stream for as short as it can (µs; 0 would be its default) before it gives
-the first frame. By default it takes 5 s to estimate the rate of a camera with 5 frames a second,
-and then brings all of these frames at once. What it did not see the decoder learns by itself."""
-_TOLERANCE = 1.0  # seconds that a file may lack of what it says
+"""Shortest analysis of a live stream (µs; 0 means the default). By default FFmpeg takes 5 s to
+estimate the rate of a camera with 5 frames per second and then returns all of these frames at once.
+The decoder does not need the analysis."""
+_TOLERANCE = 1.0  # seconds that a file may be shorter than its header says
 
 
-class Video(Connection):
+class VideoSource(Connection):
     """One connection to a camera, or one pass through a video file.
 
-    Decoders make up what is missing of a damaged frame, and of all that refer to it. Such frames
-    are not delivered: a camera's are left out up to the next key frame, a file has failed there.
-    FFmpeg does not survive being closed during a read; the timeouts bound how long one takes.
-    It knows where a frame of an RTSP or transport stream ends when the next one begins: such a
-    frame is one frame's interval old when it counts as captured.
-    `container` and `options` are FFmpeg's name of the format and its options.
+    Decoders conceal the missing parts of a damaged frame and of all frames that refer to it. Such
+    frames are not delivered: those of a camera are skipped up to the next key frame, a file fails.
+    FFmpeg crashes if it is closed during a read; the timeouts bound how long a read takes.
+    In an RTSP or transport stream the end of a frame is known when the next frame begins, so its
+    capture time is late by one frame interval.
+    `container` and `options` are FFmpeg's format name and its options.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Video(Connection):
         self._packets: Iterator[Any] = iter(())
         self._decoded: deque[Any] = deque()
         self._damaged = False  # until the next key frame
-        self._failure: Exception | None = None  # to be raised behind what is decoded
-        self._seconds = 0.0  # of the file, so far
+        self._failure: Exception | None = None  # raised after the decoded frames are delivered
+        self._seconds = 0.0  # end of the last packet of the file
 
     def _open(self) -> None:
         import av
 
-        # A file may lie on a slow disk; what comes over the network is watched.
+        # Timeouts apply to network sources only: a disk may be slow.
         is_remote = self.is_live or "://" in self._url
         timeout = (self._timeouts.open, self._timeouts.read) if is_remote else None
         with _timed(self._timeouts.open, "no answer within"):
@@ -76,26 +76,25 @@ class Video(Connection):
             )
         self._stream = self._container.streams.best("video")
         if self._stream is None:
-            raise ValueError("there is no video in it")
+            raise ValueError("it contains no video stream")
         self._codec = self._stream.codec_context
         if not self.is_live:
             self._stream.thread_type = "AUTO"
         self._set_up(self._codec)
         self._reformatter = av.video.reformatter.VideoReformatter()
-        # A file's other streams tell how far it goes.
+        # The other streams of a file show how long it is.
         self._packets = self._container.demux(*(self._stream,) if self.is_live else ())
 
     def _set_up(self, codec: Any) -> None:
         if self.is_live:
-            # Threads with a frame each delay every frame by their number; threads with a part of
-            # the frame each do not notice damage.
+            # Frame threads delay every frame by the number of threads; slice threads do not
+            # report damage.
             codec.thread_count = 1
-        # Decoders hold frames back and reorder them: each carries the time of its own packet.
+        # Decoders buffer and reorder frames: each carries the time of its own packet.
         codec.copy_opaque = True
 
-    def _begin_anew(self) -> None:
-        """A decoder that has met garbage may take it for reordered frames, and hold all frames back
-        from then on: they would come, and all be late."""
+    def _reset_decoder(self) -> None:
+        """Replace the decoder: after damaged data it may expect reordered frames and delay all."""
         import av
 
         codec = av.CodecContext.create(self._codec.name, "r")
@@ -114,10 +113,10 @@ class Video(Connection):
                 self._check_end()
                 return None
             if packet.is_corrupt and packet.size and not self.is_live:
-                # Part of one, if the file ends here; where two were joined it may be whole.
+                # Incomplete if the file ends here; at the join of two files it may be complete.
                 following = self._next_packet()
                 if following is None or not following.size:
-                    self._fail(ValueError("the file is cut off"))
+                    self._fail(ValueError("the file is truncated"))
                     continue
                 self._decode(packet)
                 packet = following
@@ -132,7 +131,7 @@ class Video(Connection):
         if not self._damaged:
             return self._image(frame), frame.opaque or time.monotonic()
         if self.is_live:
-            raise BrokenFrame("a frame arrived damaged")
+            raise DamagedFrameError("a frame arrived damaged")
         raise ValueError("the file is damaged")
 
     def _next_packet(self) -> Any:
@@ -151,19 +150,19 @@ class Video(Connection):
         if packet.stream is not self._stream:
             return
         if self.is_live and self._damaged and packet.is_keyframe:
-            self._begin_anew()
+            self._reset_decoder()
         try:
             self._decoded.extend(self._codec.decode(packet if packet.size else None))
         except av.error.EOFError:
-            pass  # some decoders say so when they are emptied
+            pass  # some decoders raise it when they are flushed
         except av.error.InvalidDataError as error:
             if self.is_live:
                 self._damaged = True
-                raise BrokenFrame("a packet arrived damaged") from error
+                raise DamagedFrameError("a packet arrived damaged") from error
             self._fail(ValueError("the file is damaged"))
 
     def _fail(self, error: Exception) -> None:
-        """Once the frames that the decoder still holds are delivered."""
+        """Fail with `error` after the frames that the decoder still holds are delivered."""
         import av
 
         self._failure = error
@@ -171,20 +170,20 @@ class Video(Connection):
             self._decoded.extend(self._codec.decode(None))
 
     def _check_end(self) -> None:
-        """FFmpeg takes a Matroska file that was cut off for one that has ended."""
+        """Raise if a Matroska file is truncated, which FFmpeg treats as its end."""
         whole = (self._container.duration or 0) / 1e6
         if "matroska" in self._container.format.name and self._seconds < whole - _TOLERANCE:
-            raise ValueError(f"the file is cut off after {self._seconds:.1f} of {whole:.1f} s")
+            raise ValueError(f"the file is truncated after {self._seconds:.1f} of {whole:.1f} s")
 
     def _image(self, frame: Any) -> NDArray[np.uint8]:
         import numpy as np
 
         image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
-        if turns := round(frame.rotation / 90) % 4:  # as a telephone was held
+        if turns := round(frame.rotation / 90) % 4:  # of a phone's video
             image = np.rot90(image, turns)
         return np.ascontiguousarray(image)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._decoded.clear()
         self._packets = iter(())
         container, self._container = self._container, None
@@ -194,7 +193,7 @@ class Video(Connection):
 
 @contextmanager
 def _timed(seconds: float, what: str) -> Iterator[None]:
-    """FFmpeg names many causes for a call that PyAV interrupted after its timeout."""
+    """Raise TimeoutError for the various errors of FFmpeg after a timeout."""
     import av
 
     began = time.monotonic()
@@ -206,8 +205,8 @@ def _timed(seconds: float, what: str) -> Iterator[None]:
         raise
 
 
-class Webcam(Video):
-    """A camera of this machine, by its number."""
+class WebcamSource(VideoSource):
+    """A camera of this machine, by number."""
 
     def __init__(self, number: int, timeouts: Timeouts) -> None:
         container, url = _webcam(number, sys.platform)
@@ -215,18 +214,18 @@ class Webcam(Video):
 
 
 def _webcam(number: int, platform: str) -> tuple[str, str]:
-    """FFmpeg's format and name of the camera."""
+    """Return FFmpeg's format and device name of the camera."""
     if platform.startswith("linux"):
         return "v4l2", f"/dev/video{number}"
     if platform == "darwin":
         return "avfoundation", f"{number}:none"
     if platform == "win32":
         return "dshow", f"video={_windows_name(number)}"
-    raise UsageError(f"no webcams are known on {platform}; give a URL or a file")
+    raise UsageError(f"webcams are not supported on {platform}; use a URL or a file")
 
 
 def _windows_name(number: int) -> str:
-    """Windows numbers no cameras: the one at this place in FFmpeg's list."""
+    """Return the camera at index `number` of FFmpeg's list; Windows has no numbers."""
     import av
 
     names = [found.name for found in av.enumerate_input_devices("dshow")]

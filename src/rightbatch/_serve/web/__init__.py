@@ -1,7 +1,6 @@
-"""What is asked and shown over HTTP.
+"""HTTP: routes, metrics and the page.
 
-http        the routes                                 listening   a port, and the server behind it
-access      who may ask                                predict     an image in, its result out
-bodies      what is sent, within bounds                images      an encoded image, not trusted
-metrics     figures for Prometheus                     page/       what a browser shows
+http      the routes and the application      predict   an image to its result
+bodies    request bodies within limits        images    decodes untrusted images
+metrics   metrics for Prometheus              static/   the page; `_web/static/` has shared files
 """

@@ -1,8 +1,7 @@
-"""The body of a request, read as it comes and never beyond what is allowed.
+"""Read request bodies within limits.
 
-What a sender says of its length is believed only where it is too much already. All bodies and the
-images that they became share one allowance, since a thousand that are each within their limit are
-more than a machine has.
+The Content-Length header is trusted only if it exceeds the limit. All bodies and the images decoded
+from them share one memory budget, since many requests within their limits could exhaust the memory.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING
 
-from rightbatch._serve.web.images import BadImage, Limits, too_long
+from rightbatch._serve.web.images import BadImageError, Limits, too_long_message
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.requests import Request
 
-_FRAMING = 16_384  # bytes of a form around its file
-_FIELDS = 20  # of a form, besides the file
-_DRAIN = 4  # times the limit is read and thrown away, so that the sender hears the answer,
-_DRAIN_SECONDS = 5.0  # for as long as this
+_FORM_OVERHEAD = 16_384  # bytes of a form besides its file
+_FORM_FIELDS = 20  # of a form, besides the file
+_DRAIN_FACTOR = 4  # limits' worth of excess data read and discarded before the answer
+_DRAIN_SECONDS = 5.0
 
 
-class Overloaded(Exception):
-    """All that the server may hold at once is held."""
+class OverloadedError(Exception):
+    """The memory budget of the server is exhausted."""
 
 
-class Held:
-    """Bytes that the server holds for its requests; used on the event loop only."""
+class MemoryBudget:
+    """Bytes held for all requests, with an upper limit; used on the event loop only."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -37,102 +36,102 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """Held now."""
+        """The bytes that are held now."""
         return self._now
 
     @contextlib.contextmanager
-    def share(self) -> Iterator[Share]:
-        """What one request holds, which ends with it."""
-        share = Share(self)
+    def reserve(self) -> Iterator[Reservation]:
+        """Yield the reservation of one request; it is released at the end."""
+        reservation = Reservation(self)
         try:
-            yield share
+            yield reservation
         finally:
-            self.change(-share.bytes)
+            self.change(-reservation.bytes)
 
     def change(self, count: int) -> None:
-        """Hold `count` more, or less.
+        """Add `count` bytes, which may be negative.
 
         Raises:
-            Overloaded: if that is more than there may be.
+            OverloadedError: if the budget would be exceeded.
         """
         if count > 0 and self._now + count > self._most:
-            raise Overloaded
+            raise OverloadedError
         self._now += count
 
 
-class Share:
-    """One request's part of what is held."""
+class Reservation:
+    """The bytes held for one request."""
 
-    def __init__(self, held: Held) -> None:
-        self._held = held
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self.bytes = 0
 
     def set(self, count: int) -> None:
-        """Hold so much from now on.
+        """Set the number of bytes.
 
         Raises:
-            Overloaded: if that is more than there may be.
+            OverloadedError: if the budget is exceeded.
         """
-        self._held.change(count - self.bytes)
+        self._budget.change(count - self.bytes)
         self.bytes = count
 
 
-async def read_body(request: Request, limits: Limits, share: Share, most: int) -> bytes:
-    """The body, of `most` bytes.
+async def read_body(request: Request, limits: Limits, reservation: Reservation, most: int) -> bytes:
+    """Read a body of at most `most` bytes.
 
     Raises:
-        BadImage: if it is longer, or takes too long to come (408).
-        Overloaded: if the server holds too much already.
-        starlette.requests.ClientDisconnect: if the sender has gone.
+        BadImageError: if it is longer, or the upload takes too long (408).
+        OverloadedError: if the memory budget is exhausted.
+        starlette.requests.ClientDisconnect: if the client has disconnected.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise BadImage(415, f"send the body as it is, not as {encoding}")
+        raise BadImageError(415, f"send the body without Content-Encoding, got {encoding}")
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            return await _read(request, limits, share, most)
+            return await _read(request, limits, reservation, most)
     except TimeoutError:
-        raise BadImage(408, f"the body took more than {limits.upload_seconds:g} s") from None
+        raise BadImageError(408, f"the upload took more than {limits.upload_seconds:g} s") from None
 
 
-async def read_image(request: Request, limits: Limits, share: Share) -> bytes:
-    """The image file of a request: its body, or the field `file` of a form.
+async def read_image(request: Request, limits: Limits, reservation: Reservation) -> bytes:
+    """Read the image file of a request: its body, or the field `file` of a form.
 
     Raises:
-        BadImage: if there is none, or more than is taken.
-        Overloaded: if the server holds too much already.
+        BadImageError: if there is none, or it is too large.
+        OverloadedError: if the memory budget is exhausted.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        return await read_body(request, limits, share, limits.body_bytes)
-    body = await read_body(request, limits, share, limits.body_bytes + _FRAMING)
-    share.set(2 * len(body))  # the form, and the file that is taken out of it
+        return await read_body(request, limits, reservation, limits.body_bytes)
+    body = await read_body(request, limits, reservation, limits.body_bytes + _FORM_OVERHEAD)
+    reservation.set(2 * len(body))  # the form, and the copy of its file
     file = await _file_of_form(request.headers, body)
     if len(file) > limits.body_bytes:
-        raise BadImage(413, too_long(limits))
-    share.set(len(file))
+        raise BadImageError(413, too_long_message(limits))
+    reservation.set(len(file))
     return file
 
 
-async def _read(request: Request, limits: Limits, share: Share, most: int) -> bytes:
-    said = request.headers.get("content-length", "")
+async def _read(request: Request, limits: Limits, reservation: Reservation, most: int) -> bytes:
+    length = request.headers.get("content-length", "")
     stream = request.stream()
     body = bytearray()
-    if not (said.isdecimal() and int(said) > most):
+    if not (length.isdecimal() and int(length) > most):
         async for part in stream:
-            share.set(len(body) + len(part))
+            reservation.set(len(body) + len(part))
             body += part
             if len(body) > most:
                 break
         else:
             return bytes(body)
-    if "expect" not in request.headers:  # who waits to be told to go on has sent nothing
-        await _drain(stream, _DRAIN * most)
-    raise BadImage(413, too_long(limits))
+    if "expect" not in request.headers:  # with `Expect: 100-continue` no body was sent
+        await _drain(stream, _DRAIN_FACTOR * most)
+    raise BadImageError(413, too_long_message(limits))
 
 
 async def _drain(stream: AsyncGenerator[bytes, None], most: int) -> None:
-    """A connection that is closed while its sender still writes loses the answer."""
+    """Read and discard excess data: a client that still writes would not read the answer."""
     seen = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
@@ -147,21 +146,21 @@ async def _file_of_form(headers: Headers, body: bytes) -> bytes:
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     class InMemory(MultiPartParser):
-        spool_max_size = len(body) + 1  # it is in memory already: nothing goes to the disk
+        spool_max_size = len(body) + 1  # keep the file in memory, not on disk
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
-        form = await InMemory(headers, whole(), max_files=1, max_fields=_FIELDS).parse()
+        form = await InMemory(headers, whole(), max_files=1, max_fields=_FORM_FIELDS).parse()
     except MultiPartException as error:
-        raise BadImage(422, f"the form is broken: {error.message}") from None
+        raise BadImageError(422, f"invalid form: {error.message}") from None
     except Exception as error:
-        raise BadImage(422, f"the form is broken: {error}") from None
+        raise BadImageError(422, f"invalid form: {error}") from None
     try:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            raise BadImage(422, "a form has the image as a file in the field `file`")
+            raise BadImageError(422, "send the image as a file in the form field `file`")
         return await file.read()
     finally:
         await form.close()

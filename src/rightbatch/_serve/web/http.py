@@ -1,17 +1,17 @@
-"""HTTP: the page, images, figures, and sources that come and go.
+"""The HTTP routes of `serve`.
 
-| path | what |
+| path | response |
 |---|---|
 | `GET /` | the page |
-| `GET /status` | all that the page shows |
+| `GET /status` | all that the page shows, as JSON |
 | `GET /snapshot/NAME` | a source's newest frame, as a JPEG |
-| `POST /predict` | an image (the body, or the field `file` of a form) for its result |
-| `GET /health` | whether it serves: 200, or 503 once it stops |
-| `GET /metrics` | for Prometheus |
-| `POST /sources` | `{"source": ..., "name"?, "contract"?, "weight"?}` adds one |
-| `DELETE /sources/NAME` | removes one |
+| `POST /predict` | the result of an image (the body, or the form field `file`) |
+| `GET /health` | 200 while serving, 503 while stopping |
+| `GET /metrics` | metrics for Prometheus |
+| `POST /sources` | adds a source: `{"source": ..., "name"?, "contract"?, "weight"?}` |
+| `DELETE /sources/NAME` | removes a source |
 
-Whatever is refused is answered with `{"error": ...}`.
+Errors are answered with `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Any, Protocol
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.engine.batcher import Batcher
-from rightbatch._serve.web.bodies import Held, Overloaded, read_body
-from rightbatch._serve.web.images import BadImage, Limits
+from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_body
+from rightbatch._serve.web.images import BadImageError, Limits
 from rightbatch._serve.web.metrics import Metrics
 from rightbatch._serve.web.predict import Predictor, answer
-from rightbatch._web.access import Door
+from rightbatch._web.access import AccessControl
+from rightbatch._web.files import media_type, read_files
 from rightbatch._web.listening import HttpServer
 
 try:
@@ -38,17 +39,10 @@ try:
 except ImportError:
     raise MissingExtraError("FastAPI", "serve") from None
 
-__all__ = ["HttpServer", "Limits", "Served", "make_app"]
+__all__ = ["HttpServer", "Limits", "ServerInterface", "make_app"]
 
-_PAGE = Path(__file__).with_name("page")
-# Not guessed: what Windows takes .js for depends on what was installed there.
-_KINDS = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
-_ORDER_BYTES = 10_000  # of a source that is added
+_STATIC = Path(__file__).with_name("static")
+_SOURCE_BYTES = 10_000  # largest body of `POST /sources`
 _FIELDS: dict[str, tuple[type, ...]] = {
     "source": (str, int),
     "name": (str,),
@@ -89,8 +83,8 @@ _SOURCE = {
 }
 
 
-class Served(Protocol):
-    """What is behind the routes: `run.Server`."""
+class ServerInterface(Protocol):
+    """The part of `Server` that the routes use."""
 
     @property
     def batcher(self) -> Batcher: ...
@@ -112,48 +106,48 @@ class Served(Protocol):
 
 
 def make_app(
-    server: Served,
+    server: ServerInterface,
     *,
     token: str | None = None,
     predict: bool = True,
     hosts: Collection[str] | None = None,
     limits: Limits | None = None,
 ) -> FastAPI:
-    """The application, for `HttpServer` or any other ASGI server.
+    """Return the application, for `HttpServer` or any other ASGI server.
 
     Args:
-        server: what is served.
-        token: that requests bear; the page is opened with `/?token=...` then.
-        predict: whether it takes images.
-        hosts: the names by which it is asked for; see `Door`.
-        limits: what requests may cost.
+        server: the server behind the routes.
+        token: that requests must send; the page is then opened with `/?token=...`.
+        predict: whether `/predict` accepts images.
+        hosts: accepted values of the Host header; see `AccessControl`.
+        limits: of requests.
     """
     limits = limits or Limits()
-    # Without FastAPI's pages of documentation, which load scripts from other machines.
+    # Without FastAPI's documentation pages, which load scripts from other hosts.
     app = FastAPI(title="rightbatch", docs_url=None, redoc_url=None)
-    app.add_middleware(Door, token=token, hosts=hosts)
+    app.add_middleware(AccessControl, token=token, hosts=hosts)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     _add_page(app)
-    _add_figures(app, server, predict)
+    _add_status(app, server, predict)
     _add_sources(app, server, limits)
     if predict:
         predictor = app.state.predictor = Predictor(server.batcher, limits)
 
         @app.post("/predict", openapi_extra=_IMAGE)
         async def respond(request: Request) -> Response:
-            """The result of an image, or 503 and `Retry-After` where it would be late."""
+            """Return the result of an image, or 503 with `Retry-After` if it would be late."""
             return await predictor.respond(request)
 
     return app
 
 
 def _add_page(app: FastAPI) -> None:
-    files = {file.name: file.read_bytes() for file in _PAGE.iterdir() if file.suffix in _KINDS}
+    files = read_files(_STATIC)
 
     def give(name: str) -> Response:
-        kind = _KINDS[Path(name).suffix]
-        return Response(files[name], media_type=kind, headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache"}
+        return Response(files[name], media_type=media_type(name), headers=headers)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -166,64 +160,66 @@ def _add_page(app: FastAPI) -> None:
         return give(name)
 
 
-def _add_figures(app: FastAPI, server: Served, predict: bool) -> None:
+def _add_status(app: FastAPI, server: ServerInterface, predict: bool) -> None:
     metrics = Metrics(server)
 
     @app.get("/status")
     def status() -> Response:
-        """What is served and how it goes."""
+        """Return the state of the server."""
         return answer(200, server.status())
 
     @app.get("/health")
     def health() -> Response:
-        """The model's name and the state; 503 once it stops."""
+        """Return the model's name and the state; 503 while stopping."""
         now = server.status()
-        said = {"model": now["model"], "state": now["state"], "predict": predict}
-        return answer(200 if now["state"] in _ANSWERING else 503, said)
+        content = {"model": now["model"], "state": now["state"], "predict": predict}
+        return answer(200 if now["state"] in _ANSWERING else 503, content)
 
     @app.get("/metrics")
-    def figures(request: Request) -> Response:
-        """For Prometheus."""
+    def prometheus(request: Request) -> Response:
+        """Return metrics for Prometheus."""
         text, kind = metrics.text(request.headers.get("accept", ""))
         return Response(text, headers={"Content-Type": kind})
 
 
-def _add_sources(app: FastAPI, server: Served, limits: Limits) -> None:
-    held = Held(limits.held_bytes)
+def _add_sources(app: FastAPI, server: ServerInterface, limits: Limits) -> None:
+    budget = MemoryBudget(limits.held_bytes)
 
     @app.get("/snapshot/{name:path}")
     def snapshot(name: str) -> Response:
-        """A source's newest frame, as a JPEG."""
+        """Return a source's newest frame as a JPEG."""
         try:
             image = server.snapshot(name)
         except UsageError as error:
             return answer(404, {"error": str(error)})
         if image is None:
-            return answer(404, {"error": f"no frame has come from {name!r} yet"})
+            return answer(404, {"error": f"source {name!r} has no frame yet"})
         return Response(image, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     @app.post("/sources", openapi_extra=_SOURCE, status_code=201)
     async def add(request: Request) -> Response:
-        """Add a source; its name comes back."""
+        """Add a source; return its name."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a foreign page's form cannot send
+        if kind != "application/json":  # a form of another site cannot send it
             return answer(415, {"error": "send JSON, with Content-Type: application/json"})
         try:
-            with held.share() as share:
-                order = _order(await read_body(request, limits, share, _ORDER_BYTES))
-            source = order.pop("source")
-            name = await asyncio.to_thread(server.add, source, **order)
-        except BadImage as error:
+            with budget.reserve() as reservation:
+                fields = _source_fields(
+                    await read_body(request, limits, reservation, _SOURCE_BYTES)
+                )
+            source = fields.pop("source")
+            name = await asyncio.to_thread(server.add, source, **fields)
+        except BadImageError as error:
             return answer(error.status, {"error": str(error)})
-        except (Overloaded, ClientDisconnect):
-            return answer(503, {"error": "there is no room"}, retry_after=1)
+        except (OverloadedError, ClientDisconnect):
+            return answer(503, {"error": "the server is overloaded"}, retry_after=1)
         except UsageError as error:
             return answer(422, {"error": str(error)})
         return answer(201, {"name": name})
 
     @app.delete("/sources/{name:path}", status_code=204)
     def remove(name: str) -> Response:
-        """Remove a source; what waits of it is dropped."""
+        """Remove a source; its waiting frames are dropped."""
         try:
             server.remove(name)
         except UsageError as error:
@@ -231,35 +227,35 @@ def _add_sources(app: FastAPI, server: Served, limits: Limits) -> None:
         return Response(status_code=204)
 
 
-def _order(body: bytes) -> dict[str, Any]:
-    """What `server.add` is called with.
+def _source_fields(body: bytes) -> dict[str, Any]:
+    """Parse the body of `POST /sources` to the arguments of `server.add`.
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is invalid.
     """
     try:
-        order = json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError):
-        raise UsageError("the body is no JSON") from None
-    if not isinstance(order, dict):
-        raise UsageError(f"the body is an object with {', '.join(_FIELDS)}")
-    for key in order:
+        raise UsageError("the body is not valid JSON") from None
+    if not isinstance(fields, dict):
+        raise UsageError(f"the body must be an object with {', '.join(_FIELDS)}")
+    for key in fields:
         if key not in _FIELDS:
-            raise UsageError(f"{key!r} is no field; the known ones: {', '.join(_FIELDS)}")
-    order = {key: value for key, value in order.items() if value is not None}
-    for key, value in order.items():
+            raise UsageError(f"unknown field {key!r}; the fields are {', '.join(_FIELDS)}")
+    fields = {key: value for key, value in fields.items() if value is not None}
+    for key, value in fields.items():
         if isinstance(value, bool) or not isinstance(value, _FIELDS[key]):
-            raise UsageError(f"{key} cannot be {json.dumps(value)}")
-    if order.get("source", "") == "":
+            raise UsageError(f"invalid {key}: {json.dumps(value)}")
+    if fields.get("source", "") == "":
         raise UsageError("source is missing: a URL, a file, a folder or a webcam's number")
-    return order
+    return fields
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = {
-        404: "there is nothing at this path",
-        405: f"{request.method} is not for this path",
+        404: "no such path",
+        405: f"method {request.method} is not allowed for this path",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
     return answer(error.status_code, {"error": text}, headers=headers)

@@ -1,8 +1,7 @@
-"""An image as somebody sent it: an encoded file in, H×W×3 uint8 RGB out, or why not.
+"""Decode untrusted images: an encoded file to H×W×3 uint8 RGB, or an error.
 
-What was sent is not trusted. Its size is read and judged before a pixel is decoded, only formats
-that cameras and browsers write are looked at, and whatever a decoder raises says that the image is
-bad, never that the server is.
+The size is checked before any pixel is decoded, only common formats are accepted, and every error
+of a decoder is reported as an invalid image, not as a server error.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import numpy as np
 from rightbatch._errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from rightbatch._serve.models import Image
+    from rightbatch._serve.models.protocol import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may cost, and all of them together.
+    """Limits of requests.
 
-    `body_bytes` of a body and `pixels` of its image, `held_bytes` of all bodies and images that the
-    server has at once, `upload_seconds` for a body to arrive.
+    `body_bytes`: largest body; `pixels`: largest image; `held_bytes`: all bodies and images in
+    memory together; `upload_seconds`: longest upload.
     """
 
     body_bytes: int = 20_000_000
@@ -36,10 +35,10 @@ class Limits:
     upload_seconds: float = 30.0
 
 
-class BadImage(Exception):
-    """A body that is no image that is taken; `status` is that of HTTP.
+class BadImageError(Exception):
+    """A body that is not an accepted image.
 
-    413 where it is too large, 415 where it is of no known format, 422 where it is broken.
+    `status` is the HTTP status: 413 too large, 415 unknown format, 422 damaged.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -48,36 +47,36 @@ class BadImage(Exception):
 
 
 def decode(body: bytes, limits: Limits = Limits()) -> Image:
-    """H×W×3 uint8 RGB, the right way up; without transparency, which is ignored.
+    """Decode an image to H×W×3 uint8 RGB; apply its EXIF rotation, ignore transparency.
 
     Raises:
-        BadImage: if it is none, is broken or is larger than allowed.
+        BadImageError: if it is not an image, damaged, or larger than allowed.
         MissingExtraError: if Pillow is not installed.
     """
     if len(body) > limits.body_bytes:
-        raise BadImage(413, too_long(limits))
-    picture = _opened(body)
+        raise BadImageError(413, too_long_message(limits))
+    picture = _read_header(body)
     if picture.width * picture.height > limits.pixels:
-        raise BadImage(
+        raise BadImageError(
             413,
             f"the image has {picture.width}×{picture.height} pixels, "
-            f"more than the {limits.pixels} that are taken",
+            f"more than the limit of {limits.pixels}",
         )
     try:
         return _rgb(picture)
     except MemoryError:
-        raise BadImage(413, "there is no memory to decode the image") from None
-    except Exception as error:  # a decoder meets bytes that nobody foresaw
-        raise BadImage(422, f"the image is broken: {_line(error)}") from None
+        raise BadImageError(413, "not enough memory to decode the image") from None
+    except Exception as error:  # decoders raise many types for damaged files
+        raise BadImageError(422, f"the image is damaged: {_line(error)}") from None
 
 
-def too_long(limits: Limits) -> str:
-    """What is said of a body that is longer than the limit."""
-    return f"the body is longer than the {limits.body_bytes} bytes that are taken"
+def too_long_message(limits: Limits) -> str:
+    """Return the message for a body that exceeds the limit."""
+    return f"the body is longer than the limit of {limits.body_bytes} bytes"
 
 
-def _opened(body: bytes) -> Any:
-    """The header, and nothing of the pixels."""
+def _read_header(body: bytes) -> Any:
+    """Open the image without decoding its pixels."""
     try:
         from PIL import Image as Pillow
         from PIL import UnidentifiedImageError
@@ -85,19 +84,19 @@ def _opened(body: bytes) -> Any:
         raise MissingExtraError("Pillow", "serve") from None
     kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if not body:
-        raise BadImage(415, f"the body is empty: send a {kinds} file")
+        raise BadImageError(415, f"the body is empty: send a {kinds} file")
     try:
         picture = Pillow.open(io.BytesIO(body), formats=FORMATS)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
-        raise BadImage(413, f"the image is too large: {_line(error)}") from None
-    # Ultralytics puts a function of its own in the place of `open`, which tries HEIF where Pillow
-    # knows no format, and raises ImportError where that is not installed.
+        raise BadImageError(413, f"the image is too large: {_line(error)}") from None
+    # Ultralytics replaces `Image.open` by a function that tries HEIF for unknown formats, and
+    # raises ImportError if that is not installed.
     except (UnidentifiedImageError, ImportError):
-        raise BadImage(415, f"the body is no {kinds} file") from None
+        raise BadImageError(415, f"the body is not a {kinds} file") from None
     except Exception as error:
-        raise BadImage(422, f"the image is broken: {_line(error)}") from None
+        raise BadImageError(422, f"the image is damaged: {_line(error)}") from None
     if picture.format not in FORMATS:
-        raise BadImage(415, f"the body is a {picture.format} file, and no {kinds}")
+        raise BadImageError(415, f"the body is a {picture.format} file, not {kinds}")
     return picture
 
 
@@ -106,14 +105,14 @@ def _rgb(picture: Any) -> Image:
     from PIL import ImageOps
 
     picture.load()
-    with contextlib.suppress(Exception):  # of damaged EXIF; the pixels are good
+    with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
         ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I"):  # 16 bits, of which a conversion would cut off the upper
+    if picture.mode.startswith("I"):  # 16 bits: a conversion would clip them
         picture = Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _line(error: BaseException) -> str:
-    """One line, without the address of the object that Pillow read from."""
+    """Return the message in one line, without the address of Pillow's file object."""
     text = " ".join(str(error).split())
     return text if text and "object at 0x" not in text else type(error).__name__

@@ -1,7 +1,7 @@
-"""Figures for Prometheus, in its own units: seconds, and counts that only grow.
+"""Metrics for Prometheus, in seconds and monotonic counts.
 
-What is counted anyway is read from `server.status()` when somebody asks. What would be lost between
-two looks, the distributions, is noted as it happens, by a listener of the engine.
+Counts are read from `server.status()` at each scrape. Distributions, which would lose batches
+between two scrapes, are recorded by a listener of the engine.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _STATES = ("connecting", "running", "waiting", "ended", "failed", "stopped")
 
 
-class Watched(Protocol):
-    """What has figures."""
+class StatusSource(Protocol):
+    """The server that is measured."""
 
     @property
     def batcher(self) -> Batcher: ...
@@ -37,17 +37,16 @@ class Watched(Protocol):
 
 
 class Metrics:
-    """A registry of its own with the figures of one server, and the `Listener` that feeds it."""
+    """A separate registry with the metrics of one server, and the `Listener` that updates it."""
 
-    def __init__(self, server: Watched) -> None:
+    def __init__(self, server: StatusSource) -> None:
         self._server = server
         self._registry = CollectorRegistry()
-        # First, since what it forgets must not have been collected.
+        # First in order: it removes labels of closed sources before histograms are collected.
         self._registry.register(_Collector(self._current))
         target = server.batcher.latency
-        seconds = sorted(
-            {*_SECONDS, target}
-        )  # a bucket that ends at the target says how many met it
+        # A bucket that ends at the target counts the items that met it.
+        seconds = sorted({*_SECONDS, target})
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
             return Histogram(
@@ -68,11 +67,11 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
-        self._of_source: dict[str, Histogram] = {}  # a look-up by label costs more than observing
+        self._of_source: dict[str, Histogram] = {}  # `labels()` is slower than `observe()`
         server.batcher.listen(self)
 
     def batch(self, record: BatchRecord) -> None:
-        """A batch ran."""
+        """Record a batch."""
         self._size.observe(record.size)
         self._run.observe(record.seconds)
         self._age.observe(max(record.oldest, 0.0))
@@ -84,31 +83,31 @@ class Metrics:
             latencies.observe(latency)
 
     def dropped(self, stream: str, cause: Cause) -> None:
-        """An item was dropped, which `status()` counts."""
+        """Do nothing: `status()` counts drops."""
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """All figures, in the format that an Accept header asks for, and its Content-Type."""
+        """Return all metrics in the format of the Accept header, and the Content-Type."""
         encode, kind = choose_encoder(accept)
         return encode(self._registry), kind
 
     def _current(self) -> Mapping[str, Any]:
-        """The status; what is known of sources that are gone is forgotten."""
+        """Return the status; remove the metrics of sources that no longer exist."""
         status = self._server.status()
         known = {source["name"] for source in status["sources"]} | {REQUESTS, ""}
-        for gone in [name for name in list(self._of_source) if name not in known]:
-            self._of_source.pop(gone, None)  # two may ask at once
-            self._latency.remove(gone)
+        for removed in [name for name in list(self._of_source) if name not in known]:
+            self._of_source.pop(removed, None)  # scrapes may run concurrently
+            self._latency.remove(removed)
         return status
 
 
 class _Collector:
-    """A status as metrics."""
+    """Converts a status to metrics."""
 
     def __init__(self, current: Any) -> None:
         self._current = current
 
     def describe(self) -> list[Metric]:
-        """Nothing: a registry would ask for the status before there is any."""
+        """Return nothing, so that the registry does not collect at registration."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -136,11 +135,11 @@ def _of_server(status: Mapping[str, Any]) -> Iterator[Metric]:
         yield _gauge(name, text, value or 0)
     written = status["written"]
     yield _counter("lines_written", "Lines of results.", written["lines"])
-    yield _counter("lines_left_out", "Lines that found no room.", written["left_out"])
+    yield _counter("lines_left_out", "Lines that were not written.", written["left_out"])
 
 
 def _of_streams(status: Mapping[str, Any]) -> Iterator[Metric]:
-    """Of sources, and of the requests."""
+    """Yield the counts of sources and of HTTP requests."""
     counts = {source["name"]: source for source in status["sources"]}
     if status["requests"] is not None:
         counts[REQUESTS] = status["requests"]

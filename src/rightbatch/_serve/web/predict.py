@@ -1,7 +1,7 @@
-"""One image over HTTP: from a request to the response, with whatever batcher there is.
+"""Answer HTTP requests with an image by the result of a batcher.
 
-Decoding is done off the event loop, in as many threads as there are cores, so that large images do
-not hold up small ones and a crowd of them does not take the machine's memory at once.
+Images are decoded outside the event loop, in at most 4 threads, so that large images do not delay
+small ones and many requests do not exhaust the memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
 from rightbatch._serve.engine.records import REQUESTS
-from rightbatch._serve.models import plain
-from rightbatch._serve.web.bodies import Held, Overloaded, read_image
-from rightbatch._serve.web.images import BadImage, Limits, decode
+from rightbatch._serve.models.results import json_default
+from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_image
+from rightbatch._serve.web.images import BadImageError, Limits, decode
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -26,55 +26,55 @@ if TYPE_CHECKING:
 
     from rightbatch._serve.engine.batcher import Batcher
 
-_DECODERS = 4  # at most: the model wants the cores too
+_MAX_DECODERS = 4  # threads; the model needs cores too
 
 
 class Predictor:
-    """Answers requests that bear an image.
+    """Answers requests that contain an image.
 
     Args:
-        batcher: what is asked.
-        limits: what a request may cost.
+        batcher: runs the model.
+        limits: of requests.
     """
 
     def __init__(self, batcher: Batcher, limits: Limits) -> None:
         self._batcher = batcher
         self._limits = limits
-        self._held = Held(limits.held_bytes)
+        self._budget = MemoryBudget(limits.held_bytes)
         self._decoders = ThreadPoolExecutor(
-            min(os.cpu_count() or 1, _DECODERS), thread_name_prefix="rightbatch-decode"
+            min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="rightbatch-decode"
         )
 
     async def respond(self, request: Request) -> Response:
-        """The result, or why there is none: 503 where it would be late, 4xx for bad input."""
+        """Return the result or an error: 503 if it would be late, 4xx for invalid input."""
         from starlette.requests import ClientDisconnect
 
         arrived = time.monotonic()
         try:
             return answer(200, await self._predict(request, arrived))
-        except BadImage as error:
+        except BadImageError as error:
             return answer(error.status, {"error": str(error)})
         except LateError as error:
             refusal = {"error": str(error), "cause": error.cause}
             return answer(503, refusal, retry_after=error.retry_after)
-        except Overloaded:
-            return answer(503, {"error": "too many images are here at once"}, retry_after=1)
+        except OverloadedError:
+            return answer(503, {"error": "too many images at once"}, retry_after=1)
         except ClientDisconnect:
-            return answer(400, {"error": "the sender has gone"})  # which nobody reads
-        except Exception as error:  # the model's; it goes on with the next one
+            return answer(400, {"error": "the client has disconnected"})
+        except Exception as error:  # of the model
             return answer(500, {"error": f"the model failed: {type(error).__name__}: {error}"})
 
     def close(self) -> None:
-        """Give the decoders' threads back."""
+        """Stop the decoder threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def _predict(self, request: Request, arrived: float) -> dict[str, Any]:
-        with self._held.share() as share:
-            body = await read_image(request, self._limits, share)
+        with self._budget.reserve() as reservation:
+            body = await read_image(request, self._limits, reservation)
             loop = asyncio.get_running_loop()
             image = await loop.run_in_executor(self._decoders, decode, body, self._limits)
             del body
-            share.set(image.nbytes)
+            reservation.set(image.nbytes)
             served = await self._batcher.served(image, stream=REQUESTS, arrived=arrived)
         return {
             "result": served.result,
@@ -91,7 +91,7 @@ def answer(
     headers: dict[str, str] | None = None,
     retry_after: float | None = None,
 ) -> Response:
-    """JSON; `retry_after` are seconds, said in whole ones of at least 1."""
+    """Return a JSON response; `retry_after` is in seconds, rounded up to at least 1."""
     from starlette.responses import Response
 
     headers = dict(headers or {})
@@ -102,13 +102,13 @@ def answer(
 
 
 def to_json(content: Any) -> str:
-    """JSON of anything that a model returns; what is no number there is null.
+    """Return the JSON of a model's result; NaN and infinity become null.
 
     Raises:
-        TypeError: if it holds something that JSON has no word for.
+        TypeError: if a value cannot be converted.
     """
     try:
-        return json.dumps(content, default=plain, allow_nan=False)
+        return json.dumps(content, default=json_default, allow_nan=False)
     except ValueError:
-        text = json.dumps(content, default=plain)
+        text = json.dumps(content, default=json_default)
         return json.dumps(json.loads(text, parse_constant=lambda name: None))

@@ -18,13 +18,13 @@ import hashlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._study.web import template
 from rightbatch._study.web.documents import Documents, Kept, OfSource, Source
-from rightbatch._web.access import App, Door, Message, Receive, Scope, Send
+from rightbatch._web.access import AccessControl, App, Message, Receive, Scope, Send
+from rightbatch._web.files import media_type
 
 try:
     from starlette.applications import Starlette
@@ -52,7 +52,7 @@ def app(source: Source, *, token: str | None = None, hosts: Collection[str] | No
     Args:
         source: the store.
         token: that requests bear; the page is opened with `/?token=...` then.
-        hosts: the names by which it is asked for; see `Door`.
+        hosts: the names by which it is asked for; see `AccessControl`.
     """
     return app_of(OfSource(source), token=token, hosts=hosts)
 
@@ -64,7 +64,9 @@ def app_of(
     routes = [*_page(), *_documents(Kept(documents))]
     handlers = {HTTPException: _refused}
     return _Styled(
-        Door(Starlette(routes=routes, exception_handlers=handlers), token=token, hosts=hosts)
+        AccessControl(
+            Starlette(routes=routes, exception_handlers=handlers), token=token, hosts=hosts
+        )
     )
 
 
@@ -84,8 +86,8 @@ def _page() -> list[Route]:
             return Response(script, media_type="text/javascript", headers={"Cache-Control": _YEAR})
         if name not in files:
             raise HTTPException(404)
-        kind = template.KINDS[Path(name).suffix]
-        return Response(files[name], media_type=kind, headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache"}
+        return Response(files[name], media_type=media_type(name), headers=headers)
 
     async def health(request: Request) -> Response:
         return _answer(200, b'{"state":"serving"}')

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import MissingExtraError
+from rightbatch._web.files import read_files
 
 _HERE = Path(__file__).parent
-SHEETS = ("page.css", "answer.css", "charts.css", "runs.css", "narrow.css")
+SHEETS = ("base.css", "page.css", "answer.css", "charts.css", "runs.css", "narrow.css")
 """In the order in which they overrule each other."""
-
-# Not guessed: what Windows takes .js for depends on what was installed there.
-KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def files() -> dict[str, bytes]:
-    """The page's own files, by name."""
-    static = _HERE / "static"
-    return {file.name: file.read_bytes() for file in static.iterdir() if file.suffix in KINDS}
+    """Return the page's static files, including those shared by all pages, by name."""
+    return read_files(_HERE / "static")
 
 
 def plotly_name() -> str:

@@ -1,4 +1,8 @@
-"""Ray: `serve` in replicas (`serve`), and the runs of a study on a cluster (`study`)."""
+"""Ray: serving in replicas, and the runs of a study on a cluster.
+
+_serve   the replica, `deployment`, `serve --on ray`   _study       a cluster as a place for runs
+_task    one run as a Ray task                         _resources   CPUs, GPU shares and memory
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Serve: the same engine in every replica, on as many machines as Ray has.
+"""Ray Serve: one engine per replica, on all machines of a Ray cluster.
 
     from ray import serve
     from rightbatch.integrations.ray import deployment
@@ -6,8 +6,8 @@
     handle = serve.run(deployment("yolo26n.onnx", latency="100ms", num_replicas=4))
     result = handle.remote(image).result()          # H×W×3 uint8 RGB
 
-Over HTTP it answers as `rightbatch serve --http` does: an image is posted to `/predict`; `/health`
-says how it goes; what would be late is refused with 503 and `Retry-After`.
+The HTTP routes are those of `rightbatch serve --http`: `POST /predict` with an image, and
+`GET /health`. A request that would be late is refused with 503 and `Retry-After`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import numpy as np
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import REQUESTS
-from rightbatch._serve.models import Image, open_model
+from rightbatch._serve.models.open import open_model
+from rightbatch._serve.models.protocol import Image
 from rightbatch._serve.web.images import Limits
 from rightbatch._serve.web.predict import Predictor, answer
 from rightbatch._units import parse_seconds
 
-_AT_ONCE = 1000  # requests that a replica is given: it refuses what would be late, not Ray's router
-_CLOSING = 10.0  # seconds for what was accepted when a replica ends
+_MAX_ONGOING = 1000  # requests per replica: the engine, not Ray's router, refuses late ones
+_CLOSE_TIMEOUT = 10.0  # seconds to finish accepted requests when a replica ends
 _NAME = "rightbatch"  # of the application and of its deployment
 
 
@@ -43,39 +44,39 @@ def deployment(
     token: str | None = None,
     **options: Any,
 ) -> Any:
-    """An application for `ray.serve.run`: replicas that each have the model and a `Batcher`.
+    """Return an application for `ray.serve.run`; each replica has the model and a `Batcher`.
 
     Args:
-        model: what `open_model` takes. A file has to be at the same place on every machine.
-        latency: the target, from a request's arrival at its replica: seconds, or `"50ms"`.
-        num_replicas: as for Ray, `"auto"` too.
-        ray_actor_options: as for Ray: `{"num_cpus": 2}` gives a replica two threads (one is Ray's
-            default), `{"num_gpus": 1}` a GPU.
-        max_batch: the most images of a batch.
-        token: that a request over HTTP has to bear.
+        model: an argument of `open_model`. A file must exist at the same path on every machine.
+        latency: target from a request's arrival at its replica: seconds, or `"50ms"`.
+        num_replicas: as in Ray, including `"auto"`.
+        ray_actor_options: as in Ray: `{"num_cpus": 2}` gives a replica two threads (Ray's default
+            is one), `{"num_gpus": 1}` a GPU.
+        max_batch: the most images in a batch.
+        token: that HTTP requests must send.
         options: of `open_model`: `device`, `imgsz`, `conf`, ...
 
     Raises:
-        UsageError: if an argument cannot be meant.
+        UsageError: if an argument is invalid.
         MissingExtraError: if ray[serve] is not installed.
     """
     serve = _ray_serve()
     parse_seconds(latency)
     if isinstance(model, str | Path):
         model = _absolute(str(model))
-    made = serve.deployment(
+    replicas = serve.deployment(
         Replica,
         name=_NAME,
         num_replicas=num_replicas,
         ray_actor_options=ray_actor_options or {},
-        max_ongoing_requests=_AT_ONCE,
-        graceful_shutdown_timeout_s=2 * _CLOSING,
+        max_ongoing_requests=_MAX_ONGOING,
+        graceful_shutdown_timeout_s=2 * _CLOSE_TIMEOUT,
     )
-    return made.bind(model, latency, max_batch=max_batch, token=token, **options)
+    return replicas.bind(model, latency, max_batch=max_batch, token=token, **options)
 
 
 class Replica:
-    """One replica: called with an image by a handle, with a request by Ray's HTTP proxy."""
+    """One replica, called with an image by a handle and with a request by Ray's HTTP proxy."""
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class Replica:
         self._token = token
 
     async def __call__(self, item: Any) -> Any:
-        """The result for an image; the response to a request."""
+        """Return the result of an image, or the response to a request."""
         from starlette.requests import Request
 
         if isinstance(item, Request):
@@ -100,9 +101,9 @@ class Replica:
         return await self._batcher(_checked(item), stream=REQUESTS)
 
     def __del__(self) -> None:
-        # Ray calls it when it ends a replica; one that could not be made has no batcher
+        # Ray calls it when a replica ends; after an error in __init__ there is no batcher.
         if "_batcher" in vars(self):
-            self._batcher.close(_CLOSING)
+            self._batcher.close(_CLOSE_TIMEOUT)
             self._predictor.close()
             self._model.close()
 
@@ -111,16 +112,16 @@ class Replica:
         if place == "/health":
             return answer(200, {"model": self._model.name, "state": "serving"})
         if not self._is_allowed(request):
-            return answer(401, {"error": "a request bears a token: Authorization: Bearer TOKEN"})
+            return answer(401, {"error": "send the header Authorization: Bearer TOKEN"})
         if place != "/predict":
-            return answer(404, {"error": "there are POST /predict and GET /health"})
+            return answer(404, {"error": "no such path; use POST /predict or GET /health"})
         if request.method != "POST":
             return answer(405, {"error": "POST an image to /predict"}, headers={"Allow": "POST"})
         return await self._predictor.respond(request)
 
     def _is_allowed(self, request: Any) -> bool:
-        borne = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return self._token is None or secrets.compare_digest(borne.encode(), self._token.encode())
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return self._token is None or secrets.compare_digest(token.encode(), self._token.encode())
 
 
 def serve_on_ray(
@@ -134,21 +135,21 @@ def serve_on_ray(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> None:
-    """Serve over HTTP on the Ray that is there, or on one of this machine, until `stop` or Ctrl-C.
+    """Serve over HTTP on the current Ray cluster, or a new local one, until `stop` or Ctrl-C.
 
     Args:
-        model: what `open_model` takes.
-        latency: the target.
-        host: where to listen; with any other than this machine, requests need a token.
+        model: an argument of `open_model`.
+        latency: the target; see `deployment`.
+        host: bind address; a non-loopback address requires a token.
         port: of HTTP.
-        token: by default made and shown where one is needed.
-        show: is told where it listens.
-        stop: ends it when set.
+        token: that requests must send; by default generated and shown if it is required.
+        show: called with messages.
+        stop: ends serving when it is set.
         options: of `deployment`.
 
     Raises:
-        UsageError: if an argument cannot be meant, Ray Serve runs there already, or it cannot start
-            (no model at that place, a port that is in use).
+        UsageError: if an argument is invalid, Ray Serve runs already, or it cannot start (the model
+            does not exist, the port is in use).
         MissingExtraError: if ray[serve] is not installed.
     """
     serve = _ray_serve()
@@ -156,56 +157,55 @@ def serve_on_ray(
 
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         token = secrets.token_urlsafe(24)
-        show(f"requests bear the token: Authorization: Bearer {token}")
+        show(f"requests must send this token: Authorization: Bearer {token}")
     application = deployment(model, latency, token=token, **options)
-    is_ours = not ray.is_initialized()
-    if is_ours:
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
         ray.init(include_dashboard=False, log_to_driver=True)
-    serves = False
+    is_serving = False
     try:
-        _refuse_beside_others(serve)
-        serves = True
+        _check_not_running(serve)
+        is_serving = True
         try:
             serve.start(http_options={"host": host, "port": port})
             serve.run(application, name=_NAME, route_prefix="/")
         except RuntimeError as error:
-            raise UsageError(f"Ray Serve did not start it: {_reason(serve, error)}") from error
+            raise UsageError(
+                f"Ray Serve could not start the application: {_reason(serve, error)}"
+            ) from error
         show(f"serving on Ray: POST images to http://{host}:{port}/predict")
         (stop or threading.Event()).wait()
     except KeyboardInterrupt:
         pass
     finally:
-        if serves:
+        if is_serving:
             serve.shutdown()
-        if is_ours:
+        if starts_ray:
             ray.shutdown()
 
 
-def _refuse_beside_others(serve: Any) -> None:
-    """Where Ray Serve runs, it listens as others said, and to end it is to end what is theirs.
+def _check_not_running(serve: Any) -> None:
+    """Check that Ray Serve is not running: its HTTP options and applications belong to others.
 
     Raises:
-        UsageError: if it runs.
+        UsageError: if it is running.
     """
     status = serve.status()
     if status.proxies or status.applications:
-        named = ", ".join(sorted(status.applications)) or "none"
+        names = ", ".join(sorted(status.applications)) or "none"
         raise UsageError(
-            f"Ray Serve runs there already (applications: {named}) and listens as others said; "
-            "add an application to it: rightbatch.integrations.ray.deployment(..., token=...) for "
+            f"Ray Serve runs already (applications: {names}) with its own host and port; add an "
+            "application to it: pass rightbatch.integrations.ray.deployment(..., token=...) to "
             "ray.serve.run, with a name and a route_prefix of its own"
         )
 
 
 def _reason(serve: Any, error: RuntimeError) -> str:
-    """What went wrong, of a traceback the last line.
-
-    Ray keeps with the deployment what a replica raised; its own error only says that it did.
-    """
+    """Return the last line of the replica's error, which Ray stores with the deployment."""
     application = serve.status().applications.get(_NAME)
     deployments = application.deployments.values() if application is not None else ()
-    told = "\n".join(one.message for one in deployments).strip() or str(error).strip()
-    return told.splitlines()[-1].strip() if told else type(error).__name__
+    text = "\n".join(one.message for one in deployments).strip() or str(error).strip()
+    return text.splitlines()[-1].strip() if text else type(error).__name__
 
 
 def _checked(image: Any) -> Image:
@@ -213,11 +213,11 @@ def _checked(image: Any) -> Image:
         if image.shape[2] == 3:
             return image
     got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise UsageError(f"an image is an H×W×3 uint8 RGB array, got {got}")
+    raise UsageError(f"an image must be an H×W×3 uint8 RGB array, got {got}")
 
 
 def _absolute(spec: str) -> str:
-    """A replica runs in a folder of its own."""
+    """Return a spec with an absolute path: replicas have another working directory."""
     file, colon, function = spec.rpartition(":")
     if colon and file.endswith(".py"):
         return f"{Path(file).expanduser().resolve()}:{function}"

@@ -1,8 +1,8 @@
 """A study's runs on a Ray cluster: `rightbatch study W --batches 8,32 --out DIR --on ray`.
 
-One Ray task a run; the task starts the run's own process where Ray has put it, and streams what it
-says. The store is written where the sweep is. Every machine needs rightbatch and what the workload
-imports, in the versions that the sweep has.
+One Ray task per run; the task starts the run's process on its machine and streams its events. The
+sweep's machine writes the store. Every machine needs rightbatch and the packages of the workload in
+the same versions as the sweep's machine.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from rightbatch._worker.wire import Header
 from rightbatch.integrations.ray._resources import Needs, nodes_of, wants_gpus
 from rightbatch.integrations.ray._task import Sources, gpu_bytes, sources_of, train
 
-_ENDING = 10.0  # seconds for workers to end a run's process, before they are killed
-_ASKING = 60.0  # seconds for a machine to say what GPUs it has
+_STOP_TIMEOUT = 10.0  # seconds for workers to end a run's process before they are killed
+_GPU_QUERY_TIMEOUT = 60.0  # seconds for a machine to report its GPUs
 
 
 def place(header: Header, *, address: str | None = None, **options: Any) -> RayPlace:
-    """Ray as the place of a study's runs.
+    """Return Ray as the place where a study's runs are executed.
 
     Args:
-        header: what every run's process is told.
-        address: of the cluster; otherwise the one that this process has joined already, or
-            `RAY_ADDRESS`, or one that runs on this machine, or a new one of this machine.
-        options: there are no others.
+        header: of every run's process.
+        address: of the cluster; by default the one that this process has joined, `RAY_ADDRESS`, one
+            that runs on this machine, or a new one on this machine.
+        options: none are supported.
 
     Raises:
-        UsageError: if there is no cluster at that address, or an option is not known.
+        UsageError: if there is no cluster at the address, or an option is given.
         MissingExtraError: if ray is not installed.
     """
     if options:
-        raise UsageError(f"Ray takes an address, not {', '.join(sorted(options))}")
+        raise UsageError(f"Ray has no option {', '.join(sorted(options))}; its option is address")
     ray = _ray()
     is_ours = address is not None or not ray.is_initialized()
     if is_ours:
@@ -60,9 +60,9 @@ def place(header: Header, *, address: str | None = None, **options: Any) -> RayP
 
 
 class RayPlace:
-    """A task for each run; `jobs` is how many the cluster takes at a time, the others wait there.
+    """Executes each run as a Ray task; `jobs` is the number that the cluster can run concurrently.
 
-    Made by `place`. `stop` also leaves the cluster, if it was joined for this.
+    Created by `place`. `stop` also leaves the cluster if `place` joined it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RayPlace:
         self._ray = _ray()
         self._header, self._needs, self._is_ours = header, needs, is_ours
         self._sources = sources
-        # Ray would run a task again whose worker died, and say its points twice.
+        # With retries, a task whose worker died would run again and repeat its points.
         self._train = self._ray.remote(num_returns="streaming", max_retries=0)(train)
         self._running: list[_Task] = []
         self._changed = threading.Condition()
@@ -79,8 +79,8 @@ class RayPlace:
         self.jobs = needs.at_once
 
     def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
-        """As in `Place`."""
-        task = self._begun(plan)
+        """See `Place`."""
+        task = self._start(plan)
         if task is None:
             return
         last = Point(0, 0, 0.0, 0.0, {}, 0.0)
@@ -96,7 +96,9 @@ class RayPlace:
                 for reference in task.stream:
                     self._ray.get(reference)
             raise
-        except errors.OutOfMemoryError as error:  # Ray's, before the system itself runs short
+        except (
+            errors.OutOfMemoryError
+        ) as error:  # raised by Ray before the machine's memory is exhausted
             yield RunEvent(ended=_short_of_memory(last, str(error)))
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
             if not self._is_stopped:
@@ -106,14 +108,14 @@ class RayPlace:
             if not self._is_stopped:
                 raise
         except errors.RayTaskError as error:
-            raise _of_worker(error) from None
+            raise _worker_error(error) from None
         finally:
             with self._changed:
                 self._running.remove(task)
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """As in `Place`."""
+        """See `Place`."""
         with self._changed:
             self._is_stopped = True
             running = list(self._running)
@@ -122,14 +124,14 @@ class RayPlace:
             for task in running:
                 self._cancel(task, by_force=by_force)
             with self._changed:
-                self._changed.wait_for(lambda: not self._running, _ENDING)
+                self._changed.wait_for(lambda: not self._running, _STOP_TIMEOUT)
                 running = list(self._running)
         if self._is_ours:
             self._ray.shutdown()
 
     def _cancel(self, task: _Task, *, by_force: bool = False) -> None:
-        """Once: Ray aborts this process where a task is told so at the moment when it ends, as one
-        does that was told before ("Tried to complete task that was not pending", Ray 2.60)."""
+        """Cancel a task, only once: Ray 2.60 aborts this process if a cancelled task is cancelled
+        again while it ends ("Tried to complete task that was not pending")."""
         with self._changed:
             if task.is_cancelled and not by_force:
                 return
@@ -137,25 +139,25 @@ class RayPlace:
         with suppress(self._ray.exceptions.RayError):
             self._ray.cancel(task.stream, force=by_force)
 
-    def _begun(self, plan: RunPlan) -> _Task | None:
-        """None once all is stopped."""
+    def _start(self, plan: RunPlan) -> _Task | None:
+        """Submit the task of a run; return None if the place was stopped."""
         need = self._needs.of(plan)
         if need.memory is not None:
-            # what a run takes beyond its share, another one that has the GPU with it would lack
+            # Beyond its share a run would take memory from the runs that share the GPU.
             config = replace(plan.config, options=replace(plan.options, memory=need.memory))
             plan = replace(plan, config=config)
         with self._changed:
             if self._is_stopped:
                 return None
-            asked = self._train.options(name=f"rightbatch: {plan.key}", **need.options)
-            task = _Task(asked.remote(self._header, plan, self._sources))
+            train = self._train.options(name=f"rightbatch: {plan.key}", **need.options)
+            task = _Task(train.remote(self._header, plan, self._sources))
             self._running.append(task)
             return task
 
 
 @dataclass(eq=False)
 class _Task:
-    """`stream` has references to what the run says."""
+    """A submitted task; `stream` yields references to the run's events."""
 
     stream: Any
     is_cancelled: bool = False
@@ -164,8 +166,8 @@ class _Task:
 def _join(ray: Any, address: str | None) -> None:
     if address is not None and address.startswith("ray://"):
         raise UsageError(
-            f"{address} is Ray's client server, through which no task can stream; give the "
-            "cluster's own address from one of its machines, or `ray job submit` the study"
+            f"{address} is a Ray client server, which does not support streaming tasks; run the "
+            "study on a machine of the cluster with the cluster's address, or use `ray job submit`"
         )
     try:
         ray.init(
@@ -173,15 +175,15 @@ def _join(ray: Any, address: str | None) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"at {address}" if address else "on this machine"
-        raise UsageError(f"there is no Ray cluster {where}: {error}") from error
+        raise UsageError(f"no Ray cluster {where}: {error}") from error
 
 
 def _smallest_gpu(ray: Any) -> int | None:
-    """Bytes of the smallest GPU of the cluster; None if one of its machines does not tell."""
+    """Return the bytes of the smallest GPU of the cluster; None if a machine does not report."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask = ray.remote(num_cpus=0)(gpu_bytes)
-    asked = [
+    queries = [
         ask.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote()
@@ -189,14 +191,14 @@ def _smallest_gpu(ray: Any) -> int | None:
         if node["Alive"] and node["Resources"].get("GPU")
     ]
     try:
-        told = ray.get(asked, timeout=_ASKING)
+        found = ray.get(queries, timeout=_GPU_QUERY_TIMEOUT)
     except ray.exceptions.RayError:
         return None
-    return min(min(sizes) for sizes in told) if all(told) else None
+    return min(min(sizes) for sizes in found) if all(found) else None
 
 
 def _factory_of(header: Header) -> object:
-    """What the header carries; None for what only the run's process can load."""
+    """Unpickle the header's factory; return None if only the run's process can load it."""
     try:
         subject = pickle.loads(header.subject)
     except Exception:
@@ -207,7 +209,7 @@ def _factory_of(header: Header) -> object:
 def _short_of_memory(last: Point, why: str) -> Ended:
     return Ended(
         "out_of_memory",
-        f"Ray ended it, since its machine ran short of memory: {why.splitlines()[0]}",
+        f"Ray stopped the run because its machine ran out of memory: {why.splitlines()[0]}",
         steps=last.steps,
         examples=int(last.examples),
         seconds=last.seconds,
@@ -215,15 +217,15 @@ def _short_of_memory(last: Point, why: str) -> Ended:
     )
 
 
-def _of_worker(error: Any) -> BaseException:
-    """What was raised there, without Ray's own words."""
+def _worker_error(error: Any) -> BaseException:
+    """Return the error that a worker raised, without Ray's wrapper."""
     cause = error.cause
     if isinstance(cause, RightbatchError):
         return cause
     if isinstance(cause, ImportError):
         return UsageError(
-            f"a worker of the cluster cannot import what a run needs ({cause}); every machine "
-            "needs rightbatch and the workload's packages, in the versions that are here"
+            f"a worker of the cluster cannot import a module of the run ({cause}); every machine "
+            "needs rightbatch and the workload's packages, in the same versions as here"
         )
     return error  # type: ignore[no-any-return]
 

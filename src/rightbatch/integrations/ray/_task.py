@@ -1,4 +1,4 @@
-"""A run of a study in a Ray worker: its own process there, and what it says, streamed back."""
+"""A study's run as a Ray task: it starts the run's process and streams its events back."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header, pickled
 from rightbatch._workload.factory import FileFactory
 
-_HEARS = 0.2  # seconds after which a worker notices that its task was cancelled
-_LINGERS = 0.3
-"""Seconds after the last word: Ray aborts a sweep that cancels a task at the moment when it ends,
-and what a run says last is what may make the sweep cancel it."""
-_LARGEST = 2**20  # bytes of a Python file that is sent along
+_POLL = 0.2  # seconds after which a worker notices that its task was cancelled
+_LINGER = 0.3
+"""Seconds to wait after the last event. It may make the sweep cancel the task, and Ray aborts a
+process that cancels a task at the moment it ends."""
+_MAX_FILE_BYTES = 2**20  # of a Python file that is sent with the factory
 
 
 @dataclass(frozen=True)
 class Sources:
-    """A factory's file and the Python files beside it, for machines that have not got them.
+    """A factory's file and the Python files in its folder, for machines that do not have them.
 
-    What else it reads, such as data, has to be at the same place on every machine.
+    Everything else that it reads, such as data, must exist at the same path on every machine.
     """
 
     factory: FileFactory
@@ -38,17 +38,17 @@ class Sources:
 
 
 def sources_of(factory: object) -> Sources | None:
-    """What to send along with a factory; None for one that is no file."""
+    """Return the files to send with a factory; None if it is not in a file."""
     if not isinstance(factory, FileFactory):
         return None
     beside = [path for path in factory.path.parent.glob("*.py") if path.is_file()]
-    small = [path for path in beside if path.stat().st_size <= _LARGEST]
+    small = [path for path in beside if path.stat().st_size <= _MAX_FILE_BYTES]
     return Sources(factory, {path.name: path.read_bytes() for path in small})
 
 
 @contextmanager
 def at_home(header: Header, sources: Sources | None) -> Iterator[Header]:
-    """The header as this machine can follow it, while it is needed."""
+    """Yield the header adapted to this machine, with the factory's files in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         if not Path(header.folder).is_dir():
@@ -59,38 +59,38 @@ def at_home(header: Header, sources: Sources | None) -> Iterator[Header]:
             factory = FileFactory(folder / sources.factory.path.name, sources.factory.function)
             header = replace(header, subject=pickled(WorkloadTraining(factory)))
         if (header.device or "").startswith("cuda"):
-            header = replace(header, device="cuda")  # which one is Ray's to say
+            header = replace(header, device="cuda")  # Ray chooses which one
         yield header
 
 
 def train(header: Header, plan: RunPlan, sources: Sources | None) -> Iterator[RunEvent]:
-    """In the worker: what the run says. Cancelling the task ends the run's process."""
+    """Run in the worker and yield the run's events; cancelling the task ends the run's process."""
     try:
         with at_home(header, sources) as mine:
-            yield from _heard(ThisMachine(mine, 1), plan)
+            yield from _stream(ThisMachine(mine, 1), plan)
     except Exception:
-        time.sleep(_LINGERS)
+        time.sleep(_LINGER)
         raise
-    time.sleep(_LINGERS)
+    time.sleep(_LINGER)
 
 
-def _heard(machine: ThisMachine, plan: RunPlan) -> Iterator[RunEvent]:
-    """Ray interrupts a worker between two instructions, so none may wait for the run for long."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # Ray counts a processor for each process
-    heard: queue.SimpleQueue[RunEvent | BaseException | None] = queue.SimpleQueue()
+def _stream(machine: ThisMachine, plan: RunPlan) -> Iterator[RunEvent]:
+    """Yield events, polling: Ray cancels a task between two bytecodes, not in a blocking call."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # the task reserves one CPU per process
+    events: queue.SimpleQueue[RunEvent | BaseException | None] = queue.SimpleQueue()
 
     def listen() -> None:
         try:
             for said in machine.stream_events(plan):
-                heard.put(said)
-            heard.put(None)
+                events.put(said)
+            events.put(None)
         except BaseException as error:
-            heard.put(error)
+            events.put(error)
 
     listening = threading.Thread(target=listen, daemon=True, name="run")
     listening.start()
     try:
-        while (said := _next(heard)) is not None:
+        while (said := _next(events)) is not None:
             if isinstance(said, BaseException):
                 raise said
             yield said
@@ -100,7 +100,7 @@ def _heard(machine: ThisMachine, plan: RunPlan) -> Iterator[RunEvent]:
 
 
 def gpu_bytes() -> list[int]:
-    """The memory of each GPU of this machine; none where the driver does not tell."""
+    """Return the memory of each GPU of this machine; empty if the driver does not report it."""
     import pynvml
 
     try:
@@ -112,10 +112,10 @@ def gpu_bytes() -> list[int]:
 
 
 def _next(
-    heard: queue.SimpleQueue[RunEvent | BaseException | None],
+    events: queue.SimpleQueue[RunEvent | BaseException | None],
 ) -> RunEvent | BaseException | None:
     while True:
         try:
-            return heard.get(timeout=_HEARS)
+            return events.get(timeout=_POLL)
         except queue.Empty:
             continue

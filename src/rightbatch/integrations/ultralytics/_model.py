@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.models import by_kind
+from rightbatch._serve.models.results import run_grouped
 from rightbatch.integrations._pixels import Image
 from rightbatch.integrations._yolo_outputs import classes
 
@@ -86,7 +86,7 @@ class UltralyticsModel:
         if not images:
             return []
         if self._options.get("rect", True):
-            return by_kind(images, lambda image: image.shape, self._run)
+            return run_grouped(images, lambda image: image.shape, self._run)
         return self._run(images)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-// The top of the page: what the study says, and the figures behind it.
+// The top of the page: the answer of the study and its numbers.
 
 import { at, make, measured } from './dom.js'
 import {
@@ -22,7 +22,7 @@ const FIRST = [
 
 export function showAnswer({ study, colors }) {
   const { sentences } = study.answer
-  at('tiles').hidden = !study.target // else there is nothing in them
+  at('tiles').hidden = !study.target // else they are empty
   const tiles = [...FIRST.map(first => firstTile(study, ...first)), memory(study), critical(study)]
   const said = JSON.stringify([sentences, tiles, [...colors]])
   const place = at('tiles')
@@ -68,9 +68,9 @@ function sizeOf(study, batch) {
   return study.sizes.find(size => size.batch_size === batch)
 }
 
-// Of the size that is soonest, as the one that a person would take.
+// The peak memory of the size that reaches the target soonest.
 function memory(study) {
-  const label = 'Memory it took'
+  const label = 'Peak memory'
   const batch = study.answer.first.seconds
   const size = batch === null ? null : sizeOf(study, batch)
   if (!isNumber(size?.peak_bytes?.middle)) return { label, text: '–', note: 'not measured' }

@@ -1,13 +1,13 @@
-// Curves along the training: a colour a batch size, the seeds as a band, their middle as a line.
+// Curves along the training: one colour per batch size, a band over the seeds, a line for the median.
 
 import { colorOf, faded } from './colors.js'
 import { count, drawn, number, plural, rough, sizeName } from './text.js'
 
-const FEW = 15 // places, which are marked
-const PARTS = [0, 0.25, 0.5, 0.75, 1] // of a curve, for the table
+const FEW = 15 // points; curves with fewer have markers
+const PARTS = [0, 0.25, 0.5, 0.75, 1] // positions of a curve in the table
 
-// The curves of a document that are shown, each {size, name, runs, x, middle, low, high}.
-// `scale(size)` is what values are multiplied with.
+// The visible curves of a document, each {size, name, runs, x, middle, low, high}.
+// `scale(size)` is a factor of the values.
 export function curvesOf(document, { view }, scale = () => 1) {
   const curves = []
   for (const { batch_size: size, runs, name, by } of document.sizes) {
@@ -37,7 +37,7 @@ function isShown({ x, middle }, view) {
     x[place] !== null && middle[place] !== null && (view.x === 'linear' || x[place] > 0)
 }
 
-// Plotly's traces of them.
+// Their Plotly traces.
 export function bandsOf(curves, now, { isLog = false, dash = 'solid', prefix = '' } = {}) {
   const bands = []
   const lines = []
@@ -59,7 +59,7 @@ export function bandsOf(curves, now, { isLog = false, dash = 'solid', prefix = '
   return [...bands, ...lines]
 }
 
-// Where nothing is below zero, a logarithmic scale has no place for what is zero.
+// A logarithmic scale cannot show zero.
 function bandOf({ x, low, high, middle }, color, isLog) {
   const bottom = isLog ? low.map((value, place) => (value > 0 ? value : middle[place])) : low
   return {
@@ -74,7 +74,7 @@ function bandOf({ x, low, high, middle }, color, isLog) {
   }
 }
 
-// Filled in by Plotly, only where one points at.
+// A Plotly hover template, filled in at the pointer.
 function hover({ name, runs }, axis, prefix) {
   const seeds =
     runs > 1 ? `<br>%{customdata[0]:.4~g} to %{customdata[1]:.4~g}, ${plural(runs, 'run')}` : ''
@@ -82,12 +82,12 @@ function hover({ name, runs }, axis, prefix) {
   return `${head}<br>%{y:.4~g} at %{x:,.6~g} ${axis}${seeds}<extra></extra>`
 }
 
-// A name from outside is no place to be filled in.
+// Escapes a name, so that Plotly fills nothing in.
 function template(text) {
   return drawn(text).replaceAll('%{', '%&#123;')
 }
 
-// What the last values are, from the least to the most.
+// The last values, from the lowest to the highest.
 export function endsOf(curves) {
   if (!curves.length) return ''
   const last = curve => curve.middle.at(-1)

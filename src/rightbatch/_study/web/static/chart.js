@@ -1,6 +1,6 @@
-// A chart: a picture by Plotly, a sentence that says what is seen, and the data as a table.
+// A chart: a plot by Plotly, a caption, and the data as a table.
 //
-// It is drawn once it comes near the screen, and again when what it was drawn from has changed.
+// It is drawn when it comes near the screen, and again when its data have changed.
 
 import { documents } from './documents.js'
 import { make, write } from './dom.js'
@@ -23,8 +23,8 @@ window.addEventListener('beforeprint', () => {
   for (const chart of charts.values()) chart.see(true)
 })
 
-// Plotly is a hundred times as large as all else, and what is text does not wait for it: it starts
-// once there is a frame with that.
+// Plotly is a hundred times as large as the rest of the page: it loads after the first frame with
+// text.
 function plotly() {
   loading ??= new Promise(resolve => requestAnimationFrame(() => setTimeout(resolve))).then(() =>
     documents.plotly(),
@@ -32,7 +32,7 @@ function plotly() {
   return loading
 }
 
-// Charts are drawn one after the other, from the top, and the page can be used in between.
+// Charts are drawn one by one from the top, and the page can be used in between.
 async function enqueue(chart) {
   waiting.add(chart)
   if (isDrawing) return
@@ -43,7 +43,7 @@ async function enqueue(chart) {
     library = await plotly()
   } catch (error) {
     failure = error
-    loading = null // the next change tries again
+    loading = null // retry at the next change
   }
   while (waiting.size) {
     const [first] = [...waiting].sort((one, other) => before(one.place, other.place))
@@ -64,8 +64,8 @@ function before(one, other) {
 }
 
 export class Chart {
-  // `wanted(now)` is what to draw: {title, key, metrics, build(...curves of metrics)}, or null.
-  // `build` gives {traces, layout, caption, head, rows}, or {nothing: why}.
+  // `wanted(now)` describes the chart: {title, key, metrics, build(...curves of metrics)}, or null.
+  // `build` returns {traces, layout, caption, head, rows}, or {nothing: reason}.
   constructor(place, wanted) {
     this.place = place
     this.wanted = wanted
@@ -93,7 +93,7 @@ export class Chart {
     watcher.observe(place)
   }
 
-  // Returns whether there is anything to show.
+  // Returns whether there is a chart to show.
   show(now) {
     this.now = now
     const wanted = this.wanted(now)
@@ -131,7 +131,7 @@ export class Chart {
         this.tell(job.build(...curves))
       } catch (error) {
         if (this.key === key) this.key = null // and the next change tries again
-        if (!this.drawing) this.tell({ nothing: `No data came: ${error.message}` })
+        if (!this.drawing) this.tell({ nothing: `The data could not be loaded: ${error.message}` })
         return
       }
     }
@@ -164,7 +164,7 @@ export class Chart {
   fail(error) {
     this.picture.hidden = true
     this.nothing.hidden = false
-    write(this.nothing, `No picture: ${error.message}. The data are in the table.`)
+    write(this.nothing, `The chart could not be drawn: ${error.message}. The data are in the table.`)
   }
 
   async draw(library) {
@@ -208,18 +208,18 @@ function laidOut({ xaxis = {}, yaxis = {}, ...layout }, traces, { font, panel, e
     font: { family: font, size: 12, color: soft },
     paper_bgcolor: 'rgba(0,0,0,0)',
     plot_bgcolor: 'rgba(0,0,0,0)',
-    margin: { l: 50, r: 10, t: 10, b: 42 }, // enough for all ticks: measuring them takes long,
+    margin: { l: 50, r: 10, t: 10, b: 42 }, // enough for all ticks; automatic margins are slow
     showlegend: false,
     hovermode: 'closest',
     hoverlabel: { bgcolor: panel, bordercolor: edge, font: { color: ink }, align: 'left' },
-    dragmode: NARROW.matches ? false : 'zoom', // a finger scrolls
+    dragmode: NARROW.matches ? false : 'zoom', // touch scrolls
     ...layout,
     xaxis: axis(xaxis, 'x'),
     yaxis: axis(yaxis, 'y'),
   }
 }
 
-// Plotly's own ticks of a logarithmic axis crowd each other, or are bare digits.
+// Plotly's own ticks of a logarithmic axis overlap, or are single digits.
 function logTicks(traces, letter) {
   let [least, most] = [Infinity, 0]
   for (const trace of traces) {

@@ -1,7 +1,7 @@
-// One colour a batch size, from small to large, that stands out from the ground in either theme.
+// One colour per batch size, from small to large, with enough contrast in both themes.
 
 const RAMP = ['#2d3fb5', '#2f7fd0', '#0f9a9c', '#43a04f', '#c99a12', '#dd6a2a', '#bf3070']
-const LEAST = 3 // contrast of a line with its ground, as WCAG 2 asks for graphics
+const LEAST = 3 // minimum contrast of a line with the background, as WCAG 2 requires for graphics
 
 const dark = window.matchMedia('(prefers-color-scheme: dark)')
 
@@ -9,7 +9,7 @@ export function onTheme(changed) {
   dark.addEventListener('change', changed)
 }
 
-// The page's own colours, for what is drawn by Plotly.
+// The page's colours, for Plotly.
 export function theme() {
   const style = getComputedStyle(document.documentElement)
   const color = name => style.getPropertyValue(`--${name}`).trim()
@@ -25,7 +25,7 @@ export function theme() {
   }
 }
 
-// By size; of runs that tell none, by their names.
+// By batch size, or by name for runs without one.
 export function colorsOf({ sizes, runs }, { panel, soft }) {
   const colors = new Map([[null, soft]])
   const names = runs.filter(run => run.batch_size === null).map(run => run.name)

@@ -1,8 +1,8 @@
-// The columns of the table of runs: what a run has in each, and how it is read.
+// The columns of the table of runs.
 
 import { bytes, count, isNumber, number, rough, seconds, status } from './text.js'
 
-// `value` is what is sorted by; `text` is what is read.
+// `value` is the sort key, `text` the formatted value.
 export function columnsOf({ study, metric }) {
   const { target } = study
   return [
@@ -60,12 +60,12 @@ export function sorted(runs, columns, sort) {
   const isMissing = value => value === null || value === undefined || value === ''
   return [...runs].sort((one, other) => {
     const [a, b] = [column.value(one), column.value(other)]
-    if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b) // at the end, either way
+    if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b) // at the end in both orders
     return sign * (column.isText ? a.localeCompare(b, 'en', { numeric: true }) : a - b)
   })
 }
 
-// Every word of the filter is in what is said of a run; `name=value` is a parameter or a field.
+// Every word of the filter must occur in a run's texts; `name=value` matches a parameter or field.
 export function matching(runs, { filter, status: statuses }) {
   const words = filter.toLowerCase().split(/\s+/).filter(Boolean)
   return runs.filter(

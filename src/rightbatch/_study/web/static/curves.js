@@ -1,11 +1,11 @@
-// The charts along the training: the chosen metric, the noise, training and test, stability.
+// The charts along the training: the selected metric, noise, training and test loss, stability.
 
 import { axesOf, bandsOf, curvesOf, endsOf, tableOf } from './bands.js'
 import { Chart } from './chart.js'
 import { at, set } from './dom.js'
 import { drawn, number, rough } from './text.js'
 
-const SEEDS = 'Line: the median of the seeds; band: from the least to the most.'
+const SEEDS = 'Line: median of the seeds; band: minimum to maximum.'
 const SHARPNESS = 'sharpness_times_rate'
 
 let charts
@@ -43,7 +43,7 @@ function along(now, metric, { title, isLog, name = metric, lines = [], scale, sa
       const curves = curvesOf(document, now, scale)
       if (!curves.length) return { nothing: nothingOf(document, now, metric) }
       if (isLog && !curves.some(curve => curve.middle.some(value => value > 0)))
-        return { nothing: `No ${metric} is above zero, as a logarithmic scale needs it.` }
+        return { nothing: `No value of ${metric} is above zero, which a logarithmic scale requires.` }
       const axes = axesOf(now, { isLog })
       return {
         traces: bandsOf(curves, now, { isLog }),
@@ -70,7 +70,7 @@ function along(now, metric, { title, isLog, name = metric, lines = [], scale, sa
 function nothingOf(document, { view }, metric) {
   const has = document.sizes.length > 0
   return has && view.hide.length
-    ? 'Every batch size that has it is hidden.'
+    ? 'All batch sizes with this metric are hidden.'
     : has
       ? `Nothing to draw: ${view.along} were not recorded with ${metric}.`
       : `No value of ${metric} yet.`
@@ -121,7 +121,7 @@ function noiseScale(now) {
 
 function lossSpread(now) {
   return along(now, 'loss_spread', {
-    title: 'Spread of the loss from step to step',
+    title: 'Spread of the loss between steps',
     isLog: true,
     said: sizesSaid(now, 'loss_spread'),
   })
@@ -137,7 +137,7 @@ function gradientSpread(now) {
   })
 }
 
-// Of the smallest and the largest size: the middle over the run.
+// The median over the run, for the smallest and the largest size.
 function sizesSaid({ study, view }, field) {
   const sizes = study.sizes.filter(
     size => size[field] && size.batch_size !== null && !view.hide.includes(String(size.batch_size)),
@@ -165,7 +165,7 @@ function losses(now) {
         curves.map(curve => ({ ...curve, name: `${curve.name}, ${kind}` }))
       return {
         traces: [
-          // Bands of both would hide each other; those of the test are what one asks for.
+          // Bands only for the test: two bands would hide each other.
           ...lines.filter(trace => trace.fill !== 'toself'),
           ...bandsOf(evaluated, now, { isLog, prefix: 'in evaluation' }),
         ],

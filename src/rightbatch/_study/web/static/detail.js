@@ -1,4 +1,4 @@
-// One run, closely: its curves, what it was given, what became of it.
+// One run in detail: its curves, parameters and outcome.
 
 import { Chart } from './chart.js'
 import { colorOf } from './colors.js'
@@ -8,11 +8,11 @@ import { along, bytes, count, moment, number, rough, seconds, status } from './t
 import { options } from './toolbar.js'
 import { change, view } from './view.js'
 
-const FEW = 15 // places, which are marked
+const FEW = 15 // points; curves with fewer have markers
 
 let chart
 let shown = null // the document of the run that is open
-let asked = '' // for which id, of which version
+let asked = '' // id and version of the requested document
 let metric = ''
 let opener = null
 
@@ -60,7 +60,7 @@ export async function showDetail(now) {
     } catch (error) {
       if (asked !== version) return
       asked = ''
-      set('detail-error', `This run cannot be shown: ${error.message}`)
+      set('detail-error', `The run cannot be shown: ${error.message}`)
       return
     }
   }
@@ -114,7 +114,7 @@ function facts(run) {
   ]
 }
 
-// An event is a text, or an object whose fields are told one after the other.
+// An event is a text, or an object whose fields are listed.
 function showEvents(events) {
   const texts = events.map(event =>
     typeof event === 'object' && event !== null

@@ -1,4 +1,4 @@
-// What differs between the runs that are selected, side by side.
+// The differences between the selected runs, side by side.
 
 import { colorOf } from './colors.js'
 import { at, make, set } from './dom.js'
@@ -36,9 +36,9 @@ export function showDiff(runs, colors, withEqual) {
   place.dataset.text = text
   const all = parts.flatMap(([, rows]) => rows).filter(row => row.isThere)
   const equal = all.filter(row => !row.differs).length
-  const rest = `${count(equal)} equal ${equal === 1 ? 'one is' : 'ones are'}`
-  const differing = `${plural(all.length - equal, 'thing')}; ${rest} ${withEqual ? 'shown too' : 'hidden'}.`
-  set('diff-note', all.length === equal ? 'Nothing differs.' : differing)
+  const rest = `${count(equal)} equal ${equal === 1 ? 'value is' : 'values are'}`
+  const differing = `${plural(all.length - equal, 'difference')}; ${rest} ${withEqual ? 'shown too' : 'hidden'}.`
+  set('diff-note', all.length === equal ? 'No differences.' : differing)
   at('diff-table').replaceChildren(
     headOf(runs, colors),
     ...parts.flatMap(part => bodyOf(part, runs, withEqual)),
@@ -49,7 +49,7 @@ function named(runs, field, format) {
   const names = [...new Set(runs.flatMap(run => Object.keys(run[field])))].sort()
   const own = new Set(FIELDS.map(([name]) => name))
   return names
-    .filter(name => field === 'metrics' || !own.has(name)) // the run itself says these
+    .filter(name => field === 'metrics' || !own.has(name)) // already among the run's fields
     .map(name => rowOf(runs, name, run => run[field][name], format))
 }
 

@@ -1,9 +1,11 @@
-// Where the documents come from: a server that is asked, or the file that this page is.
+// The documents of the study: from the server, or embedded in this file (a report).
 
 import { ask } from './ask.js'
 import { at } from './dom.js'
 
-// What a server has. Curves are kept until the study changes.
+const SECONDS = 30 // for an answer: a large store takes its time
+
+// The documents of a server. Curves are cached until the study changes.
 class Served {
   constructor() {
     this.isFixed = false
@@ -11,19 +13,20 @@ class Served {
     this.kept = new Map()
   }
 
-  // The study, or null where it is as it was.
+  // The study, or null if it has not changed.
   async study() {
-    const answer = await ask('/api/study', this.tag)
-    if (!answer) return null
-    this.tag = answer.tag
-    return answer.content
+    const answer = await ask('/api/study', { tag: this.tag, seconds: SECONDS })
+    if (answer.status === 304) return null
+    const study = await answer.json()
+    this.tag = answer.headers.get('ETag')
+    return study
   }
 
   forget() {
     this.tag = null
   }
 
-  // What is known of a metric's curves now, whether or not it is the newest.
+  // A metric's curves, if they are cached and current.
   now(metric) {
     const kept = this.kept.get(metric)
     return kept?.tag === this.tag ? (kept.content ?? null) : null
@@ -34,8 +37,8 @@ class Served {
     let kept = this.kept.get(metric)
     if (kept?.tag !== tag) {
       kept = { tag, content: null }
-      kept.coming = ask(`/api/curves?metric=${encodeURIComponent(metric)}`).then(
-        answer => (kept.content = answer.content),
+      kept.coming = askJson(`/api/curves?metric=${encodeURIComponent(metric)}`).then(
+        curves => (kept.content = curves),
       )
       kept.coming.catch(() => this.kept.get(metric) === kept && this.kept.delete(metric))
       this.kept.set(metric, kept)
@@ -44,7 +47,7 @@ class Served {
   }
 
   async run(id) {
-    return (await ask(`/api/runs/${encodeURIComponent(id)}`)).content
+    return askJson(`/api/runs/${encodeURIComponent(id)}`)
   }
 
   plotly() {
@@ -52,13 +55,13 @@ class Served {
       const script = document.createElement('script')
       script.src = at('plotly').href
       script.onload = () => resolve(window.Plotly)
-      script.onerror = () => reject(new Error('the script that draws charts did not come'))
+      script.onerror = () => reject(new Error('the chart library could not be loaded'))
       document.head.append(script)
     })
   }
 }
 
-// What a report holds, compressed.
+// The documents embedded in a report, compressed.
 class Embedded {
   constructor() {
     this.isFixed = true
@@ -96,9 +99,13 @@ class Embedded {
   }
 }
 
+async function askJson(path) {
+  return (await ask(path, { seconds: SECONDS })).json()
+}
+
 async function unpacked(id) {
   if (!window.DecompressionStream)
-    throw new Error('This browser is too old for the report: one of 2023 or newer opens it.')
+    throw new Error('This browser is too old for the report; use one of 2023 or newer.')
   const packed = Uint8Array.from(atob(at(id).textContent), letter => letter.charCodeAt(0))
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'))
   return new Response(stream).text()

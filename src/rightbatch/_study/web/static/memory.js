@@ -1,4 +1,4 @@
-// Peak memory against batch size, with the limit, and where it was not enough.
+// Peak memory against batch size, with the limit and the sizes that ran out of memory.
 
 import { field, shown } from './points.js'
 import { bytes, isNumber, joined, plural, unitOfBytes } from './text.js'

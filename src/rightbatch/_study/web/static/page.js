@@ -1,35 +1,37 @@
-// The page: asks for the study, shows it, and says so when there is none.
+// The page: requests the study and shows it, or says why it cannot.
 
-import { Refused, setToken, takeToken } from './ask.js'
 import { runsSaid, showAnswer } from './answer.js'
+import { Refused, takeToken } from './ask.js'
 import { colorsOf, onTheme, theme } from './colors.js'
+import { askForToken, hideTokenForm, lastUpdate, onToken, showNotice, showState } from './connection.js'
 import { showCurves, startCurves } from './curves.js'
 import { showDetail, startDetail } from './detail.js'
 import { documents } from './documents.js'
-import { at, set, write } from './dom.js'
+import { at, set } from './dom.js'
 import { showRuns, startRuns } from './runs.js'
 import { showSizes, startSizes } from './sizes.js'
 import { number } from './text.js'
 import { showToolbar, startToolbar } from './toolbar.js'
 import { startView, view } from './view.js'
 
-const LIVE = 1000 // milliseconds between two questions while something trains,
-const STILL = 5000 // while nothing does, and at most where there is no answer,
-const UNSEEN = 15_000 // and while nobody looks
+// Milliseconds between two requests:
+const LIVE = 1000 // while a run trains
+const STILL = 5000 // while none does, and at most while the server does not answer
+const UNSEEN = 15_000 // while the page is hidden
 
 let study = null
-let heard = null // when the last answer came
+let updated = null // when the last answer arrived
 let failures = 0
 let timer = 0
-let asking = false
+let isRequesting = false
 
 async function poll() {
   clearTimeout(timer)
-  if (asking) return
-  asking = true
-  const goesOn = await hear()
-  asking = false
-  if (goesOn && !documents.isFixed) timer = setTimeout(poll, pause())
+  if (isRequesting) return
+  isRequesting = true
+  const isAllowed = await update()
+  isRequesting = false
+  if (isAllowed && !documents.isFixed) timer = setTimeout(poll, pause())
 }
 
 function pause() {
@@ -38,78 +40,52 @@ function pause() {
   return study?.live ? LIVE : STILL
 }
 
-// Whether to ask again.
-async function hear() {
+// False if a token is required.
+async function update() {
   try {
-    const news = await documents.study()
-    heard = new Date()
+    const changed = await documents.study()
+    updated = new Date()
     const wasLost = failures > 0
     failures = 0
-    if (news) study = news
-    at('ask-token').hidden = true
-    if (news || wasLost) show()
-    if (!documents.isFixed) set('heard', `As of ${heard.toLocaleTimeString('en-GB')}`)
+    if (changed) study = changed
+    hideTokenForm()
+    if (changed || wasLost) show()
+    if (!documents.isFixed) set('updated', `As of ${updated.toLocaleTimeString('en-GB')}`)
     return true
   } catch (error) {
     if (error instanceof Refused && error.status === 401) {
       askForToken()
       return false
     }
-    lost(error)
+    showLost(error)
     return true
   }
 }
 
-function lost(error) {
+function showLost(error) {
   failures += 1
-  documents.forget() // so that what comes next is shown, whatever it is
+  documents.forget() // so that the next answer is shown, whatever it is
   const isAnswer = error instanceof Refused
-  const why = documents.isFixed
-    ? error.message
-    : isAnswer
-      ? `The study cannot be read: ${error.message}.`
-      : 'The server does not answer.'
-  const remedy = isAnswer
-    ? ' Look whether the folder is there, and whether it is one of rightbatch study.'
-    : ' Start it again with rightbatch ui DIR.'
-  const since =
-    heard && study ? ` What is shown was so at ${heard.toLocaleTimeString('en-GB')}.` : ''
-  notice(documents.isFixed ? why : `${why}${remedy}${since} Trying again…`)
-  state('lost', isAnswer || documents.isFixed ? 'no study' : 'no connection')
+  if (documents.isFixed) showNotice(error.message, true)
+  else {
+    const text = isAnswer
+      ? `The study cannot be read: ${error.message}. Check that the folder exists and was written by rightbatch study.`
+      : 'The server does not answer. Restart it with rightbatch ui DIR.'
+    showNotice(`${text}${lastUpdate(study ? updated : null)} Trying again…`, true)
+  }
+  showState('lost', isAnswer || documents.isFixed ? 'no study' : 'no connection')
 }
 
-function notice(text) {
-  const place = at('notice')
-  place.hidden = !text
-  write(place, text)
-  document.body.classList.toggle('lost', failures > 0)
-}
-
-function state(name, text) {
-  at('state').dataset.state = name
-  set('state', text)
-}
-
-function askForToken() {
-  const form = at('ask-token')
-  if (!form.hidden) set('token-error', 'That is not the token.')
-  form.hidden = false
-  at('main').hidden = true
-  notice('')
-  state('waiting', 'needs a token')
-  at('token').focus()
-}
-
-// All that is shown, from the study and the view; each part leaves alone what has not changed.
+// Draws the study in the current view; each part changes only what differs.
 function show() {
   if (!study) return
   const { title, target, runs, live } = study
-  notice('')
+  showNotice('')
   set('title', title)
   document.title = `${title} · rightbatch`
   set('target', target ? `target ${target.metric} = ${number(target.value)}` : '')
   set('count', runs.length ? runsSaid(runs) : '')
-  state(
+  showState(
     ...(live
       ? ['running', 'training']
       : documents.isFixed
@@ -140,12 +116,8 @@ function nowOf() {
 }
 
 function startTop() {
-  at('ask-token').addEventListener('submit', event => {
-    event.preventDefault()
-    setToken(at('token').value.trim())
-    poll()
-  })
-  // The address keeps the view, so that a place in the page is not named by it.
+  onToken(poll)
+  // The fragment of the address holds the view, so it cannot name a place in the page.
   document.querySelector('.skip').addEventListener('click', event => {
     event.preventDefault()
     at('runs').focus()

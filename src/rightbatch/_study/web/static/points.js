@@ -1,4 +1,4 @@
-// What all charts against batch size share: points with bars, the axis, a line.
+// Parts of all charts against batch size: points with error bars, the axis, a line.
 
 import { isNumber, range } from './text.js'
 
@@ -10,7 +10,7 @@ export function shown({ study, view }) {
   )
 }
 
-// Bands by size as points with bars. `points` are {size, band, isHollow, text}.
+// Bands by size as points with error bars. `points` are {size, band, isHollow, text}.
 export function traceOf(points, { colors, theme }, format, more = {}) {
   const colored = points.map(({ size }) => colors.get(size))
   const off = (band, end) => (isNumber(band[end]) ? Math.abs(band[end] - band.middle) : 0)
@@ -41,7 +41,7 @@ export function traceOf(points, { colors, theme }, format, more = {}) {
   }
 }
 
-// Only as many sizes are named as there is room for.
+// Labels only as many sizes as there is room for.
 export function sizeAxis(sizes) {
   const least = sizes.length > 1 ? Math.max(FEWEST, Math.log10(sizes.at(-1) / sizes[0]) / 9) : 0
   let last = -Infinity
@@ -99,7 +99,7 @@ export function field(
           ...layout,
         },
         caption: said(points),
-        head: ['Batch size', 'Median', 'Least', 'Most'],
+        head: ['Batch size', 'Median', 'Minimum', 'Maximum'],
         rows: points.map(({ size, band }) => [
           String(size),
           format(band.middle),

@@ -1,4 +1,4 @@
-// The table of runs: filter, sort, select. Rows are kept and changed in place.
+// The table of runs: filter, sort, select.
 
 import { runsSaid } from './answer.js'
 import { colorOf } from './colors.js'
@@ -9,7 +9,7 @@ import { Keyed, at, make, set, write } from './dom.js'
 import { count, plural, status } from './text.js'
 import { change, toggled, view } from './view.js'
 
-const ROWS = 100 // that are shown at first
+const ROWS = 100 // shown at first
 
 let heads
 let rows
@@ -64,7 +64,7 @@ export function showRuns(now) {
     'picked-note',
     picked.length === 1
       ? '1 run selected; select another to see what differs.'
-      : `${count(picked.length)} runs selected; what differs is below.`,
+      : `${count(picked.length)} runs selected; the differences are below.`,
   )
   at('equal-too').checked = Boolean(view.equal)
   showDiff(picked, now.colors, Boolean(view.equal))
@@ -105,7 +105,7 @@ function builtHead({ name, label, isText }) {
   return make('th', { scope: 'col', class: isText ? 'words' : null }, button)
 }
 
-// The first click shows what is looked for: names from A, numbers from the least.
+// The first click sorts names from A and numbers from the lowest.
 function sortBy(name) {
   const next = { [name]: `-${name}`, [`-${name}`]: '' }
   change({ sort: next[view.sort] ?? name })
@@ -163,7 +163,7 @@ function fillCell(cell, run, { name, value, text }, colors) {
     const [state, reason] = cell.children
     state.dataset.state = run.status
     write(state, status(run.status))
-    // What a finished run ended for is no news.
+    // The reason of a finished run is not shown.
     write(reason, run.status === 'finished' ? '' : (run.reason ?? ''))
     reason.title = run.reason ?? ''
   } else if (name === 'batch_size') {

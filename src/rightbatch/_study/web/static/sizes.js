@@ -1,4 +1,4 @@
-// The charts against batch size: to the target, throughput, memory, learning rate, gap.
+// The charts against batch size: cost to the target, throughput, memory, learning rate, gap.
 
 import { Chart } from './chart.js'
 import { at, set } from './dom.js'
@@ -37,13 +37,13 @@ export function showSizes(now) {
 function throughput(now) {
   const format = value => `${rough(value)} examples/s`
   return field(now, 'examples_per_second', {
-    title: 'Throughput, examples a second',
+    title: 'Throughput, examples per second',
     format,
     extra: points => {
       const [first, last] = [points[0], points.at(-1)]
       const most = Math.max(...points.map(({ band }) => band.middle))
       const grown = size => (first.band.middle * size) / first.size
-      // Where the line leaves the picture, it says no more.
+      // The line is cut at the edge of the plot.
       const until = Math.min(last.size, (2 * most * first.size) / first.band.middle)
       const ends = [first.size, until].map(size => [size, grown(size)])
       const line = lineOf(ends, now.theme)
@@ -55,8 +55,8 @@ function throughput(now) {
       )
       const grown = best.band.middle / points[0].band.middle
       return (
-        `Most: batch ${best.size} with ${format(best.band.middle)}, ` +
-        `${rough(grown)} times batch ${points[0].size}. Dotted: growing in proportion.`
+        `Highest: batch ${best.size} with ${format(best.band.middle)}, ` +
+        `${rough(grown)} times batch ${points[0].size}. Dotted: proportional growth.`
       )
     },
   })
@@ -83,7 +83,7 @@ function gap(now) {
       const [first, last] = [points[0], points.at(-1)]
       const one = point => `${range(point.band)} at batch ${point.size}`
       const told = joined([...new Set([first, last])].map(one))
-      return `Evaluation less training: ${told}. Bars: from the least seed to the most.`
+      return `Evaluation minus training: ${told}. Bars: minimum to maximum over the seeds.`
     },
   })
 }

@@ -39,7 +39,7 @@ export function reached(now, axis, column) {
           ...(fit ? fitted(fit, axis, now.theme) : {}),
         },
         caption: reachedSaid(points, sizes, axis, format, fit),
-        head: ['Batch size', `Median ${axis}`, 'Least', 'Most', 'Runs that reached it'],
+        head: ['Batch size', `Median ${axis}`, 'Minimum', 'Maximum', 'Runs that reached it'],
         rows: sizes.map(({ batch_size: size, reached: some }) => [
           String(size),
           format(some?.[axis]?.middle),
@@ -60,7 +60,7 @@ function fitted(critical, axis, theme) {
       yref: 'paper',
       y0: 0,
       y1: 1,
-      x0: critical.low ?? 1e-3, // beyond the picture, where there is no end
+      x0: critical.low ?? 1e-3, // outside the plot if there is no bound
       x1: critical.high ?? 1e9,
       fillcolor: faded(theme.accent, 0.09),
       line: { width: 0 },

@@ -1,4 +1,4 @@
-// Numbers, times and words, as people read them.
+// Numbers, times and words as text.
 
 const NONE = '–'
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 })
@@ -75,7 +75,7 @@ export function plural(number, word) {
   return `${whole.format(number)} ${word}${number === 1 ? '' : 's'}`
 }
 
-// Of {middle, low, high}: "12.3 s (11.9 s to 13 s)", or one of them where all are the same.
+// {middle, low, high} as "12.3 s (11.9 s to 13 s)", or as one value if they are equal.
 export function range(band, format = number) {
   if (!band || !isNumber(band.middle)) return NONE
   const { middle, low, high } = band
@@ -87,30 +87,30 @@ export function joined(words) {
   return words.length < 2 ? words.join('') : `${words.slice(0, -1).join(', ')} and ${words.at(-1)}`
 }
 
-// A batch size that was estimated.
+// An estimated batch size.
 export function about(size) {
   return size < 10 ? rough(size) : rough(Math.round(size))
 }
 
-// An interval of one, which may have no end.
+// An interval of estimated batch sizes, possibly unbounded.
 export function interval(low, high) {
   if (isNumber(low) && isNumber(high)) return `${about(low)} to ${about(high)}`
   if (isNumber(low)) return `above ${about(low)}`
   return isNumber(high) ? `below ${about(high)}` : ''
 }
 
-// A reason that was given as a part of one.
+// Text as a sentence.
 export function sentence(text) {
   if (!text) return ''
   return `${text[0].toUpperCase()}${text.slice(1)}${/[.?!…]$/.test(text) ? '' : '.'}`
 }
 
-// `null` is the size of runs that do not tell theirs.
+// `null` is the size of runs without a known batch size.
 export function sizeName(size) {
   return size === null ? 'no batch size' : `batch ${size}`
 }
 
-// Plotly takes what it draws for a kind of HTML.
+// Plotly interprets text as a subset of HTML.
 export function drawn(text) {
   return String(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;')
 }

@@ -1,4 +1,4 @@
-// What all curves are drawn along, which batch sizes are shown, and the metric.
+// The x axis of all curves, the visible batch sizes, and the metric.
 
 import { Keyed, at, make } from './dom.js'
 import { sizeName } from './text.js'
@@ -49,7 +49,7 @@ function built(size) {
   return make('li', {}, button)
 }
 
-// The options of a select, left alone where they are the same.
+// The options of a select, left alone if unchanged.
 export function options(select, names, chosen) {
   const same =
     select.options.length === names.length &&

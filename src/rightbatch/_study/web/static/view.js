@@ -1,18 +1,18 @@
-// What is looked at, kept in the address: a link shows the same view again.
+// The view, stored in the address: a link shows the same view.
 
 const PLAIN = {
-  metric: '', // '' is the most telling one
+  metric: '', // '': the default metric
   along: 'steps',
   x: 'linear',
   y: 'linear',
   hide: [], // batch sizes, as text
   filter: '',
   status: [],
-  sort: '', // a column's name, with a minus where the greatest comes first
+  sort: '', // a column's name, with a minus for descending order
   all: '',
   pick: [], // ids of runs
   equal: '',
-  run: '', // the id of the one whose detail is open
+  run: '', // id of the run in the detail dialog
 }
 const CHOICES = {
   along: ['steps', 'examples', 'seconds', 'epochs'],
@@ -39,7 +39,7 @@ export function change(part) {
   for (const [name, plain] of Object.entries(PLAIN)) {
     const value = view[name]
     if (Array.isArray(plain) ? value.length : value !== plain) {
-      // An id may hold a comma, and a part that is said twice is a list.
+      // Ids may contain commas, so a repeated field is a list.
       for (const one of [value].flat()) said.append(name, one)
     }
   }
@@ -48,7 +48,7 @@ export function change(part) {
   changed()
 }
 
-// Adds what is not in the list, and takes out what is.
+// The list with the item added, or removed if it was there.
 export function toggled(list, item) {
   return list.includes(item) ? list.filter(one => one !== item) : [...list, item]
 }

@@ -1,0 +1,6 @@
+"""What is served: models made from functions, torch modules, files and integrations.
+
+protocol   the `Model` protocol, the image type      open       a spec to a `Model`
+adapters   a function or a torch module as a model   results    checks, grouping and JSON of results
+memory     the largest batch within a memory limit
+"""
