@@ -102,6 +102,7 @@ def ray(ray_token: Path, folder: Path) -> Iterator[Any]:
         patch.delenv("RAY_AUTH_MODE", raising=False)
         patch.delenv("RAY_AUTH_TOKEN", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # Ray says how many threads a run has
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own files stay where the names of sockets are short enough
