@@ -37,7 +37,7 @@ test: $(VENV)/.installed ## Lint, check types, run the tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 benchmark: $(BENCHMARK_VENV)/.installed ## Compare with other ways to choose a batch size
 	$(BENCHMARK_VENV)/bin/python -m benchmarks $(ARGS)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rightbatch._cli.app import app
+from rightbatch._cli.app import app, main
 
 MIB = 2**20
 
@@ -132,18 +134,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 VERBS = [name for name in app if not name.startswith("-")]
+RunHere = Callable[..., Done]
 
 
-def test_help_lists_every_verb(place: Place) -> None:
+@pytest.fixture
+def run_here(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> RunHere:
+    """Run a command that trains nothing in this process, which has imported torch already."""
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.chdir(place.folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments])
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, *capsys.readouterr(), left=[])
+
+    return run
+
+
+def test_help_lists_every_verb_with_what_it_does(place: Place) -> None:
+    """In the order of `--help`, each at the beginning of a line and followed by a sentence."""
     done = place.run("--help")
     assert done.code == 0
-    assert {"fit", "train"} <= set(VERBS)
-    assert all(verb in done.stdout for verb in VERBS)
+    assert {"fit", "predict", "tune", "train", "study", "ui", "serve"} <= set(VERBS)
+    listed = re.findall(r"^\W*([a-z]+) {2,}\w", done.stdout, re.MULTILINE)
+    assert sorted(set(VERBS)) == sorted(set(listed) & set(VERBS))
 
 
 @pytest.mark.parametrize("verb", [{"bench": "bench serve"}.get(verb, verb) for verb in VERBS])
-def test_help_of_a_verb_shows_an_example_of_it(place: Place, verb: str) -> None:
-    done = place.run(*verb.split(), "--help")
+def test_help_of_a_verb_shows_an_example_of_it(run_here: RunHere, verb: str) -> None:
+    done = run_here(*verb.split(), "--help")
     assert done.code == 0
     assert f"Example: rightbatch {verb} " in done.stdout
     if verb not in ("ui", "report"):  # which run nothing
@@ -182,12 +206,29 @@ def test_the_version_is_that_of_the_package(place: Place) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_wrong_use_exits_with_2_and_says_what_is_wrong(
-    place: Place, arguments: tuple[str, ...], said: str
+    run_here: RunHere, arguments: tuple[str, ...], said: str
 ) -> None:
-    done = place.run(*arguments, "--json")
+    done = run_here(*arguments, "--json")
     assert done.code == 2
     assert said in done.stderr
     assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fit", "good.py:workload", "--memroy", "2GiB"), "--memroy"),
+        (("fit", "good.py:workload", "--memory", "2 gigs"), "'2 gigs' is not a memory size"),
+    ],
+    ids=["the parser", "the verb"],
+)
+def test_wrong_use_in_a_process_of_its_own(
+    place: Place, arguments: tuple[str, ...], said: str
+) -> None:
+    done = place.run(*arguments, "--json")
+    assert (done.code, done.stdout, done.left) == (2, "", [])
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 

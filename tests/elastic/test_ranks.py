@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import random
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +39,62 @@ STEPS = 12
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
 
-def together(
-    work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any
-) -> list[list[torch.Tensor]]:
-    """What `work(rank, world_size, ...)` returns in each of so many processes."""
-    torch.multiprocessing.spawn(
-        _one, args=(work, world_size, folder, arguments), nprocs=world_size, join=True
-    )
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+Together = Callable[..., list[list[torch.Tensor]]]
+
+
+class Processes:
+    """As many processes as a test needs; they import torch once for all tests of this file."""
+
+    def __init__(self) -> None:
+        self._ranks: list[tuple[BaseProcess, Connection]] = []
+
+    def run(
+        self, work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any
+    ) -> list[list[torch.Tensor]]:
+        """What `work(rank, world_size, ...)` returns in each of so many processes."""
+        spawn = multiprocessing.get_context("spawn")
+        while len(self._ranks) < world_size:
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=_work, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._ranks.append((process, here))
+        waiting = [pipe for _, pipe in self._ranks[:world_size]]
+        for rank, pipe in enumerate(waiting):
+            pipe.send((rank, work, world_size, folder, arguments))
+        while waiting:
+            for pipe in wait(waiting):
+                waiting.remove(pipe)
+                failed = pipe.recv()
+                if failed:  # the others wait for it
+                    self.end()
+                    pytest.fail(failed)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+    def end(self) -> None:
+        for process, pipe in self._ranks:
+            process.kill()
+            process.join()
+            pipe.close()
+        self._ranks.clear()
+
+
+@pytest.fixture(scope="module")
+def together() -> Iterator[Together]:
+    processes = Processes()
+    yield processes.run
+    processes.end()
+
+
+def _work(pipe: Connection) -> None:
+    while True:
+        request = pipe.recv()
+        try:
+            _one(*request)
+        except BaseException:
+            pipe.send(traceback.format_exc())
+        else:
+            pipe.send("")
 
 
 def _one(
@@ -51,7 +103,10 @@ def _one(
     torch.set_num_threads(1)
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
-    torch.save(work(rank, world_size, *arguments), folder / f"{rank}.pt")
+    with pytest.MonkeyPatch.context() as patch:  # `work` may change modules, the next finds them
+        patch.setattr(ranks, "BUCKET_BYTES", ranks.BUCKET_BYTES)
+        patch.setattr(torch, "empty", torch.empty)
+        torch.save(work(rank, world_size, *arguments), folder / f"{rank}.pt")
     dist.barrier()
     gc.collect()  # else the group may end with the interpreter, amid gloo's threads
     dist.destroy_process_group()
@@ -99,7 +154,7 @@ def alone() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_with_unequal_shares_train_as_one_process_on_the_whole(
-    tmp_path: Path, world_size: int
+    together: Together, tmp_path: Path, world_size: int
 ) -> None:
     ends = together(train, world_size, tmp_path, 0, False)
     for end in ends:
@@ -108,7 +163,7 @@ def test_processes_with_unequal_shares_train_as_one_process_on_the_whole(
 
 @pytest.mark.parametrize(("world_size", "seed"), [(2, 1), (4, 2)])
 def test_failures_in_any_process_are_survived_by_all_of_them(
-    tmp_path: Path, world_size: int, seed: int
+    together: Together, tmp_path: Path, world_size: int, seed: int
 ) -> None:
     ends = together(train, world_size, tmp_path, seed, True)
     for end in ends:
@@ -148,7 +203,7 @@ def train_shared(rank: int, world_size: int, bucket_bytes: int) -> Any:
 
 @pytest.mark.parametrize("bucket_bytes", [1, 2**20])
 def test_a_gradient_that_changes_after_it_was_sent_is_sent_again(
-    tmp_path: Path, bucket_bytes: int
+    together: Together, tmp_path: Path, bucket_bytes: int
 ) -> None:
     ends = together(train_shared, 2, tmp_path, bucket_bytes)
     expected = train_shared(0, 1, bucket_bytes)
@@ -161,7 +216,9 @@ def train_in_small_buckets(rank: int, world_size: int, seed: int) -> Any:
     return train(rank, world_size, seed, True)
 
 
-def test_failures_amid_buckets_on_their_way_are_survived(tmp_path: Path) -> None:
+def test_failures_amid_buckets_on_their_way_are_survived(
+    together: Together, tmp_path: Path
+) -> None:
     ends = together(train_in_small_buckets, 2, tmp_path, 11)
     for end in ends:
         assert all(torch.equal(a, b) for a, b in zip(end[:-1], ends[0][:-1], strict=True))
@@ -188,13 +245,15 @@ def train_without_room(rank: int, world_size: int) -> Any:
     return [*weights(model), torch.tensor([step.counts.get("out_of_memory", 0)])]
 
 
-def test_where_one_process_has_no_room_for_buckets_all_of_them_try_again(tmp_path: Path) -> None:
+def test_where_one_process_has_no_room_for_buckets_all_of_them_try_again(
+    together: Together, tmp_path: Path
+) -> None:
     for end in together(train_without_room, 2, tmp_path):
         assert relative_difference(end[:-1], alone()) <= 1e-10
         assert end[-1] == 1
 
 
-def test_buffers_are_those_of_the_first_process(tmp_path: Path) -> None:
+def test_buffers_are_those_of_the_first_process(together: Together, tmp_path: Path) -> None:
     one, other = together(train, 2, tmp_path, 3, True, "batch_norm")
     assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
 
@@ -213,7 +272,9 @@ def train_partly(rank: int, world_size: int) -> Any:
     return [*before, *weights(model)]
 
 
-def test_what_another_process_uses_is_updated_and_what_none_uses_is_left(tmp_path: Path) -> None:
+def test_what_another_process_uses_is_updated_and_what_none_uses_is_left(
+    together: Together, tmp_path: Path
+) -> None:
     ends = together(train_partly, 2, tmp_path)
     for tensors in ends:
         before, after = tensors[:6], tensors[6:]
@@ -235,7 +296,9 @@ def refused(rank: int, world_size: int) -> Any:
     return [torch.tensor(False)]
 
 
-def test_layers_that_communicate_in_the_forward_pass_are_refused(tmp_path: Path) -> None:
+def test_layers_that_communicate_in_the_forward_pass_are_refused(
+    together: Together, tmp_path: Path
+) -> None:
     assert all(bool(said) for (said,) in together(refused, 2, tmp_path))
 
 

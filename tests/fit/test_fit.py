@@ -34,7 +34,10 @@ def fit(factory: Any, **options: Any) -> rb.FitResult:
 
 @pytest.fixture(scope="module")
 def fitted() -> rb.FitResult:
-    return fit(made.workload, memory="400MiB")
+    """With the threads that torch takes by itself: what malloc holds depends on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        return fit(made.workload, memory="400MiB")
 
 
 @only_enforced

@@ -383,23 +383,27 @@ class TestUltralytics(IntegrationContract):
     @pytest.fixture(autouse=True)
     def _data(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.importorskip("ultralytics")
+        from yolo_models import tiny
+
         from rightbatch.examples import render_parts
 
         if "data" not in vars(type(self)):
             folder = tmp_path_factory.mktemp("parts") / "parts"
             type(self).data = render_parts(folder, images=12, validation=6, size=64)
+            type(self).model = str(tiny(folder.parent))
 
     data: Path
+    model: str
 
     def factory(self) -> object:
         from rightbatch.integrations.ultralytics._factory import from_spec
 
-        return from_spec("yolo26n.yaml", data=str(self.data), imgsz=64, workers=0)
+        return from_spec(self.model, data=str(self.data), imgsz=64, workers=0)
 
     def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
         from ultralytics import YOLO
 
-        model = self.trained(YOLO("yolo26n.yaml"), folder, micro_batch_size)
+        model = self.trained(YOLO(self.model), folder, micro_batch_size)
         return list(model.model.state_dict().values())
 
     def trained(self, model: Any, folder: Path, batch: int) -> Any:

@@ -30,7 +30,7 @@ from rightbatch._training.resolve import resolve
 from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker.wire import Header, header_for
 from rightbatch._workload.factory import FileFactory
-from rightbatch.integrations.ray._resources import Need, Needs, Node, share_of
+from rightbatch.integrations.ray._resources import CPU_OVERHEAD, Need, Needs, Node, share_of
 from rightbatch.integrations.ray._task import at_home, sources_of, train
 
 pytest.importorskip("ray")
@@ -109,6 +109,7 @@ def ray(ray_token: Path, folder: Path) -> Iterator[Any]:
         patch.delenv("RAY_AUTH_MODE", raising=False)
         patch.delenv("RAY_AUTH_TOKEN", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.delenv("OMP_NUM_THREADS", raising=False)  # Ray says how many threads a run has
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(ray_token))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray's own files stay where the names of sockets are short enough

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from yolo_models import tiny
 
 import rightbatch as rb
 from rightbatch.testing import SessionContract
@@ -196,8 +197,8 @@ def test_every_image_gets_the_most_objects_there_are() -> None:
 
 
 @pytest.fixture
-def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
-    """Makes a session that trains, or one of inference.
+def yolo_session(data: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a session that trains, or one of inference, of a small model unless told otherwise.
 
     It changes Ultralytics' modules, as it may in a probe's process; here they are given back.
     """
@@ -208,11 +209,11 @@ def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
     from rightbatch.integrations.ultralytics._session import YoloSession
 
     kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
-    factory = from_spec("yolo26n.yaml", data=str(data), imgsz=SIZE)
-    assert factory is not None
     opened = []
 
-    def make(inference: bool) -> Any:
+    def make(inference: bool, spec: str | None = None) -> Any:
+        factory = from_spec(spec or str(tiny(tmp_path)), data=str(data), imgsz=SIZE)
+        assert factory is not None
         opened.append(YoloSession(factory, "cpu", inference=inference))
         return opened[-1]
 
@@ -224,7 +225,7 @@ def yolo_session(data: Path) -> Iterator[Callable[[bool], Any]]:
 
 class TestYoloSession(SessionContract):
     @pytest.fixture
-    def session(self, yolo_session: Callable[[bool], Any]) -> Any:
+    def session(self, yolo_session: Callable[..., Any]) -> Any:
         return yolo_session(False)
 
     def model_of(self, session: Any) -> torch.nn.Module:
@@ -235,7 +236,7 @@ class TestYoloInferenceSession(SessionContract):
     trains = False
 
     @pytest.fixture
-    def session(self, yolo_session: Callable[[bool], Any]) -> Any:
+    def session(self, yolo_session: Callable[..., Any]) -> Any:
         return yolo_session(True)
 
     def model_of(self, session: Any) -> torch.nn.Module:
@@ -276,7 +277,7 @@ def test_train_from_the_shell_chooses_trains_and_reports(data: Path, tmp_path: P
 
 
 def test_the_peak_of_a_larger_yolo_batch_is_on_the_line_through_small_ones(
-    yolo_session: Callable[[bool], Any],
+    yolo_session: Callable[..., Any],
 ) -> None:
     from rightbatch._predict.follow_framework import SessionFollower
     from rightbatch._predict.trace import Family
@@ -284,14 +285,14 @@ def test_the_peak_of_a_larger_yolo_batch_is_on_the_line_through_small_ones(
 
     class Factory:
         def session(self, device: str, inference: bool) -> Any:
-            return yolo_session(inference)
+            return yolo_session(inference, "yolo26n.yaml")
 
     traces = SessionFollower(Factory()).traces([2, 7, 14], Variant(capability=8.9))
     low, high, larger = (trace.condensed() for trace in traces)
     assert low.is_like(high)
     predicted = Family(2, 7, low, high).at(14)
     assert predicted.peak_bytes == pytest.approx(larger.peak_bytes, rel=0.01)
-    model = yolo_session(False)._trainer.model
+    model = yolo_session(False, "yolo26n.yaml")._trainer.model
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assert predicted.breakdown()["parameters"] == weights
 

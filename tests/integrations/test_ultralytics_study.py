@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from yolo_models import tiny
 
 import rightbatch as rb
 from rightbatch.testing import inject_out_of_memory
@@ -41,8 +42,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def factory(data: Path) -> YoloFactory:
-    made = from_spec("yolo26n.yaml", data=str(data), imgsz=SIZE)
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def factory(model: str, data: Path) -> YoloFactory:
+    made = from_spec(model, data=str(data), imgsz=SIZE)
     assert made is not None
     return made
 
@@ -83,7 +89,7 @@ def watched(
 
 
 @pytest.fixture(scope="module")
-def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(model: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What Ultralytics does by itself when its batch is its nominal batch.
 
     It validates at the end only: its validations draw from Python's random numbers, so that it
@@ -99,10 +105,10 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         seen["updates"] = trainer.ema.updates
         seen["decay"] = trainer.optimizer.param_groups[0]["weight_decay"]
 
-    model = YOLO("yolo26n.yaml")
-    model.add_callback("on_train_batch_end", after_batch)
-    model.add_callback("on_model_save", lambda trainer: seen.update(metrics=trainer.metrics))
-    model.train(
+    yolo = YOLO(model)
+    yolo.add_callback("on_train_batch_end", after_batch)
+    yolo.add_callback("on_model_save", lambda trainer: seen.update(metrics=trainer.metrics))
+    yolo.train(
         data=str(data),
         imgsz=SIZE,
         epochs=2,

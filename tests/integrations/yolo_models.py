@@ -17,6 +17,30 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 
+TINY = """
+nc: 3
+end2end: True
+reg_max: 1
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+head:
+  - [[2, 3], 1, Detect, [nc]]
+"""
+
+
+def tiny(folder: Path) -> Path:
+    """The configuration of a detector with YOLO26's head and hardly a backbone.
+
+    Ultralytics builds, trains and saves it in a third of the time that yolo26n takes.
+    """
+    path = folder / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
 def pictures(*shapes: tuple[int, int]) -> list[Image]:
     """Coloured squares of two sizes; no two alike, and all of the same kind."""
     random = np.random.default_rng(0)
