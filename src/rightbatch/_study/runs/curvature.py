@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rightbatch._workload.batch import to_device
 from rightbatch._errors import MissingExtraError
 from rightbatch._training.loop import Loop
-from rightbatch._training.random_state import random_state, set_random_state
+from rightbatch._device.random_state import random_state, set_random_state
 
 EXAMPLES = 512
 """The same ones each time, so that the curve is of the weights and not of the sample."""

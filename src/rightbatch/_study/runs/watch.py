@@ -18,7 +18,7 @@ from rightbatch._training.evaluation import evaluated
 from rightbatch._training.loop import Loop
 from rightbatch._noise import window
 from rightbatch._workload.normalization import least_examples
-from rightbatch._training.random_state import random_state, set_random_state
+from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._study.records import Point, Target
 from rightbatch._training.targets import is_better
 

@@ -25,7 +25,7 @@ from rightbatch._units import parse_bytes
 from rightbatch._worker.wire import header_for
 from rightbatch._workload.factory import resolve
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PATIENCE = 60.0
 
 
