@@ -15,8 +15,10 @@ import traceback
 from typing import Any
 
 from rightbatch._device import is_out_of_memory, open_device
-from rightbatch._training.session import open_session
-from rightbatch._worker.__main__ import _first_step
+from rightbatch._training.protocol import LoopPlan, Training
+from rightbatch._training.resolve import resolve
+from rightbatch._training.workload_training import WorkloadTraining
+from rightbatch._worker.bootstrap import warm_up
 
 STEPS_PER_TRIAL = 3  # Lightning's default
 
@@ -25,10 +27,9 @@ def main() -> None:
     job: dict[str, Any] = pickle.load(sys.stdin.buffer)
     import torch
 
-    _first_step(torch)
+    warm_up(torch)
     torch.manual_seed(job["seed"])
-    factory = job["factory"]
-    factory = factory.load()
+    training = resolve(job["factory"]).load()
     if job["kind"].startswith("lightning"):
         import lightning  # noqa: F401  what a script would have imported is in the base
     if job["kind"] == "accelerate":
@@ -39,7 +40,7 @@ def main() -> None:
     started = time.perf_counter()
     answer: dict[str, Any] = {}
     try:
-        answer |= _KINDS[job["kind"]](factory, job)
+        answer |= _KINDS[job["kind"]](training, job)
         answer["outcome"] = "ok"
     except BaseException as error:
         answer["outcome"] = "out_of_memory" if is_out_of_memory(error) else "failed"
@@ -49,31 +50,35 @@ def main() -> None:
     print("\n" + json.dumps(answer), flush=True)
 
 
-def epochs(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+def epochs(training: Training, job: dict[str, Any]) -> dict[str, Any]:
     """So many whole epochs, each in an order of its own and with an evaluation at its end.
 
     A user's own loop, without anything of the product's.
     """
-    if hasattr(factory, "session"):  # Ultralytics trains itself
+    import torch
+
+    if not isinstance(training, WorkloadTraining):  # Ultralytics trains itself
         from pathlib import Path
 
-        trained = factory.train(
-            batch=job["batch_size"],
+        from rightbatch._training.distributed import Processes
+
+        plan = LoopPlan(
+            batch_size=job["batch_size"],
+            micro_batch_size=job["batch_size"],
             epochs=job["epochs"],
-            out=Path(job["scratch"]) / "train",
-            device="cpu",
             seed=job["seed"],
-            plots=False,
-            save=True,
+            out=Path(job["scratch"]) / "train",
+            settings={"plots": False, "save": True},
         )
-        if trained.out_of_memory_events:
+        with training.loop(plan, Processes(torch.device("cpu")), []) as loop:
+            at = loop.run()
+        if at.out_of_memory_events:
             # It survives some by itself, at half the batch: that is no survival here.
-            raise MemoryError(f"{trained.out_of_memory_events} out-of-memory events")
+            raise MemoryError(f"{at.out_of_memory_events} out-of-memory events")
         return {}
-    import torch
     from torch.utils.data import DataLoader
 
-    workload = factory()
+    workload = training.build()
     model, optimizer = workload.model, workload.optimizer
     loader = DataLoader(workload.data, job["batch_size"], shuffle=True, collate_fn=workload.collate)
     for _ in range(job["epochs"]):
@@ -89,7 +94,7 @@ def epochs(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"steps": len(loader) * job["epochs"]}
 
 
-def lightning(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+def lightning(training: Training, job: dict[str, Any]) -> dict[str, Any]:
     """Lightning's `Tuner.scale_batch_size`; its module's step is the session's step."""
     import warnings
 
@@ -99,7 +104,7 @@ def lightning(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     warnings.simplefilter("ignore")
-    session = open_session(factory, "cpu", seed=job["seed"], inference=False)
+    session = training.session("cpu", seed=job["seed"], inference=False)
     trials: list[int] = []
 
     class Module(LightningModule):
@@ -137,11 +142,11 @@ def lightning(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"batch_size": found, "trials": trials}
 
 
-def accelerate(factory: Any, job: dict[str, Any]) -> dict[str, Any]:
+def accelerate(training: Training, job: dict[str, Any]) -> dict[str, Any]:
     """Accelerate's `find_executable_batch_size`, from the data set's size downward."""
     from accelerate.utils import find_executable_batch_size
 
-    session = open_session(factory, "cpu", seed=job["seed"], inference=False)
+    session = training.session("cpu", seed=job["seed"], inference=False)
     trials: list[int] = []
 
     @find_executable_batch_size(starting_batch_size=session.examples)

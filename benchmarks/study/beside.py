@@ -23,6 +23,7 @@ import torch
 from benchmarks._record import say
 from benchmarks.elastic.overhead import interval_of_ratio
 from benchmarks.study.browser import chromium, opened, wait_for_curves
+from benchmarks.study.own import Unwatched
 from benchmarks.study.processes import RIGHTBATCH, environment, page_of, started
 from benchmarks.study.stored import wait_for_a_run
 from benchmarks.study.workload import CONVOLUTION, convolution
@@ -91,7 +92,7 @@ def _studied(epochs: int, *, with_page: bool) -> float:
 def _train(epochs: int) -> float:
     processes = Processes(torch.device("cpu"))
     plan = LoopPlan(batch_size=BATCH, micro_batch_size=BATCH, epochs=epochs)
-    with WorkloadTraining(convolution).loop(plan, processes, []) as loop:
+    with WorkloadTraining(convolution).loop(plan, processes, [Unwatched()]) as loop:
         at = loop.run()
     return at.seconds / at.steps
 

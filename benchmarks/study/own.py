@@ -35,6 +35,12 @@ _KINDS = ("alone", "again", "watched")
 _CPU = Processes(torch.device("cpu"))
 
 
+class Unwatched(Observer):
+    """Does nothing; what it takes counts as little as what `Measurements` takes."""
+
+    counts_as_training = False
+
+
 class TimedMeasurements(Measurements):
     """Knows what its evaluations and its noise windows took, in processor seconds."""
 
@@ -58,11 +64,12 @@ class TimedMeasurements(Measurements):
 class Turn(Observer):
     """Lets a training go on by one step at a time; notes each step, and what is beside it.
 
-    `inner` is the observer whose work is beside the step; it counts as training where that does.
+    `inner` is the observer whose work is beside the step.
     """
 
+    counts_as_training = False
+
     def __init__(self, inner: Observer, steps: int, pause: Callable[[], object]) -> None:
-        self.counts_as_training = inner.counts_as_training
         self._inner, self._most, self._pause = inner, steps, pause
         self._began = time.process_time()
         self.steps: list[float] = []
@@ -99,7 +106,7 @@ def own(steps: int) -> dict[str, Any]:
         measurements = TimedMeasurements(Reporter(partial(send, nowhere)).points)
         pause = getcurrent().switch
         turns = {
-            kind: Turn(measurements if kind == "watched" else Observer(), steps + WARM_UP, pause)
+            kind: Turn(measurements if kind == "watched" else Unwatched(), steps + WARM_UP, pause)
             for kind in _KINDS
         }
         going = [greenlet(partial(_train, turn)) for turn in turns.values()]

@@ -17,6 +17,9 @@ from benchmarks.tune.tasks import Run, Task, yolo_settings
 from benchmarks.workloads import factory
 from rightbatch._noise import WeightAverage, measure_noise
 from rightbatch._train.growth import Growth
+from rightbatch._training.distributed import Processes
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import LoopPlan
 from rightbatch._training.scaling import scale_optimizer
 
 EVERY = 512
@@ -151,13 +154,9 @@ def grown_to_target(task: Task, plan: rb.Plan, rate: float, seed: int) -> GrownR
     """As `train_to_target`, from the plan's size on, with `train --adapt`'s growth; its windows are
     part of the time."""
     w = _built(task, rate, seed)
-    growth = Growth(
-        plan.samples,
-        workers=0,
-        examples=len(w.data),  # type: ignore[arg-type]
-        epochs=None,
-        betas=w.optimizer.defaults.get("betas"),
-    )
+    growth = Growth(plan.samples, epochs=None)
+    as_planned = LoopPlan(batch_size=plan.batch_size, epochs=1)
+    growth.on_start(WorkloadLoop(w, as_planned, Processes(torch.device("cpu"))))
     clock, average = _Clock(w, task), WeightAverage(w.model)
     data: Any = w.data
     generator, other = (torch.Generator().manual_seed(seed + i) for i in (0, 1))

@@ -104,7 +104,7 @@ def _one(
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     with pytest.MonkeyPatch.context() as patch:  # `work` may change modules, the next finds them
-        patch.setattr(ranks, "BUCKET_BYTES", ranks.BUCKET_BYTES)
+        patch.setattr(process_group, "BUCKET_BYTES", process_group.BUCKET_BYTES)
         patch.setattr(torch, "empty", torch.empty)
         torch.save(work(rank, world_size, *arguments), folder / f"{rank}.pt")
     dist.barrier()

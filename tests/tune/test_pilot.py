@@ -2,81 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import tune_workloads as made
-from rightbatch._tune.workload_pilot import WorkloadPilot
 from torch import nn
 
 import rightbatch as rb
 from rightbatch._noise import WeightAverage, estimate_from, measure_noise, observe_parts
-from rightbatch._tune.pilot import WINDOWS, PilotPlan, is_better
+from rightbatch._training.distributed import Processes
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.workload_training import WorkloadTraining
+from rightbatch._tune.branches import BranchPlan, train_branches
+from rightbatch._tune.pilot import WINDOWS, Pilot, PilotPlan, PilotReport, is_better
+
+Factory = Callable[[], rb.Workload]
 
 
-def pilot(workload: rb.Workload, seconds: float = 2.0, **fields: Any) -> WorkloadPilot:
+@contextmanager
+def piloted(
+    factory: Factory, seconds: float = 2.0, **fields: Any
+) -> Iterator[tuple[WorkloadLoop, PilotReport]]:
+    """The loop where the pilot has left it, and what was measured."""
     fields = {"batch_size": 16, "micro_batch_size": 16} | fields
-    return WorkloadPilot(workload, "cpu", PilotPlan(seconds=seconds, **fields))
+    plan = PilotPlan(seconds=seconds, **fields)
+    pilot, cpu = Pilot(plan), Processes(torch.device("cpu"))
+    with WorkloadTraining(factory).loop(plan.loop_plan(), cpu, [pilot]) as loop:
+        loop.run()
+        yield loop, pilot.report(loop)
 
 
-def quiet(text: str) -> None: ...
+def report_of(factory: Factory, seconds: float = 2.0, **fields: Any) -> PilotReport:
+    with piloted(factory, seconds, **fields) as (_, report):
+        return report
 
 
 def test_the_noise_scale_is_that_of_the_closed_form() -> None:
-    report = pilot(made.line()).run(quiet)
-    found = estimate_from(report.observations)
-    assert len(report.observations) == len(report.at_average) == WINDOWS
-    assert estimate_from(report.at_average).value == pytest.approx(found.value, rel=0.2)
+    report = report_of(made.line)
+    found = estimate_from(report.noise.at_weights)
+    assert len(report.noise.at_weights) == len(report.noise.at_average) == WINDOWS
+    assert estimate_from(report.noise.at_average).value == pytest.approx(found.value, rel=0.2)
     assert found is not None and found.value is not None
     assert found.value == pytest.approx(made.LINE_NOISE_SCALE, rel=0.15)
 
 
 def test_a_pilot_trains_and_says_so() -> None:
-    report = pilot(made.workload()).run(quiet)
+    report = report_of(made.workload)
     assert report.losses[-1][1] < 0.7 * report.losses[20][1]
     assert report.examples == 16 * report.steps == report.losses[-1][0]
     assert report.reached is None
-    assert report.facts["optimizer"] == "SGD" and report.facts["betas"] is None
-    assert not report.facts["batch_norm"]
+    assert report.facts.optimizer == "SGD" and report.facts.betas is None
+    assert not report.facts.batch_norm
 
 
 @pytest.mark.parametrize("target", [("loss", 0.4), ("accuracy", 0.85)])
 def test_it_ends_when_its_target_is_reached(target: tuple[str, float]) -> None:
-    report = pilot(made.workload(), seconds=16.0, target=target).run(quiet)
+    report = report_of(made.workload, seconds=16.0, target=target)
     assert report.reached is not None
-    assert 0 < report.reached["seconds"] < 8, "else the windows began for want of time"
-    assert len({round(gradient, 9) for gradient, _ in report.observations}) == WINDOWS
-    assert report.reached["steps"] <= report.steps
-    assert len(report.observations) == WINDOWS
+    assert 0 < report.reached.seconds < 8, "else the windows began for want of time"
+    assert len({round(gradient, 9) for gradient, _ in report.noise.at_weights}) == WINDOWS
+    assert report.reached.steps <= report.steps
+    assert len(report.noise.at_weights) == WINDOWS
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
     with pytest.raises(rb.UsageError, match="a target is loss, or one of accuracy"):
-        pilot(made.workload(), target=("mAP", 0.5)).run(quiet)
+        report_of(made.workload, target=("mAP", 0.5))
 
 
 def test_a_loss_that_is_no_number_is_the_workloads_failure() -> None:
     with pytest.raises(FloatingPointError, match="--base-batch"):
-        pilot(made.exploding()).run(quiet)
+        report_of(made.exploding)
 
 
 def test_branches_start_where_the_pilot_ended_and_leave_it_there() -> None:
-    running = pilot(made.workload(), seconds=1.0)
-    running.run(quiet)
-    before = {key: value.clone() for key, value in running.model.state_dict().items()}
-    tries = [
-        {"batch_size": size, "micro_batch_size": 16, "batch_factor": size / 16}
-        | {"learning_rate_factor": factor}
+    plans = [
+        BranchPlan(size, 16, batch_factor=size / 16, learning_rate_factor=factor)
         for size, factor in ((16, 1.0), (64, 4.0), (16, 0.0))
     ]
-    small, large, still = running.branches(tries, 1024, quiet)
-    assert all(torch.equal(before[key], value) for key, value in running.model.state_dict().items())
-    assert small["examples"] >= 1024 and large["examples"] >= 1024
-    assert small["loss"] != large["loss"]
-    again = running.branches(tries, 1024, quiet)
-    assert [b["loss"] for b in again] == [small["loss"], large["loss"], still["loss"]]
+    with piloted(made.workload, seconds=1.0) as (loop, _):
+        before = {key: value.clone() for key, value in loop.model.state_dict().items()}
+        small, large, still = train_branches(loop, plans, 1024)
+        after = loop.model.state_dict()
+        assert all(torch.equal(before[key], value) for key, value in after.items())
+        assert small.examples >= 1024 and large.examples >= 1024
+        assert small.loss != large.loss
+        again = train_branches(loop, plans, 1024)
+        assert [branch.loss for branch in again] == [small.loss, large.loss, still.loss]
 
 
 def test_a_window_leaves_buffers_and_no_gradient() -> None:
@@ -139,21 +155,23 @@ def test_losses_are_better_when_they_fall_and_other_metrics_when_they_rise() -> 
 
 
 def test_a_schedule_is_not_stepped_beyond_its_end() -> None:
-    workload = replace(
-        made.workload(),
-        scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 0.1, total_steps=steps
-        ),
-    )
-    report = pilot(workload, epochs=1).run(quiet)
+    def scheduled() -> rb.Workload:
+        return replace(
+            made.workload(),
+            scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, 0.1, total_steps=steps
+            ),
+        )
+
+    report = report_of(scheduled, epochs=1)
     assert report.steps > made.EXAMPLES / 16
 
 
 def test_a_window_of_a_small_data_set_draws_no_example_twice() -> None:
-    running = pilot(made.line(examples=20), seconds=0.5)
-    found = estimate_from(running.run(quiet).observations)
+    with piloted(lambda: made.line(examples=20), seconds=0.5) as (loop, report):
+        found = estimate_from(report.noise.at_weights)
+        x, y = (torch.stack(column) for column in zip(*loop.workload.data, strict=True))
+        each = x * (x @ loop.model.weight.detach() - y).unsqueeze(1)
     assert found is not None
-    x, y = (torch.stack(column) for column in zip(*running._workload.data, strict=True))
-    each = x * (x @ running.model.weight.detach() - y).unsqueeze(1)
     exact = each.square().sum() / 20 - each.mean(dim=0).square().sum()
     assert found.noise == pytest.approx(float(exact), rel=0.25)

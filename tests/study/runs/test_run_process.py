@@ -26,7 +26,7 @@ from rightbatch._training.resolve import resolve
 from rightbatch._units import parse_bytes
 from rightbatch._worker.wire import header_for
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PATIENCE = 60.0
 
 

@@ -56,11 +56,6 @@ TRAINING_ARGUMENTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 class Others:
     """Runs as other loggers write them."""
 

@@ -29,11 +29,6 @@ from rightbatch._study.store.mlflow_writer import Store
 KEY = RunKey(8, 0)
 
 
-@pytest.fixture(autouse=True)
-def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store_in(tmp_path_factory.mktemp("study"))
