@@ -19,13 +19,19 @@ import torch
 import rightbatch as rb
 from rightbatch._device import Reading
 from rightbatch._fit.fit import _Search
+from rightbatch._fit.probe import ProbeProcess
+from rightbatch._fit.probe_worker import _probe as run_steps
 from rightbatch._predict.overhead import CONTEXT
-from rightbatch._worker import Header, ProbeProcess, Ready, pickled
-from rightbatch._worker.__main__ import _run as run_steps
+from rightbatch._training.workload_training import WorkloadTraining
+from rightbatch._worker import Header, Ready, header_for
 
 MIB = 2**20
 LINUX = sys.platform.startswith("linux")
 only_enforced = pytest.mark.skipif(not LINUX, reason="the CPU's limit is enforced on Linux only")
+
+
+def header_of(factory: Any, device: str | None) -> Header:
+    return header_for(WorkloadTraining(factory), device=device, margin=0.0, seed=0)
 
 
 def fit(factory: Any, **options: Any) -> rb.FitResult:
@@ -54,8 +60,7 @@ def test_the_answer_survived_within_the_limit_less_the_margin(fitted: rb.FitResu
 
 @only_enforced
 def test_a_probe_ends_early_where_its_charge_is_below_what_is_enough(tmp_path: Path) -> None:
-    path = [*sys.path]
-    header = Header(pickled(made.workload), path, str(tmp_path), "cpu", 0.0, 0, inference=False)
+    header = header_of(made.workload, "cpu")
     with ProbeProcess(header, 1, exact=True) as process:
         whole = process.run(4, 6, 400 * MIB, 6, (3, MIB))
         brief = process.run(4, 6, None, 6, (3, 400 * MIB))
@@ -118,12 +123,12 @@ def test_a_charge_that_has_settled_is_not_run_longer(grows_until: int, steps: in
     session = SimpleNamespace(varies=False, step=step, evaluate=lambda batch_size: batch_size)
     device = SimpleNamespace(reset_peak=lambda: None, read=read)
     command = {"batch_size": 4, "steps": 6, "most_steps": 16, "enough": (0, 0)}
-    report = run_steps(session, device, command, False)
+    report = run_steps(session, device, command, inference=False)
     assert (report["outcome"], report["steps"]) == ("ok", steps)
 
 
 def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
-    header = Header(pickled(made.workload), sys.path[:], os.getcwd(), "cuda", 0.0, 0, False)
+    header = header_of(made.workload, "cuda")
     search = _Search(header, None, 0.0, None, lambda text: None)
     room = 700 * MIB
     search._ready = Ready("cuda:0", room, room, room, True, capability=8.9, examples=4000)
@@ -134,7 +139,7 @@ def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
 
 
 def test_where_nothing_can_be_predicted_the_search_goes_by_small_sizes() -> None:
-    header = Header(pickled(made.with_wrong_shapes), sys.path[:], os.getcwd(), None, 0.0, 0, False)
+    header = header_of(made.with_wrong_shapes, None)
     search = _Search(header, None, 0.0, None, lambda text: None)
     search._ready = Ready("cuda:0", MIB, MIB, MIB, True, capability=8.9, examples=4000)
     assert search._prediction() is None

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rightbatch._fit.probe import Probe
 from rightbatch._fit.search import MAX_PROCESSES, TOLERANCE, Found, Question, Run, decide, fit_line
-from rightbatch._worker import Probe
 
 MIB = 2**20
 CEILING = 2048 * MIB

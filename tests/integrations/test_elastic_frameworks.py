@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,9 +72,6 @@ class TestOurOwnLoop(IntegrationContract):
         return self.train(folder, micro_batch_size, resume=True)
 
     left: int | None = None
-
-    def factory(self) -> object:
-        return TestOurOwnLoop().workload
 
     def workload(self) -> rb.Workload:
         model = network()
@@ -190,12 +186,6 @@ class TestTransformers(IntegrationContract):
             micro_batch_size=micro_batch_size,
         )
 
-    def factory(self) -> object:
-        from rightbatch.integrations.transformers import workload
-
-        made = TestTransformers()
-        return lambda: workload(made.trainer(Path(tempfile.mkdtemp()), 4))
-
     def test_a_workload_of_a_trainer_trains_as_the_trainer_does(self, tmp_path: Path) -> None:
         from transformers import Trainer
 
@@ -301,12 +291,6 @@ class TestLightning(IntegrationContract):
             logger=False,
         )
 
-    def factory(self) -> object:
-        from rightbatch.integrations.lightning import workload
-
-        made = TestLightning()
-        return lambda: workload(made.module(), DataLoader(data(), BATCH), DataLoader(data(), 5))
-
     def test_a_workload_of_a_module_has_its_optimizer_in_every_form(self) -> None:
         from rightbatch.integrations.lightning import workload
 
@@ -395,11 +379,6 @@ class TestUltralytics(IntegrationContract):
     data: Path
     model: str
 
-    def factory(self) -> object:
-        from rightbatch.integrations.ultralytics._factory import from_spec
-
-        return from_spec(self.model, data=str(self.data), imgsz=64, workers=0)
-
     def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
         from ultralytics import YOLO
 
@@ -407,9 +386,9 @@ class TestUltralytics(IntegrationContract):
         return list(model.model.state_dict().values())
 
     def trained(self, model: Any, folder: Path, batch: int) -> Any:
-        from rightbatch.integrations.ultralytics._factory import make_elastic
+        from rightbatch.integrations.ultralytics._elastic import ElasticYolo
 
-        model.add_callback("on_pretrain_routine_start", self.made(make_elastic))
+        model.add_callback("on_pretrain_routine_start", self.made(ElasticYolo))
         model.train(
             data=str(self.data),
             epochs=2,

@@ -17,7 +17,6 @@ import torch
 from yolo_models import tiny
 
 import rightbatch as rb
-from rightbatch.testing import SessionContract
 
 pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
@@ -94,7 +93,7 @@ def files_under(folder: Path) -> dict[str, float]:
 def test_measuring_changes_nothing_but_the_batch_of_a_live_trainer(
     trainer: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rightbatch.integrations.ultralytics import _factory as integration
+    from rightbatch.integrations.ultralytics import _install as integration
 
     monkeypatch.chdir(tmp_path)
     before, files = everything(trainer), files_under(data.parent)
@@ -137,7 +136,7 @@ class TestShare:
     def test_a_share_of_the_memory_is_what_the_margin_leaves(
         self, trainer: Any, asked: dict[str, Any], batch: float, margin: float
     ) -> None:
-        from rightbatch.integrations.ultralytics import _factory as integration
+        from rightbatch.integrations.ultralytics import _install as integration
 
         trainer.args.batch = batch
         integration._measure(trainer)
@@ -147,7 +146,7 @@ class TestShare:
     def test_with_several_gpus_each_gets_what_fits_one(
         self, trainer: Any, asked: dict[str, Any]
     ) -> None:
-        from rightbatch.integrations.ultralytics import _factory as integration
+        from rightbatch.integrations.ultralytics import _install as integration
 
         trainer.args.batch, trainer.world_size = -1, 4
         integration._measure(trainer)
@@ -161,21 +160,23 @@ def test_install_measures_once_only_where_a_batch_is_missing_and_can_be_taken_ba
 
     from ultralytics.engine.trainer import BaseTrainer
 
-    from rightbatch.integrations.ultralytics import _factory as integration
+    from rightbatch.integrations.ultralytics import _elastic as elastic
+    from rightbatch.integrations.ultralytics import _install as integration
 
-    trained, measured = [], []
+    trained, measured, watched = [], [], []
     monkeypatch.setattr(BaseTrainer, "train", lambda trainer: trained.append(trainer.args.batch))
     monkeypatch.setattr(integration, "_measure", lambda trainer: measured.append(trainer))
-    monkeypatch.setattr(integration, "make_elastic", lambda trainer: None)
+    monkeypatch.setattr(elastic, "ElasticYolo", lambda trainer: watched.append(trainer))
     original = BaseTrainer.train
     integration.install()
     integration.install()
     for batch in (16, -1, 0.5):
-        BaseTrainer.train(SimpleNamespace(args=SimpleNamespace(batch=batch)))
+        BaseTrainer.train(SimpleNamespace(args=SimpleNamespace(batch=batch), world_size=1))
     integration.uninstall()
     assert BaseTrainer.train is original
     assert trained == [16, -1, 0.5]
     assert [trainer.args.batch for trainer in measured] == [-1, 0.5]
+    assert [trainer.args.batch for trainer in watched] == [16, -1, 0.5]
 
 
 def test_every_image_gets_the_most_objects_there_are() -> None:
@@ -203,18 +204,17 @@ def yolo_session(data: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     It changes Ultralytics' modules, as it may in a probe's process; here they are given back.
     """
     import ultralytics.data.dataset as dataset
-    from rightbatch.integrations.ultralytics._factory import from_spec
     from ultralytics.engine import trainer as engine
 
-    from rightbatch.integrations.ultralytics._session import YoloSession
+    from rightbatch.integrations.ultralytics import from_spec
 
     kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
     opened = []
 
     def make(inference: bool, spec: str | None = None) -> Any:
-        factory = from_spec(spec or str(tiny(tmp_path)), data=str(data), imgsz=SIZE)
-        assert factory is not None
-        opened.append(YoloSession(factory, "cpu", inference=inference))
+        training = from_spec(spec or str(tiny(tmp_path)), data=str(data), imgsz=SIZE)
+        assert training is not None
+        opened.append(training.session("cpu", seed=0, inference=inference))
         return opened[-1]
 
     yield make
@@ -223,27 +223,10 @@ def yolo_session(data: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks = kept
 
 
-class TestYoloSession(SessionContract):
-    @pytest.fixture
-    def session(self, yolo_session: Callable[..., Any]) -> Any:
-        return yolo_session(False)
-
-    def model_of(self, session: Any) -> torch.nn.Module:
-        return session._trainer.model
-
-
-class TestYoloInferenceSession(SessionContract):
-    trains = False
-
-    @pytest.fixture
-    def session(self, yolo_session: Callable[..., Any]) -> Any:
-        return yolo_session(True)
-
-    def model_of(self, session: Any) -> torch.nn.Module:
-        return session._trainer.model
-
-    def test_it_holds_more_images_than_the_data_set_has(self, session: Any) -> None:
-        assert session.evaluate(VALIDATION + 3) == VALIDATION + 3
+def test_inference_holds_more_images_than_the_data_set_has(
+    yolo_session: Callable[..., Any],
+) -> None:
+    assert yolo_session(True).evaluate(VALIDATION + 3) == VALIDATION + 3
 
 
 @pytest.mark.slow
@@ -279,15 +262,18 @@ def test_train_from_the_shell_chooses_trains_and_reports(data: Path, tmp_path: P
 def test_the_peak_of_a_larger_yolo_batch_is_on_the_line_through_small_ones(
     yolo_session: Callable[..., Any],
 ) -> None:
-    from rightbatch._predict.follow_framework import SessionFollower
+    from rightbatch._predict.follow_framework import FrameworkFollower
     from rightbatch._predict.trace import Family
     from rightbatch._predict.variant import Variant
+    from rightbatch._training.protocol import Ability, Training
 
-    class Factory:
-        def session(self, device: str, inference: bool) -> Any:
+    class Opening(Training):
+        integration, abilities = "Ultralytics", frozenset({Ability.FOLLOW})
+
+        def session(self, device: str, *, seed: int, inference: bool) -> Any:
             return yolo_session(inference, "yolo26n.yaml")
 
-    traces = SessionFollower(Factory()).traces([2, 7, 14], Variant(capability=8.9))
+    traces = FrameworkFollower(Opening()).traces([2, 7, 14], Variant(capability=8.9))
     low, high, larger = (trace.condensed() for trace in traces)
     assert low.is_like(high)
     predicted = Family(2, 7, low, high).at(14)

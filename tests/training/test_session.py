@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from rightbatch import Session, UsageError, Workload
-from rightbatch._training.session import InferenceSession, WorkloadSession, move_state, open_session
-from rightbatch.testing import SessionContract
+from rightbatch import UsageError, Workload
+from rightbatch._training.session import InferenceSession, WorkloadSession
+from rightbatch._training.step import move_state
+from rightbatch._training.workload_training import WorkloadTraining
+from rightbatch.testing import TrainingContract
 
 FEATURES = 6
 
@@ -97,43 +99,27 @@ def parameters_of(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-class TestWorkloadSession(SessionContract):
+class TestWorkloadTraining(TrainingContract):
+    batch_size: ClassVar[int] = 4
+
     @pytest.fixture
-    def session(self) -> Iterator[Session]:
-        session = WorkloadSession(build(), "cpu")
-        yield session
-        session.close()
-
-    def model_of(self, session: Any) -> nn.Module:
-        return session._model
+    def training(self) -> WorkloadTraining:
+        return WorkloadTraining(lambda: build(evaluation_data=Examples()))
 
 
-class TestWorkloadSessionWithBatchNorm(SessionContract):
+class TestWorkloadTrainingWithBatchNorm(TrainingContract):
     sizes: ClassVar[tuple[int, ...]] = (2, 3, 20)  # 20: more than there are examples
+    batch_size: ClassVar[int] = 4
 
     @pytest.fixture
-    def session(self) -> Iterator[Session]:
-        model = nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-        session = WorkloadSession(Workload(model, squares, optimizer, Examples()), "cpu")
-        yield session
-        session.close()
+    def training(self) -> WorkloadTraining:
+        def factory() -> Workload:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+            optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+            return Workload(model, squares, optimizer, Examples(), evaluation_data=Examples())
 
-    def model_of(self, session: Any) -> nn.Module:
-        return session._model
-
-
-class TestInferenceSession(SessionContract):
-    trains: ClassVar[bool] = False
-
-    @pytest.fixture
-    def session(self) -> Iterator[Session]:
-        session = InferenceSession(build(), "cpu")
-        yield session
-        session.close()
-
-    def model_of(self, session: Any) -> nn.Module:
-        return session._model
+        return WorkloadTraining(factory)
 
 
 @pytest.mark.parametrize(
@@ -396,28 +382,15 @@ def test_a_loss_of_one_element_is_a_scalar_whatever_its_shape() -> None:
 
 
 def test_a_session_is_opened_for_what_the_factory_makes() -> None:
-    training = open_session(build, "cpu", seed=0, inference=False)
-    inference = open_session(build, "cpu", seed=0, inference=True)
-    assert type(training) is WorkloadSession
-    assert type(inference) is InferenceSession
-
-
-def test_a_factory_with_sessions_of_its_own_is_asked_for_one() -> None:
-    asked: list[Any] = []
-
-    class Own:
-        def session(self, device: str, inference: bool) -> Any:
-            asked.append((device, inference))
-            return "its session"
-
-    assert open_session(Own(), "cpu", seed=0, inference=True) == "its session"
-    assert asked == [("cpu", True)]
+    training = WorkloadTraining(build)
+    assert type(training.session("cpu", seed=0, inference=False)) is WorkloadSession
+    assert type(training.session("cpu", seed=0, inference=True)) is InferenceSession
 
 
 @pytest.mark.parametrize("made", [None, nn.Linear(1, 1), {}])
 def test_a_factory_of_something_else_is_refused_by_the_type_it_returned(made: Any) -> None:
     with pytest.raises(UsageError, match=f"returned {type(made).__name__}, expected a rightbatch"):
-        open_session(lambda: made, "cpu", seed=0, inference=False)
+        WorkloadTraining(lambda: made).session("cpu", seed=0, inference=False)
 
 
 def test_a_mapping_that_is_no_dict_is_taken_by_its_names() -> None:

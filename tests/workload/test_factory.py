@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from rightbatch import UsageError, Workload
-from rightbatch._workload.factory import FileFactory, resolve
+from rightbatch._training.protocol import Training
+from rightbatch._training.resolve import resolve
+from rightbatch._training.workload_training import WorkloadTraining
+from rightbatch._workload.factory import FileFactory
 
 FILE = """\
 from dataclasses import dataclass
@@ -52,14 +55,15 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_callable_is_its_own_factory() -> None:
     def factory() -> None: ...
 
-    assert resolve(factory) is factory
+    assert resolve(factory) == WorkloadTraining(factory)
 
 
-def test_what_makes_its_own_sessions_is_a_factory() -> None:
-    class OwnSessions:
-        def session(self, device: str, inference: bool) -> None: ...
+def test_a_training_is_taken_as_it_is() -> None:
+    class Own(Training):
+        integration = "own"
+        abilities = frozenset()
 
-    given = OwnSessions()
+    given = Own()
     assert resolve(given) is given
 
 
@@ -67,39 +71,39 @@ def test_what_makes_its_own_sessions_is_a_factory() -> None:
 def test_a_function_in_a_file_is_found_with_its_neighbours(
     file: Path, as_text: Callable[[Path], Any]
 ) -> None:
-    built = resolve(as_text(Path(f"{file}:workload")))()
+    built = resolve(as_text(Path(f"{file}:workload"))).factory()
     assert built.word == "from the neighbour"
     assert Path(built.file) == file
-    assert resolve(f"{file}:other")().word == "other"
+    assert resolve(f"{file}:other").factory().word == "other"
 
 
 def test_a_file_is_found_from_where_the_user_stands_and_by_whoever_unpickles_it(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(file.parent)
-    factory = resolve("train.py:workload")
-    assert factory == FileFactory(file.resolve(), "workload")
+    training = resolve("train.py:workload")
+    assert training == WorkloadTraining(FileFactory(file.resolve(), "workload"))
     monkeypatch.chdir(tmp_path)
-    assert pickle.loads(pickle.dumps(factory))().word == "from the neighbour"
+    assert pickle.loads(pickle.dumps(training)).factory().word == "from the neighbour"
 
 
 def test_resolving_a_file_does_not_run_it(file: Path) -> None:
     file.write_text("raise RuntimeError('ran')\n")
-    factory = resolve(f"{file}:workload")
+    training = resolve(f"{file}:workload")
     with pytest.raises(RuntimeError, match="ran"):
-        factory()
+        training.load()
 
 
 def test_an_unknown_function_is_refused_with_those_that_there_are(file: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.py has no function 'worload'") as caught:
-        resolve(f"{file}:worload")()
+        resolve(f"{file}:worload").load()
     listed = str(caught.value).split("it has ")[1].split(", ")
     assert sorted(listed) == ["Built", "other", "workload"], "its own, not what it imported"
 
 
 def test_what_is_no_function_is_not_called(file: Path) -> None:
     with pytest.raises(UsageError, match="no function 'NUMBER'"):
-        resolve(f"{file}:NUMBER")()
+        resolve(f"{file}:NUMBER").load()
 
 
 def test_a_missing_file_is_refused_with_the_folder_that_was_looked_in(tmp_path: Path) -> None:

@@ -115,7 +115,12 @@ class Plan:
         """
         from rightbatch._tune.plot import plot_plan
 
-        return plot_plan(self)
+        return plot_plan(
+            self.expected,
+            chosen=self.batch_size,
+            largest=self.largest.batch_size,
+            noise_scale=self.noise_scale,
+        )
 
 
 def _row(each: Expected, plan: Plan) -> str:

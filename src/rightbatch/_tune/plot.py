@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from rightbatch._tune.plan import Plan
+    from rightbatch._noise import NoiseEstimate
+    from rightbatch._tune.decision import Expected
 
 # Told apart by people with any colour vision (Okabe and Ito).
 _THROUGHPUT, _EFFICIENCY, _GOODPUT, _LIMIT = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
-def plot_plan(plan: Plan) -> Any:
-    """A plotly figure: throughput, statistical efficiency, and their product, each as a share of
-    its largest value over the batch size; the chosen size and the largest that fits are marked.
+def plot_plan(
+    expected: Sequence[Expected], *, chosen: int, largest: int, noise_scale: NoiseEstimate
+) -> Any:
+    """Draw throughput, statistical efficiency and their product over the batch size, with plotly.
+
+    Each is a share of its largest value; the chosen size and the largest that fits are marked.
 
     Raises:
         MissingExtraError: without plotly.
@@ -24,11 +30,11 @@ def plot_plan(plan: Plan) -> Any:
         import plotly.graph_objects as go
     except ImportError as error:
         raise MissingExtraError("plotly", "study") from error
-    sizes = [each.batch_size for each in plan.expected]
-    speeds = [each.examples_per_second for each in plan.expected]
-    speed_low = [each.examples_per_second_low for each in plan.expected]
-    speed_high = [each.examples_per_second_high for each in plan.expected]
-    useful = [1 / each.relative_time for each in plan.expected]
+    sizes = [each.batch_size for each in expected]
+    speeds = [each.examples_per_second for each in expected]
+    speed_low = [each.examples_per_second_low for each in expected]
+    speed_high = [each.examples_per_second_high for each in expected]
+    useful = [1 / each.relative_time for each in expected]
     top, best = max(speeds), max(useful)
     figure = go.Figure()
     figure.add_scatter(
@@ -45,7 +51,7 @@ def plot_plan(plan: Plan) -> Any:
     )
     figure.add_scatter(
         x=sizes,
-        y=[each.efficiency for each in plan.expected],
+        y=[each.efficiency for each in expected],
         name="statistical efficiency, 1/(1 + B/noise scale)",
         line={"color": _EFFICIENCY},
     )
@@ -54,25 +60,24 @@ def plot_plan(plan: Plan) -> Any:
         y=[value / best for value in useful],
         error_y={
             "array": [
-                (1 / each.low - value) / best
-                for each, value in zip(plan.expected, useful, strict=True)
+                (1 / each.low - value) / best for each, value in zip(expected, useful, strict=True)
             ],
             "arrayminus": [
-                (value - 1 / each.high) / best
-                for each, value in zip(plan.expected, useful, strict=True)
+                (value - 1 / each.high) / best for each, value in zip(expected, useful, strict=True)
             ],
         },
         name="both: progress per second",
         line={"color": _GOODPUT, "width": 4},
     )
-    figure.add_vline(x=plan.batch_size, line={"color": _GOODPUT}, annotation_text="chosen")
-    figure.add_vline(
-        x=plan.largest.batch_size,
-        line={"color": _LIMIT, "dash": "dash"},
-        annotation_text="largest that was tried",
-    )
+    for size, text, line in (
+        (chosen, "chosen", {"color": _GOODPUT}),
+        (largest, "largest that was tried", {"color": _LIMIT, "dash": "dash"}),
+    ):
+        figure.add_vline(x=size, line=line)
+        # On a log axis an annotation's place is the logarithm, that of a line is not.
+        figure.add_annotation(x=math.log10(size), y=1, yref="paper", text=text, showarrow=False)
     figure.update_layout(
-        title=f"batch size {plan.batch_size}, noise scale: {plan.noise_scale}",
+        title=f"batch size {chosen}, noise scale: {noise_scale}",
         xaxis={"title": "batch size", "type": "log", "tickvals": sizes},
         yaxis={"title": "share of the largest value", "rangemode": "tozero"},
     )

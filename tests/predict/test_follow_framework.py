@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import rightbatch
 from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._predict.follow import Follower
-from rightbatch._predict.follow_framework import SessionFollower
+from rightbatch._predict.follow_framework import FrameworkFollower
 from rightbatch._predict.recorder import transfer_batch
 from rightbatch._predict.variant import Variant
+from rightbatch._training.protocol import Ability, Training
 
 WIDTH = 64
 
@@ -28,16 +30,17 @@ class Rows(Dataset[Tensor]):
         return torch.ones(WIDTH)
 
 
-class StepOfItsOwn:
+class StepOfItsOwn(Training):
     """A framework with a step of its own: one linear layer, AdamW, and an average of weights."""
 
     examples, varies = 100, False
+    integration, abilities = "a framework", frozenset({Ability.STEP, Ability.FOLLOW})
 
     def __init__(self) -> None:
         self.model, self.average = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
 
-    def session(self, device: str, inference: bool) -> StepOfItsOwn:
+    def session(self, device: str, *, seed: int, inference: bool) -> StepOfItsOwn:
         return self
 
     def modules(self) -> list[nn.Module]:
@@ -64,7 +67,7 @@ class StepOfItsOwn:
 
 
 def test_an_integrations_step_is_followed_as_the_same_step_of_a_workload_is() -> None:
-    (theirs,) = SessionFollower(StepOfItsOwn()).traces([64], Variant())
+    (theirs,) = FrameworkFollower(StepOfItsOwn()).traces([64], Variant())
 
     def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(model(x)).square().mean()
@@ -81,7 +84,7 @@ def test_an_integrations_step_is_followed_as_the_same_step_of_a_workload_is() ->
 
 
 def test_an_evaluation_image_by_image_is_condensed_to_its_peak() -> None:
-    low, high = SessionFollower(StepOfItsOwn()).traces([64, 128], Variant())
+    low, high = FrameworkFollower(StepOfItsOwn()).traces([64, 128], Variant())
     assert not low.is_like(high)
     short, long = low.condensed(), high.condensed()
     assert short.is_like(long)
@@ -91,13 +94,13 @@ def test_an_evaluation_image_by_image_is_condensed_to_its_peak() -> None:
 
 def test_variants_of_an_integrations_step_are_refused() -> None:
     with pytest.raises(UsageError, match="as the framework runs it"):
-        SessionFollower(StepOfItsOwn()).traces([2], Variant(precision="bf16"))
+        FrameworkFollower(StepOfItsOwn()).traces([2], Variant(precision="bf16"))
+
+
+class WithoutFollowing(Training):
+    integration, abilities = "a framework", frozenset({Ability.STEP})
 
 
 def test_the_step_of_an_integration_that_cannot_be_followed_is_refused_by_name() -> None:
-    class Integration:
-        def session(self, device: str, inference: bool) -> object:
-            return object()
-
-    with pytest.raises(UsageError, match="rightbatch fit"):
-        SessionFollower(Integration()).traces([2], Variant())
+    with pytest.raises(UsageError, match=r"predict needs a step .* a framework .*rightbatch fit"):
+        rightbatch.predict(WithoutFollowing(), batch=2, progress=False)
