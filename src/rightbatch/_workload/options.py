@@ -21,12 +21,13 @@ SAME: Any = object()
 class Help:
     """An option's help, put on its field with `Annotated`.
 
-    `cli_default` is the default on the command line where Python has none. A `python_only` option
-    has no place on the command line.
+    `cli_default` is the default on the command line where Python has none, `cli_type` what the
+    command line takes where Python takes more. A `python_only` option has no place there.
     """
 
     text: str
     cli_default: Any = SAME
+    cli_type: Any = None
     python_only: bool = False
 
 
@@ -86,13 +87,9 @@ class ProbeOptions(DeviceOptions):
 
 
 def own_first(options: type) -> list[Field[Any]]:
-    """A dataclass' fields: what it declares itself before what it inherits."""
-    depth = {
-        name: place
-        for place, base in reversed(list(enumerate(options.__mro__)))
-        for name in vars(base).get("__annotations__", ())
-    }
-    return sorted(fields(options), key=lambda field: depth[field.name])
+    """A dataclass' fields: what it declares itself before what it shares with others."""
+    own = vars(options).get("__annotations__", {})
+    return sorted(fields(options), key=lambda field: field.name not in own)
 
 
 def check_at_least_one(**numbers: int | None) -> None:
