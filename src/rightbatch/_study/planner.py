@@ -29,10 +29,8 @@ class Planner:
         self._noise_scale = config.options.noise_scale
         known = store.document("decisions.json") or {}
         if self._noise_scale is None:
-            measured = known.get("noise_scale")
-            self._noise_scale = (
-                None if measured is None else float(measured)
-            )  # "inf" is text in JSON
+            measured = known.get("noise_scale")  # infinity is the text "inf" in JSON
+            self._noise_scale = None if measured is None else float(measured)
 
     def first(self, keys: Iterable[RunKey]) -> list[RunKey]:
         """The run that measures the noise scale for the learning rates of the others, if needed."""

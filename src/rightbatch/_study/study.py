@@ -30,10 +30,10 @@ from rightbatch._workload.verb import takes
 def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
     """Train a workload at each of the `batches` with each of the `seeds`, and compare.
 
-    `seeds` is a number of seeds, or the seeds themselves. Every run has a process of its own; out of
-    memory, a loss that is not finite and a crash are results. Runs are stored in `out` (in MLflow,
-    `OUT/mlflow.db`). Called again, it continues where it ended; batch sizes, seeds and learning
-    rates may be added.
+    `seeds` is a number of seeds, or the seeds themselves. Every run has a process of its own;
+    running out of memory, a loss that is not finite and a crash are results. Runs are stored in
+    `out` (in MLflow, `OUT/mlflow.db`). Called again, it continues where it ended; batch sizes,
+    seeds and learning rates may be added.
 
     A run ends after `epochs`, at the `target` (`"evaluation_loss=0.3"`), or after a `budget` of
     training time, whichever comes first. The workload's own learning rate was chosen for
