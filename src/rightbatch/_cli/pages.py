@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rightbatch._cli.options import Json
+from rightbatch._cli.options import Json, Keywords, with_options
 from rightbatch._cli.output import document, say
+from rightbatch._workload.options import AddressOptions
 
 Folder = Annotated[
     str | None, Parameter(help="the folder of a study (its --out), or one with an mlflow.db")
@@ -20,6 +21,7 @@ Experiment = Annotated[str | None, Parameter(help="only this experiment of the s
 CompareBy = Annotated[str | None, Parameter(help="a metric and its value to reach: mAP50=0.5")]
 
 
+@with_options(AddressOptions)
 def ui(
     folder: Folder = None,
     /,
@@ -28,13 +30,7 @@ def ui(
     experiment: Experiment = None,
     target: CompareBy = None,
     port: Annotated[int | None, Parameter(help="default: 8471, or any that is free")] = None,
-    host: Annotated[
-        str, Parameter(help="bind address; a non-loopback address requires a token")
-    ] = "127.0.0.1",
-    token: Annotated[
-        str | None,
-        Parameter(help="bearer token of requests; made for a non-loopback address if not given"),
-    ] = None,
+    options: Keywords,
 ) -> None:
     """Show a study, live while it trains, on a page of this machine.
 
@@ -44,7 +40,7 @@ def ui(
     from rightbatch._study.web.commands import opened, show
 
     reader = opened(folder, store, experiment, target)
-    show(reader, port=port, host=host, token=token, say=say)
+    show(reader, port=port, say=say, host=options["host"], token=options.get("token"))
 
 
 def report(

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rightbatch._serve.engine.records import Contract
-from rightbatch._workload.options import Help, MaxBatch, Memory, Options, Seed
-
-Host = Annotated[str, Help("bind address; a non-loopback address requires a token")]
-Token = Annotated[
-    str | None, Help("bearer token of requests; made for a non-loopback address if not given")
-]
+from rightbatch._workload.options import AddressOptions, Help, MaxBatch, Memory, Options, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +22,7 @@ class EngineOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(EngineOptions):
+class ServeOptions(EngineOptions, AddressOptions):
     """What `rightbatch.serve` takes beside the model, its sources and the latency target."""
 
     to: Annotated[
@@ -39,8 +34,6 @@ class ServeOptions(EngineOptions):
         ),
     ] = None
     http: Annotated[int | None, Help("take images over HTTP at this port")] = None
-    host: Host = "127.0.0.1"
-    token: Token = None
     contract: Annotated[
         Contract | None,
         Help("of all sources; default: cameras keep the freshest, files lose nothing"),

@@ -86,6 +86,18 @@ class ProbeOptions(DeviceOptions):
         check_at_least_one(max_batch=self.max_batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AddressOptions:
+    """Where a page or a service listens, and who may ask it."""
+
+    host: Annotated[str, Help("bind address; a non-loopback address requires a token")] = (
+        "127.0.0.1"
+    )
+    token: Annotated[
+        str | None, Help("bearer token of requests; made for a non-loopback address if not given")
+    ] = None
+
+
 def own_first(options: type) -> list[Field[Any]]:
     """A dataclass' fields: what it declares itself before what it shares with others."""
     own = vars(options).get("__annotations__", {})
