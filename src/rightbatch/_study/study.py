@@ -130,10 +130,10 @@ def _closed_on_error(store: Store) -> Iterator[None]:
 
 
 def _target(factory: Any, text: str) -> Target:
-    """The target, with the name that its metric has in the store: a framework may have others."""
+    """By the name that the metric has in the store, where a framework knows it by others, too."""
     name, value = parse_target(text)
-    stored: Callable[[str], str] = getattr(factory, "metric_name", str)
-    return Target(stored(name), value)
+    named: Callable[[str], str] = getattr(factory, "metric_name", str)
+    return Target(named(name), value)
 
 
 def _name_of(workload: object) -> str:
