@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_no_process_and_says_how_to_go_on(tmp_path: Path) -> None:
         interrupted.send_signal(signal.SIGINT)
         _, said = interrupted.communicate(timeout=PATIENCE)
     assert interrupted.returncode == 130
-    assert "the same command goes on" in said
+    assert "the same command continues the study" in said
     assert "Traceback" not in said
     assert children
     assert not [child for child in children if child.is_running()]

@@ -1,4 +1,8 @@
-"""The command line: one module per verb, and the options that they share."""
+"""The command line: one module per verb, each a thin face over the Python verb.
+
+`app` has the commands and their exit codes, `options` makes `--options` of the verbs' dataclasses,
+`output` prints results.
+"""
 
 from __future__ import annotations
 

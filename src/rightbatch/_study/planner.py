@@ -13,13 +13,13 @@ from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.run_log import RunLog
 
 LATER_PART = 0.5
-"""Of a run: early on the noise scale is lower than near the target, where the time goes."""
+"""Of a run: the noise scale is lower early on than near the target, where most time is spent."""
 
 
 class Planner:
-    """Knows what is done already, and what the first run tells the others.
+    """Plans the runs that have not ended yet.
 
-    `done` are the runs that have ended; one that was interrupted has not, and is begun anew.
+    `done` are the runs that have ended. One that was interrupted has not, and is trained again.
     """
 
     def __init__(self, config: StudyConfig, store: Store) -> None:
@@ -29,11 +29,11 @@ class Planner:
         self._noise_scale = config.options.noise_scale
         known = store.document("decisions.json") or {}
         if self._noise_scale is None:
-            told = known.get("noise_scale")
-            self._noise_scale = None if told is None else float(told)  # "inf" is text in JSON
+            measured = known.get("noise_scale")  # infinity is the text "inf" in JSON
+            self._noise_scale = None if measured is None else float(measured)
 
     def first(self, keys: Iterable[RunKey]) -> list[RunKey]:
-        """The run whose noise scale sets the learning rates of the others, where one is needed."""
+        """The run that measures the noise scale for the learning rates of the others, if needed."""
         config = self._config
         if config.options.rule == "none" or self._noise_scale is not None:
             return []
@@ -41,7 +41,7 @@ class Planner:
         return at_base[:1] if len(config.batches) > 1 else []
 
     def plans(self, keys: Iterable[RunKey]) -> Iterator[RunPlan]:
-        """Those that are not done."""
+        """The runs that are not done."""
         for key in keys:
             if key not in self.done:
                 yield self.plan(key)
@@ -51,7 +51,7 @@ class Planner:
         return RunPlan(key, self._config, self._noise_scale)
 
     def begin(self, plan: RunPlan) -> RunLog:
-        """A run in the store."""
+        """Create the run in the store."""
         config, options = plan.config, plan.options
         parameters: dict[str, Any] = {
             "workload": config.workload,
@@ -65,30 +65,30 @@ class Planner:
         return self._store.begin(plan.key, parameters)
 
     def decide(self, runs: Collection[Run]) -> None:
-        """Take the noise scale from the runs that were trained first, and write it down.
+        """Estimate the noise scale from the runs that were trained first, and store it.
 
-        It is the ratio of the means of tr(Σ) and |G|² over the later half of a run; infinite, which
-        makes the rule linear, where the gradient is lost in noise.
+        It is the ratio of the means of tr(Σ) and |G|² over the later half of a run; infinite where
+        the estimate of |G|² is not positive, which makes the rule linear.
         """
-        parts = [pair for run in runs for pair in _later_looks(run)]
-        told = f"in the later half of {', '.join(run.name for run in runs)}"
+        parts = [pair for run in runs for pair in _later_windows(run)]
+        reason = f"in the later half of {', '.join(run.name for run in runs)}"
         squared = variance = 0.0
         if parts:
             squared, variance = (sum(column) / len(parts) for column in zip(*parts, strict=True))
         else:
-            told = f"not measured {told}: the rule is linear"
+            reason = f"not measured {reason}: the rule is linear"
         self._noise_scale = variance / squared if squared > 0 else math.inf
         decision = {
             "schema": SCHEMA,
             "noise_scale": self._noise_scale if squared > 0 else "inf",
             "looks": len(parts),
-            "reason": told,
+            "reason": reason,
         }
         self._store.artifact("decisions.json", decision)
 
 
-def _later_looks(run: Run) -> list[tuple[float, float]]:
-    """|G|² and tr(Σ), as they were taken together."""
+def _later_windows(run: Run) -> list[tuple[float, float]]:
+    """Pairs of |G|² and tr(Σ), of the noise windows in the later part of a run."""
     squared, variance = (run.curves.get(f"gradient_{name}") for name in ("squared", "variance"))
     if squared is None or variance is None or not len(squared.steps):
         return []

@@ -1,4 +1,4 @@
-"""`study`: train every batch size with every seed, and see what the size does to the training."""
+"""`study`: train every batch size with every seed, and compare what the size changes."""
 
 from __future__ import annotations
 
@@ -29,27 +29,29 @@ from rightbatch._workload.verb import takes
 
 @takes(StudyOptions)
 def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
-    """Train a workload at each of the `batches`, with so many `seeds` (or these), and compare.
+    """Train a workload at each of the `batches` with each of the `seeds`, and compare.
 
-    Every run has a process of its own; memory that runs out, a loss that is no number and a crash
-    are results. Runs are kept in `out` (in MLflow, `OUT/mlflow.db`); called again, it goes on where
-    it ended, and more sizes and seeds may join.
+    `seeds` is a number of seeds, or the seeds themselves. Every run has a process of its own;
+    running out of memory, a loss that is not finite and a crash are results. Runs are stored in
+    `out` (in MLflow, `OUT/mlflow.db`). Called again, it continues where it ended; batch sizes,
+    seeds and learning rates may be added.
 
     A run ends after `epochs`, at the `target` (`"evaluation_loss=0.3"`), or after a `budget` of
-    training, whichever comes first. The learning rate is the workload's own, which was chosen for
-    `base_batch` (16, or what a framework's is), by `rule`: `"scaling"` for the batch size (for SGD
-    it depends on the noise scale, which a run at the base size shows, or which is given), or
-    `"none"`; times each of `learning_rates`, or times what a `search` of so many trials finds for
-    each size (Optuna). `prune` ends runs that have no hope (Optuna's median rule).
+    training time, whichever comes first. The workload's own learning rate was chosen for
+    `base_batch` (16, or the framework's). The `rule` `"scaling"` scales it with the batch size (for
+    SGD by the `noise_scale`, which a run at the base size measures where it is not given); `"none"`
+    keeps it. The result is multiplied by each of `learning_rates`, or by the best factor of
+    `search` trials for each size (Optuna). `prune` ends runs without a chance to be best (Optuna's
+    median rule).
 
-    `processes` train each run together, `jobs` runs go on at a time, `on="ray"` trains them on a
-    Ray cluster. `sharpness` also measures the Hessian's largest eigenvalue now and then. `settings`
-    are a framework's own; any other keyword goes to its spec (`data=`, `imgsz=`).
+    `processes` train each run together, `jobs` runs train at a time, `on="ray"` trains them on a
+    Ray cluster. `sharpness` also measures the Hessian's largest eigenvalue from time to time.
+    `settings` are a framework's own; any other keyword goes to its spec (`data=`, `imgsz=`).
 
     Raises:
         UsageError: for an option that cannot be used, or an `out` that holds another study.
-        MissingExtraError: without mlflow.
-        WorkloadError: if the workload cannot even be loaded.
+        MissingExtraError: if mlflow is not installed.
+        WorkloadError: if the workload cannot be loaded.
     """
     training = resolve(workload, **spec)
     config = StudyConfig(
@@ -62,13 +64,13 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
     header = header_for(training, device=options.device, margin=options.margin, seed=0)
     store = Store.open(out, config.workload)
     search = options.search
-    with _only_one(out), opened(options.on, header, options.jobs) as place:
+    with _locked(out), opened(options.on, header, options.jobs) as place:
         before = store.asked()
         kept = config if before is None else config.joined(before, str(out))
         store.study(kept.to_dict(), target=config.target)
         planner = Planner(config, store)
         keys = config.keys()
-        with Reader(out) as reader, _in_order(store):
+        with Reader(out) as reader, _closed_on_error(store):
             judge = None
             if options.prune:
                 from rightbatch._study.pruning import Pruner
@@ -99,8 +101,8 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Two sweeps of one folder would train the same runs twice."""
+def _locked(out: Path) -> Iterator[None]:
+    """Lock the folder: two sweeps of one folder would train the same runs twice."""
     from filelock import FileLock, Timeout
 
     try:
@@ -113,8 +115,8 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _in_order(store: Store) -> Iterator[None]:
-    """Whatever ends the sweep, nothing seems to train on; after Ctrl-C it is said how to go on."""
+def _closed_on_error(store: Store) -> Iterator[None]:
+    """Mark unfinished runs as stopped, whatever ends the sweep; Ctrl-C says how to continue."""
     try:
         yield
     except BaseException as error:
@@ -123,7 +125,7 @@ def _in_order(store: Store) -> Iterator[None]:
             store.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
-                "interrupted; what has ended is kept, and the same command goes on"
+                "interrupted; finished runs are kept, and the same command continues the study"
             ) from None
         raise
 
@@ -135,7 +137,7 @@ def _target(training: Training, text: str) -> Target:
 
 
 def _name_of(workload: object) -> str:
-    """What it is called in the store; a file without its folder, which another machine has not."""
+    """The name in the store: of a file without its folder, which other machines do not have."""
     if isinstance(workload, str | Path):
         return Path(str(workload)).name
     name: str = getattr(workload, "__qualname__", type(workload).__name__)

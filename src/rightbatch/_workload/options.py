@@ -21,12 +21,13 @@ SAME: Any = object()
 class Help:
     """An option's help, put on its field with `Annotated`.
 
-    `cli_default` is the default on the command line where Python has none. A `python_only` option
-    has no place on the command line.
+    `cli_default` is the default on the command line where Python has none, `cli_type` what the
+    command line takes where Python takes more. A `python_only` option has no place there.
     """
 
     text: str
     cli_default: Any = SAME
+    cli_type: Any = None
     python_only: bool = False
 
 
@@ -85,14 +86,22 @@ class ProbeOptions(DeviceOptions):
         check_at_least_one(max_batch=self.max_batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AddressOptions:
+    """Where a page or a service listens, and who may ask it."""
+
+    host: Annotated[str, Help("bind address; a non-loopback address requires a token")] = (
+        "127.0.0.1"
+    )
+    token: Annotated[
+        str | None, Help("bearer token of requests; made for a non-loopback address if not given")
+    ] = None
+
+
 def own_first(options: type) -> list[Field[Any]]:
-    """A dataclass' fields: what it declares itself before what it inherits."""
-    depth = {
-        name: place
-        for place, base in reversed(list(enumerate(options.__mro__)))
-        for name in vars(base).get("__annotations__", ())
-    }
-    return sorted(fields(options), key=lambda field: depth[field.name])
+    """A dataclass' fields: what it declares itself before what it shares with others."""
+    own = vars(options).get("__annotations__", {})
+    return sorted(fields(options), key=lambda field: field.name not in own)
 
 
 def check_at_least_one(**numbers: int | None) -> None:

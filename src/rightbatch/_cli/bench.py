@@ -1,0 +1,45 @@
+"""`rightbatch bench`."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from rightbatch._cli.options import (
+    Json,
+    Keywords,
+    Latency,
+    Model,
+    ModelOptions,
+    check_latency,
+    with_options,
+)
+from rightbatch._cli.output import print_result
+from rightbatch._serve.options import BenchOptions
+
+bench = App(
+    name="bench",
+    help="Measure how many frames and requests a model serves in time, under open-loop loads.\n\n"
+    "Example: rightbatch bench serve yolo26n.onnx --latency 100ms",
+)
+
+
+@with_options(BenchOptions, ModelOptions)
+def bench_serve(
+    model: Model, /, *, latency: Latency, options: Keywords, json: Json = False
+) -> None:
+    """Find the most frames a second that are in time, for cameras and for requests.
+
+    Example: rightbatch bench serve yolo26n.onnx --latency 100ms
+    """
+    from rightbatch._serve.load.bench import bench
+
+    check_latency(latency)
+    result = bench(model, latency, **options)
+    print_result(result, json)
+    if not any(batched.rate for batched, _ in result.rates.values()):
+        sys.exit(1)  # nothing is in time
+
+
+bench.command(bench_serve, name="serve")
