@@ -64,7 +64,7 @@ def test_it_trains_evaluates_and_writes_what_it_did(tmp_path: Path) -> None:
 def test_the_schedule_ends_with_the_training(tmp_path: Path) -> None:
     train(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
-    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+    assert state["loop"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 def test_the_same_seed_makes_the_same_training_and_leaves_the_callers_random_state(
@@ -140,7 +140,7 @@ def killed(out: Path, kind: int, *, after_steps: int) -> subprocess.CompletedPro
         while process.poll() is None:
             time.sleep(0.05)
             if (out / "last.pt").exists():
-                steps = torch.load(out / "last.pt", weights_only=False)["standing"]["steps"]
+                steps = torch.load(out / "last.pt", weights_only=False)["loop"]["state"]["steps"]
                 if steps > after_steps and steps % ceil(made.EXAMPLES / 8):
                     break
         process.send_signal(kind)
@@ -161,7 +161,7 @@ def test_a_training_that_was_ended_resumes_at_the_next_example(
     if kind != signal.SIGKILL:
         assert "--resume goes on from there" in done.stderr
         assert "Traceback" not in done.stderr
-    steps = torch.load(out / "last.pt", weights_only=False)["standing"]["steps"]
+    steps = torch.load(out / "last.pt", weights_only=False)["loop"]["state"]["steps"]
     epochs = str(ceil(steps / ceil(made.EXAMPLES / 8)) + 1)
     resumed = run(out, *ALWAYS[:4], "--epochs", epochs, "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -175,7 +175,7 @@ def test_a_resumed_training_ends_bit_for_bit_as_one_that_was_never_ended(tmp_pat
     ended = tmp_path / "ended"
     with pytest.raises(rb.WorkloadError, match="the power went"):
         train(ended, made_to_fail, checkpoint_seconds=0)
-    at = torch.load(ended / "last.pt", weights_only=False)["standing"]
+    at = torch.load(ended / "last.pt", weights_only=False)["loop"]["state"]
     assert at["position"] > 0, "in the middle of an epoch"
     result = train(ended, resume=True)
     assert result.examples == EPOCHS * made.EXAMPLES
@@ -206,7 +206,7 @@ def test_auto_tunes_trains_as_the_plan_says_and_goes_on_at_its_size(tmp_path: Pa
     assert size == plan["batch_size"] and document["reason"] == plan["reason"]
     assert document["steps"] == 40 * ceil(made.EXAMPLES / size)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
-    began = state["optimizer"]["param_groups"][0]["initial_lr"]
+    began = state["loop"]["optimizer"]["param_groups"][0]["initial_lr"]
     assert began == pytest.approx(0.02 * plan["learning_rate_factor"])
     resumed = run(tmp_path / "run", "--epochs", "41", "--resume")
     assert json.loads(resumed.stdout)["batch_size"] == size
@@ -240,7 +240,7 @@ def test_batches_grow_with_the_noise_scale_and_the_learning_rate_with_them(
     assert result.examples == 200 * made.EXAMPLES, "no example is missed or seen twice"
     assert result.steps < 200 * ceil(made.EXAMPLES / 2)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
-    assert state["optimizer"]["param_groups"][0]["lr"] != 0.1
+    assert state["loop"]["optimizer"]["param_groups"][0]["lr"] != 0.1
     options |= {"epochs": 201, "resume": True}
     again = train(tmp_path / "run", made.plain, **options)
     assert again.batch_size >= result.batch_size
