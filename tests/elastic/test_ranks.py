@@ -161,7 +161,7 @@ def train_in_small_buckets(rank: int, world_size: int, seed: int) -> Any:
     return train(rank, world_size, seed, True)
 
 
-def test_failures_amid_buckets_on_their_way_are_survived(tmp_path: Path) -> None:
+def test_failures_while_buckets_are_sent_are_survived(tmp_path: Path) -> None:
     ends = together(train_in_small_buckets, 2, tmp_path, 11)
     for end in ends:
         assert all(torch.equal(a, b) for a, b in zip(end[:-1], ends[0][:-1], strict=True))
@@ -188,13 +188,13 @@ def train_without_room(rank: int, world_size: int) -> Any:
     return [*weights(model), torch.tensor([step.counts.get("out_of_memory", 0)])]
 
 
-def test_where_one_process_has_no_room_for_buckets_all_of_them_try_again(tmp_path: Path) -> None:
+def test_if_one_process_lacks_memory_for_buckets_all_of_them_retry(tmp_path: Path) -> None:
     for end in together(train_without_room, 2, tmp_path):
         assert relative_difference(end[:-1], alone()) <= 1e-10
         assert end[-1] == 1
 
 
-def test_buffers_are_those_of_the_first_process(tmp_path: Path) -> None:
+def test_buffers_are_copied_from_the_first_process(tmp_path: Path) -> None:
     one, other = together(train, 2, tmp_path, 3, True, "batch_norm")
     assert all(torch.equal(a, b) for a, b in zip(one[:-1], other[:-1], strict=True))
 
@@ -213,7 +213,7 @@ def train_partly(rank: int, world_size: int) -> Any:
     return [*before, *weights(model)]
 
 
-def test_what_another_process_uses_is_updated_and_what_none_uses_is_left(tmp_path: Path) -> None:
+def test_parameters_used_in_any_process_are_updated_and_unused_ones_are_not(tmp_path: Path) -> None:
     ends = together(train_partly, 2, tmp_path)
     for tensors in ends:
         before, after = tensors[:6], tensors[6:]
@@ -235,11 +235,11 @@ def refused(rank: int, world_size: int) -> Any:
     return [torch.tensor(False)]
 
 
-def test_layers_that_communicate_in_the_forward_pass_are_refused(tmp_path: Path) -> None:
+def test_layers_that_communicate_in_the_forward_pass_raise_an_error(tmp_path: Path) -> None:
     assert all(bool(said) for (said,) in together(refused, 2, tmp_path))
 
 
-def test_fsdp_is_refused_with_the_way_round() -> None:
+def test_fsdp_raises_an_error_with_the_alternative() -> None:
     class FSDPModule(nn.Linear):
         pass
 
@@ -247,7 +247,7 @@ def test_fsdp_is_refused_with_the_way_round() -> None:
         bare_model(nn.Sequential(FSDPModule(2, 2)))
 
 
-def test_data_parallel_is_refused() -> None:
+def test_data_parallel_raises_an_error() -> None:
     model, _, _ = mlp()
     with pytest.raises(rb.UsageError, match="use DistributedDataParallel"):
         bare_model(nn.DataParallel(model))

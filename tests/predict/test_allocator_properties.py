@@ -188,7 +188,7 @@ def test_blocks_tile_what_is_reserved_and_no_byte_is_lost(name: str, steps: list
 @settings(max_examples=20)
 @given(steps_of("aaaaaffffrrye", streams=3))
 @example([("a", 512, 0, 0), ("a", 2 * MIB, 0, 0)])
-def test_all_is_given_back_in_the_end(name: str, steps: list[Step]) -> None:
+def test_everything_is_released_at_the_end(name: str, steps: list[Step]) -> None:
     allocator = Allocator(SETTINGS[name], first_address=BASE)
     for address in run_checked(allocator, steps):
         allocator.free(address)

@@ -35,7 +35,7 @@ def of_package(package: str, base: type) -> Any:
 
 
 @pytest.mark.parametrize("package", ["bitsandbytes", "torchao", "deepspeed"])
-def test_an_optimizer_whose_memory_cannot_be_followed_is_refused_by_name(package: str) -> None:
+def test_an_unsupported_optimizer_raises_an_error_with_its_name(package: str) -> None:
     optimizer = of_package(package, torch.optim.SGD)
 
     def theirs() -> Workload:
@@ -56,7 +56,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_sharded_and_distributed_models_are_refused_by_name() -> None:
+def test_sharded_and_distributed_models_raise_an_error_with_their_names() -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
@@ -69,7 +69,7 @@ def test_sharded_and_distributed_models_are_refused_by_name() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return Workload(model, lambda model, x: model(x).sum(), optimizer, Rows(WIDTH))
 
-    with pytest.raises(UsageError, match="not support .*FSDPModule"):
+    with pytest.raises(UsageError, match=r"not support .*FSDPModule"):
         Follower(lambda: workload(sharded()))
     with pytest.raises(UsageError, match="--processes adds the memory of DDP"):
         Follower(lambda: workload(DistributedDataParallel(nn.Linear(WIDTH, WIDTH))))

@@ -49,13 +49,13 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_a_callable_is_its_own_factory() -> None:
+def test_a_callable_is_returned_unchanged() -> None:
     def factory() -> None: ...
 
     assert resolve(factory) is factory
 
 
-def test_what_makes_its_own_sessions_is_a_factory() -> None:
+def test_an_object_with_sessions_is_a_factory() -> None:
     class OwnSessions:
         def session(self, device: str, inference: bool) -> None: ...
 
@@ -64,7 +64,7 @@ def test_what_makes_its_own_sessions_is_a_factory() -> None:
 
 
 @pytest.mark.parametrize("as_text", [str, lambda path: path])
-def test_a_function_in_a_file_is_found_with_its_neighbours(
+def test_a_function_in_a_file_can_import_modules_beside_it(
     file: Path, as_text: Callable[[Path], Any]
 ) -> None:
     built = resolve(as_text(Path(f"{file}:workload")))()
@@ -73,7 +73,7 @@ def test_a_function_in_a_file_is_found_with_its_neighbours(
     assert resolve(f"{file}:other")().word == "other"
 
 
-def test_a_file_is_found_from_where_the_user_stands_and_by_whoever_unpickles_it(
+def test_a_file_is_found_from_the_working_directory_and_after_pickling(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(file.parent)
@@ -90,45 +90,45 @@ def test_resolving_a_file_does_not_run_it(file: Path) -> None:
         factory()
 
 
-def test_an_unknown_function_is_refused_with_those_that_there_are(file: Path) -> None:
+def test_an_unknown_function_raises_an_error_with_the_functions_of_the_file(file: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.py has no function 'worload'") as caught:
         resolve(f"{file}:worload")()
     listed = str(caught.value).split("it has ")[1].split(", ")
     assert sorted(listed) == ["Built", "other", "workload"], "its own, not what it imported"
 
 
-def test_what_is_no_function_is_not_called(file: Path) -> None:
+def test_an_attribute_that_is_not_callable_raises_an_error(file: Path) -> None:
     with pytest.raises(UsageError, match="no function 'NUMBER'"):
         resolve(f"{file}:NUMBER")()
 
 
-def test_a_missing_file_is_refused_with_the_folder_that_was_looked_in(tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_error_with_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no file .*none\.py in ") as caught:
         resolve(f"{tmp_path / 'none.py'}:workload")
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["unheard-of", "some:thing", "", "model.onnx"])
-def test_an_unknown_spec_is_refused_with_the_integrations_that_were_asked(spec: str) -> None:
+def test_an_unknown_spec_raises_an_error_with_the_installed_integrations(spec: str) -> None:
     with pytest.raises(UsageError, match=r"neither file\.py:function nor .*installed: ") as caught:
         resolve(spec)
     assert "ultralytics" in str(caught.value)
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_file_without_a_function_is_helped() -> None:
+def test_a_file_without_a_function_raises_an_error_with_the_syntax() -> None:
     with pytest.raises(UsageError, match=r"did you mean train\.py:FUNCTION\?"):
         resolve("train.py")
 
 
-def test_options_are_refused_where_nothing_takes_them(file: Path) -> None:
+def test_unused_options_raise_an_error(file: Path) -> None:
     with pytest.raises(UsageError, match="takes no options, got data, imgsz"):
         resolve(lambda: None, imgsz=64, data="x.yaml")
     with pytest.raises(UsageError, match="takes no options, got imgsz"):
         resolve(f"{file}:workload", imgsz=64)
 
 
-def test_a_workload_that_is_built_already_is_refused_with_the_reason() -> None:
+def test_a_built_workload_raises_an_error_with_the_reason() -> None:
     model = nn.Linear(1, 1)
     built = Workload(
         model=model,
