@@ -327,10 +327,10 @@ def after_allocations(trace: Trace) -> list[int]:
 def test_fake_and_real_peaks_are_equal(name: str, optimizer: str, precision: str) -> None:
     factory = modelled(name, optimizer, precision)
     fake, real = Follower(factory), Follower(factory)
-    real._fall_back(RuntimeError("for comparison"))
-    (imagined,), (happened,) = (follower.traces([3], Variant()) for follower in (fake, real))
-    assert imagined.peak_bytes == happened.peak_bytes
-    assert after_allocations(imagined) == after_allocations(happened), "event by event"
+    real.use_real_tensors(RuntimeError("for comparison"))
+    (from_fake,), (from_real,) = (follower.traces([3], Variant()) for follower in (fake, real))
+    assert from_fake.peak_bytes == from_real.peak_bytes
+    assert after_allocations(from_fake) == after_allocations(from_real), "event by event"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -485,7 +485,7 @@ def test_the_sum_of_a_real_recording_takes_the_buffers_that_were_recorded() -> N
 def test_a_loss_allocates_the_same_with_fake_and_real_tensors(loss: Any) -> None:
     made = perceptron(loss=lambda model, batch: loss(model(batch), torch.zeros_like(batch)))
     fake, real = Follower(made), Follower(made)
-    real._fall_back(RuntimeError("for comparison"))
-    (imagined,), (happened,) = (one.traces([64], Variant()) for one in (fake, real))
+    real.use_real_tensors(RuntimeError("for comparison"))
+    (from_fake,), (from_real,) = (one.traces([64], Variant()) for one in (fake, real))
     assert fake.how == "fake"
-    assert imagined.sizes == happened.sizes
+    assert from_fake.sizes == from_real.sizes
