@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rightbatch.integrations.ultralytics._factory import Trained
 
 MODEL, IMAGE_SIZE, EPOCHS, BUDGET = "yolo26n.yaml", 160, 20, "40s"
-# With 240 images and 20 epochs, `tune` chooses at most 17, so that enough updates remain. Sizes up to
-# 64 are for comparison; finding the largest of all takes minutes on a CPU.
+# With 240 images and 20 epochs, `tune` chooses at most 17, so that enough updates remain. Sizes up
+# to 64 are for comparison; finding the largest of all takes minutes on a CPU.
 MAX_BATCH = 64
 LATENCY = "100ms"  # of each image when the model is served
 # For a training from scratch of a few hundred updates; Ultralytics' defaults assume thousands, and
