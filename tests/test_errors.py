@@ -1,4 +1,4 @@
-"""One tree of errors, with the exit codes and JSON documents of the command line's contract."""
+"""The error tree, with the exit codes and JSON documents of the command line's contract."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_workload_error_has_the_workloads_traceback_and_prints_its_reason() ->
 
 
 def classes(of: type[RightbatchError] = RightbatchError) -> Iterator[type[RightbatchError]]:
-    """The tree, without what tests derive from it."""
+    """Return the error tree, without classes derived by tests."""
     if of.__module__.startswith("rightbatch."):
         yield of
         for one in of.__subclasses__():

@@ -1,4 +1,4 @@
-"""Bytes and durations, written and read back."""
+"""Formatting and parsing of bytes and durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU as a device: real figures and limits, and cgroups as directories that anyone can make."""
+"""The CPU device: real measurements and limits, and cgroups simulated in folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices by their names."""
+"""Opening devices by name."""
 
 from __future__ import annotations
 

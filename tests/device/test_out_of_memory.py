@@ -1,4 +1,4 @@
-"""Every message by which a backend says that memory ran out, and what must not be taken for one."""
+"""Out-of-memory messages of every backend, and messages that must not match."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_another_type_of_error_with_a_message_is_not_recognized(
 
 
 def raised(error: BaseException, cause: BaseException, *, explicit: bool) -> BaseException:
-    """`error` as raised while `cause` was handled, or `from` it."""
+    """Return `error`, raised while handling `cause`, or from it."""
     try:
         try:
             raise cause

@@ -1,4 +1,4 @@
-"""Several processes over gloo: they decide together, and end with the same weights."""
+"""Several processes over gloo: common decisions, and equal final weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without d
 def together(
     work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any
 ) -> list[list[torch.Tensor]]:
-    """What `work(rank, world_size, ...)` returns in each of so many processes."""
+    """Run `work(rank, world_size, ...)` in every process, and return the results."""
     torch.multiprocessing.spawn(
         _one, args=(work, world_size, folder, arguments), nprocs=world_size, join=True
     )
@@ -58,7 +58,7 @@ def _one(
 
 
 def share_of(batch: Any, rank: int, world_size: int) -> Any:
-    """Unequal shares: the first process has the most."""
+    """Return unequal shares; the first process has the largest."""
     inputs, labels = batch
     cuts = [
         len(labels) * (i + 1) * i // (world_size * (world_size + 1)) for i in range(world_size + 1)
@@ -119,7 +119,7 @@ def test_failures_in_any_process_are_survived_by_all_of_them(
 
 
 class Shared(nn.Module):
-    """One layer in three checkpoints that run backward by themselves: its gradient comes thrice."""
+    """One layer in three reentrant checkpoints, whose gradient is computed three times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_buffers_are_copied_from_the_first_process(tmp_path: Path) -> None:
 
 
 def train_partly(rank: int, world_size: int) -> Any:
-    """Each process uses a layer of its own, and none uses the last one."""
+    """Each process uses its own layer, and no process uses the last one."""
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(3, 1) for _ in range(world_size + 1)])
     parallel = DistributedDataParallel(model, find_unused_parameters=True)

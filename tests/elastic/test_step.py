@@ -1,4 +1,4 @@
-"""One update in parts is the update of the whole, and memory that runs out changes nothing."""
+"""An update in parts equals the update of the whole batch, with and without failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example that segments a head: its data, its gradients, its training, at tiny settings."""
+"""The brain segmentation example: data, gradients and training, at tiny settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noise scale against closed forms, per-example gradients, and itself in other loops."""
+"""The noise scale, compared with closed forms and per-example gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def truth(away: float) -> float:
 def watched(
     away: float = 1.0, steps: int = 40, parts: tuple[int, ...] = (16,) * 8, seed: int = 0
 ) -> rb.NoiseScale:
-    """`steps` updates' gradients at one set of weights; nothing is trained."""
+    """Observe the gradients of `steps` updates at fixed weights."""
     generator = torch.Generator().manual_seed(seed)
     model = Line(away)
     noise = rb.NoiseScale(model, window=steps)
@@ -257,7 +257,7 @@ def test_several_processes_estimate_the_same_as_one_process(tmp_path: Path) -> N
 
 
 class Normalized(nn.Module):
-    """A layer of each watched kind, over sequences of vectors."""
+    """A layer of each supported kind, over sequences of vectors."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The allocator's rules, one by one."""
+"""The rules of the simulated allocator, one by one."""
 
 from __future__ import annotations
 

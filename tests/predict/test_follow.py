@@ -1,4 +1,4 @@
-"""What a step allocates by its fake tensors, against arithmetic on paper and a real run."""
+"""Allocations of a followed step, compared with closed forms and real runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def perceptron(
 
 
 def peak(factory: Callable[[], Any], batch_size: int = 1, **variant: Any) -> int:
-    """Bytes at the peak, as fake tensors tell them."""
+    """Return the peak bytes with fake tensors."""
     follower = Follower(factory)
     (trace,) = follower.traces([batch_size], Variant(**variant))
     assert follower.how == "fake"

@@ -1,4 +1,4 @@
-"""The step of a framework, followed from outside; against the same step of a workload."""
+"""The step of a framework is followed like the same step of a workload."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rows(Dataset[Tensor]):
 
 
 class StepOfItsOwn:
-    """A framework with a step of its own: one linear layer, AdamW, and an average of weights."""
+    """A framework that owns its step: one linear layer, AdamW, and a weight average."""
 
     examples, varies = 100, False
 

@@ -1,4 +1,4 @@
-"""The table of GPUs: complete, plausible, and found by the names that people use."""
+"""The table of GPUs: completeness, plausibility, and search by common names."""
 
 from __future__ import annotations
 

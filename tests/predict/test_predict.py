@@ -1,4 +1,4 @@
-"""`predict` from the outside: real workloads, followed in a process of their own."""
+"""`predict` end to end: real workloads, followed in a process of their own."""
 
 from __future__ import annotations
 

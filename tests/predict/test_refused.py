@@ -1,4 +1,4 @@
-"""What cannot be followed is refused by name."""
+"""Classes that `predict` does not support raise an error with their name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rows(Dataset[Tensor]):
 
 
 def of_package(package: str, base: type) -> Any:
-    """A class that says that it is from `package`, which need not be installed."""
+    """Return a class that claims to be from `package`, which is not installed."""
     return type("Theirs", (base,), {"__module__": f"{package}.optim"})
 
 

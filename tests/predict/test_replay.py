@@ -1,4 +1,4 @@
-"""Recordings that a slow allocator of plain lists made, replayed: all as recorded, or not."""
+"""Replay of recordings of the reference allocator, unchanged and altered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of every shape people collate: counted, cut, moved and put together again."""
+"""Batches of many structures: counting, splitting, moving and reassembling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Record:
 
 
 class Encoding(UserDict[str, Any]):
-    """As transformers' BatchEncoding: a mapping that is no dict, and is made from one."""
+    """Like transformers' BatchEncoding: a mapping that is not a dict, constructed from one."""
 
 
 class Keyed(Mapping[str, Any]):
@@ -51,12 +51,12 @@ class Keyed(Mapping[str, Any]):
 
 
 def numbered(batch_size: int, *shape: int) -> torch.Tensor:
-    """A tensor whose every element is another number."""
+    """Return a tensor of distinct elements."""
     return torch.arange(batch_size * torch.Size(shape).numel()).reshape(batch_size, *shape)
 
 
 def detection(*objects: int, side: int = 4) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """As torchvision's detection references collate: one image and one target per example."""
+    """Collate like torchvision's detection references: one image and target per example."""
     images = [torch.full((3, side + i, side), float(i)) for i in range(len(objects))]
     targets = [
         {"boxes": torch.full((n, 4), float(i)), "labels": torch.full((n,), i)}
@@ -148,7 +148,7 @@ def test_parts_have_at_least_one_example(n: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PerExample:
-    """Marks, in a drawn batch, a list that has one element per example."""
+    """Marks a list with one element per example in a drawn batch."""
 
     elements: list[Any]
 
@@ -204,7 +204,7 @@ def batches(draw: st.DrawFn) -> tuple[int, Any]:
 
 
 def plain(marked: Any) -> Any:
-    """The batch without the marks."""
+    """Return the batch without the marks."""
     if isinstance(marked, PerExample):
         return list(marked.elements)
     return rebuilt(marked, plain)

@@ -1,4 +1,4 @@
-"""What a verb may be given, and what comes of it."""
+"""Resolution of a verb's argument to a factory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NUMBER = 3
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file with two factories, which imports its neighbour."""
+    """A file with two factories that imports a module beside it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "project"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics, taken again, and the values they are taken over."""
+"""Recalibration of BatchNorm's statistics, and the number of values per channel."""
 
 from __future__ import annotations
 

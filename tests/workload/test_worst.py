@@ -1,4 +1,4 @@
-"""The examples a probe runs, against a brute force search for the largest ones."""
+"""The examples of a probe, compared with a brute-force search for the largest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rightbatch._workload.worst import SAMPLE, WorstExamples
 
 
 class Texts(Dataset[Tensor]):
-    """Texts of given lengths; remembers which were looked at."""
+    """Texts of given lengths; records which were read."""
 
     def __init__(self, lengths: list[int], seconds_each: float = 0.0) -> None:
         self.lengths = lengths
