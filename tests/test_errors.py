@@ -1,4 +1,4 @@
-"""One tree of errors, with the exit codes and JSON documents of the command line's contract."""
+"""The error tree, with the exit codes and JSON documents of the command line's contract."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def test_every_error_is_in_the_tree_with_its_exit_code(
     assert error.exit_code == code
 
 
-def test_verdicts_are_no_wrong_use() -> None:
+def test_errors_without_a_batch_size_are_not_usage_errors() -> None:
     assert not isinstance(NOTHING_FITS, ValueError)
     assert not isinstance(FAILED, ValueError)
 
 
-def test_every_public_error_has_a_code_of_the_contract() -> None:
+def test_every_public_error_has_an_exit_code_of_the_contract() -> None:
     public = [getattr(rb, name) for name in rb.__all__ if name.endswith("Error")]
     assert len(public) == 6
     assert {error.exit_code for error in public} == {1, 2, 3}
     assert all(issubclass(error, rb.RightbatchError) for error in public)
 
 
-def test_a_missing_extra_says_what_to_install() -> None:
+def test_a_missing_extra_names_the_command_that_installs_it() -> None:
     text = str(rb.MissingExtraError("ultralytics", "yolo"))
     assert "ultralytics is not installed" in text
     assert "pip install 'rightbatch[yolo]'" in text
 
 
-def test_the_document_of_wrong_use_has_the_reason_and_the_error() -> None:
+def test_the_json_of_a_usage_error_has_the_reason_and_the_error() -> None:
     assert rb.UsageError("what").to_dict() == {
         "batch_size": None,
         "reason": "what",
@@ -79,7 +79,7 @@ def test_the_document_of_wrong_use_has_the_reason_and_the_error() -> None:
     }
 
 
-def test_the_document_of_a_verdict_keeps_what_was_measured_but_names_no_size() -> None:
+def test_the_json_of_nothing_fits_keeps_the_measurements_without_a_batch_size() -> None:
     document = json.loads(json.dumps(NOTHING_FITS.to_dict()))
     assert document == MEASURED | {
         "batch_size": None,
@@ -88,14 +88,14 @@ def test_the_document_of_a_verdict_keeps_what_was_measured_but_names_no_size() -
     }
 
 
-def test_a_workload_error_carries_the_workloads_traceback_and_prints_its_reason() -> None:
+def test_a_workload_error_has_the_workloads_traceback_and_prints_its_reason() -> None:
     assert FAILED.traceback.startswith("Traceback")
     assert str(FAILED) == FAILED.reason == FAILED.to_dict()["reason"]
     assert FAILED.to_dict()["error"]["message"] == "shapes cannot be multiplied"
 
 
 def classes(of: type[RightbatchError] = RightbatchError) -> Iterator[type[RightbatchError]]:
-    """The tree, without what tests derive from it."""
+    """Return the error tree, without classes derived by tests."""
     if of.__module__.startswith("rightbatch."):
         yield of
         for one in of.__subclasses__():
@@ -125,7 +125,7 @@ def test_every_error_can_be_copied_and_sent_to_another_process(
     assert other.to_dict() == error.to_dict()
 
 
-def test_an_error_that_a_user_derives_is_sent_with_what_it_has() -> None:
+def test_a_subclass_of_a_user_is_pickled_with_its_attributes() -> None:
     class Mine(rb.LateError):
         def __init__(self, camera: str) -> None:
             super().__init__(f"{camera} is late", cause="late")

@@ -35,7 +35,7 @@ def test_the_latest_text_is_printed_again_and_again(
         live.show("batch size 16")
         lines = wait_for_lines(capsys, 3)
     assert len(lines) >= 3
-    assert all(re.fullmatch(r"fit: batch size 16 \(0\.\d s\)", line) for line in lines[:3])
+    assert all(re.fullmatch(r"fit: batch size 16 \(.+ s\)", line) for line in lines[:3])
 
 
 def test_a_total_is_printed_as_a_percentage(
@@ -47,9 +47,10 @@ def test_a_total_is_printed_as_a_percentage(
     assert line.startswith("train: epoch 5, 25% (")
 
 
-def test_a_stage_is_printed_at_once_and_a_short_run_prints_nothing_else(
-    capsys: pytest.CaptureFixture[str],
+def test_a_stage_is_printed_at_once_and_other_texts_at_intervals_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_progress, "_INTERVAL", 1000.0)
     with Live("predict") as live:
         live.stage("tracing a step")
         live.show("batch size 64")

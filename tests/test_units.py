@@ -1,4 +1,4 @@
-"""Bytes and durations, written and read back."""
+"""Formatting and parsing of bytes and durations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ FACTORS = {
     st.sampled_from([str.lower, str.upper, str.title]),
     st.sampled_from(["{}{}", "{} {}", "  {}{} ", "{}.0{}", "0{}{}"]),
 )
-def test_every_unit_means_its_factor_in_any_case(
-    number: int, unit: str, case: object, form: str
-) -> None:
+def test_every_unit_is_parsed_in_any_case(number: int, unit: str, case: object, form: str) -> None:
     written = form.format(number, case(unit))  # type: ignore[operator]
     assert parse_bytes(written) == number * FACTORS[unit]
 
@@ -42,7 +40,7 @@ def test_a_plain_number_is_bytes(size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("1.5GiB", 3 * 2**29), (".5 kB", 500), ("0.25MiB", 2**18), ("1.9B", 1)]
 )
-def test_fractions_are_cut_to_whole_bytes(text: str, size: int) -> None:
+def test_fractions_are_truncated_to_bytes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
@@ -53,14 +51,14 @@ NO_SIZES = [
 
 
 @pytest.mark.parametrize("text", NO_SIZES)
-def test_what_is_no_size_is_refused_with_what_would_be(text: str | int) -> None:
+def test_an_invalid_size_raises_an_error_with_the_valid_units(text: str | int) -> None:
     with pytest.raises(UsageError, match=r"B, KB, MB, GB, TB, KiB, MiB, GiB, TiB") as caught:
         parse_bytes(text)
     assert repr(text) in str(caught.value)
 
 
 @given(st.one_of(st.integers(1, 2**49), st.floats(1, 2**49)))
-def test_bytes_have_three_digits_and_read_back_to_within_them(size: float) -> None:
+def test_formatted_bytes_have_three_digits_and_parse_to_within_them(size: float) -> None:
     written = format_bytes(size)
     number, unit = written.split()
     digits = number.replace(".", "").lstrip("0")
@@ -87,7 +85,7 @@ def test_bytes_at_the_edges_of_their_units(size: int, written: str) -> None:
 
 
 @given(st.floats(0, 400_000))
-def test_seconds_read_back_to_within_what_is_written(seconds: float) -> None:
+def test_formatted_seconds_parse_to_within_their_digits(seconds: float) -> None:
     written = format_seconds(seconds)
     factors = {"s": 1.0, "min": 60.0, "h": 3600.0}
     read = sum(float(n) * factors[unit] for n, unit in re.findall(r"([\d.]+) (\w+)", written))

@@ -104,7 +104,7 @@ class _PlainLines:
     def __init__(self, title: str, total: int | None) -> None:
         self._title, self._total = title, total
         self._text, self._done = "", None if total is None else 0
-        self._started_at = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="progress")
 
@@ -123,14 +123,16 @@ class _PlainLines:
         share = ""
         if self._total and self._done is not None:
             share = f", {min(self._done / self._total, 1):.0%}"
-        elapsed = format_seconds(time.monotonic() - self._started_at)
+        self._printed_at = time.monotonic()
+        elapsed = format_seconds(self._printed_at - self._started_at)
         with contextlib.suppress(OSError, ValueError):  # stderr was closed
             print(f"{self._title}: {self._text}{share} ({elapsed})", file=sys.stderr, flush=True)
 
     def _run(self) -> None:
         interval = _INTERVAL
         while not self._stopped.wait(interval):
-            if self._text:
+            now = time.monotonic()
+            if self._text and now - self._printed_at >= interval / 2:  # else a stage was printed
                 self.print()
-            elapsed = time.monotonic() - self._started_at
+            elapsed = now - self._started_at
             interval = min(max(_INTERVAL, elapsed / 10), _MAX_INTERVAL)

@@ -1,4 +1,4 @@
-"""One process in which a real CPU device is measured, and then runs out of memory for real."""
+"""A process that measures the real CPU device, and then really runs out of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU as a device: real figures and limits, and cgroups as directories that anyone can make."""
+"""The CPU device: real measurements and limits, and cgroups simulated in folders."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_peak_below_an_earlier_one_is_measured_too(measured_cpu: dict[str, Any
     assert reading["charged_bytes"] == pytest.approx(150 * MIB, rel=0.03)
 
 
-def test_memory_that_was_never_touched_is_charged_but_is_no_peak(
+def test_untouched_memory_is_charged_but_not_part_of_the_peak(
     measured_cpu: dict[str, Any],
 ) -> None:
     reading = measured_cpu["untouched"]
@@ -66,7 +66,7 @@ def test_memory_that_was_never_touched_is_charged_but_is_no_peak(
     assert reading["charged_bytes"] == pytest.approx(600 * MIB, rel=0.03)
 
 
-def test_what_loader_workers_hold_is_counted(measured_cpu: dict[str, Any]) -> None:
+def test_memory_of_loader_workers_is_counted(measured_cpu: dict[str, Any]) -> None:
     assert measured_cpu["no worker"]["detail"]["children_bytes"] == 0
     children = measured_cpu["worker"]["detail"]["children_bytes"]
     assert 150 * MIB <= children <= 190 * MIB, "the worker's own, not what it inherited"
@@ -74,7 +74,7 @@ def test_what_loader_workers_hold_is_counted(measured_cpu: dict[str, Any]) -> No
     assert measured_cpu["worker"]["charged_bytes"] >= children
 
 
-def test_an_enforced_limit_fails_where_it_is_and_not_before(measured_cpu: dict[str, Any]) -> None:
+def test_an_enforced_limit_fails_at_the_limit_and_not_before(measured_cpu: dict[str, Any]) -> None:
     assert measured_cpu["enforced"] is True
     assert measured_cpu["filled"]["recognized"]
     assert 512 * MIB - 32 * MIB <= measured_cpu["grown"] <= 512 * MIB + 32 * MIB

@@ -1,4 +1,4 @@
-"""The contract on a real CUDA (or ROCm) GPU; skips itself where there is none."""
+"""The device contract on a real CUDA (or ROCm) GPU; skipped without one."""
 
 from __future__ import annotations
 

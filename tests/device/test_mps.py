@@ -1,4 +1,4 @@
-"""The contract on a real Apple GPU; skips itself where there is none."""
+"""The device contract on a real Apple GPU; skipped without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices by their names."""
+"""Opening devices by name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rightbatch import UsageError
 from rightbatch._device import open_device
 
 
-def test_cpu_is_always_here() -> None:
+def test_the_cpu_is_always_available() -> None:
     assert open_device("cpu").name == "cpu"
 
 
-def test_the_default_is_the_best_that_torch_sees() -> None:
+def test_the_default_is_the_best_available_device() -> None:
     best = "cpu"
     if torch.backends.mps.is_available():
         best = "mps"

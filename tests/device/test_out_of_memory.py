@@ -1,4 +1,4 @@
-"""Every message by which a backend says that memory ran out, and what must not be taken for one."""
+"""Out-of-memory messages of every backend, and messages that must not match."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES.keys())
-def test_what_backends_say_is_recognized(message: str) -> None:
+def test_messages_of_backends_are_recognized(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
     assert is_out_of_memory(RuntimeError(f"in the middle of it: {message}\nand more"))
 
 
 @pytest.mark.parametrize("message", OTHERS.values(), ids=OTHERS.keys())
-def test_other_errors_are_not(message: str) -> None:
+def test_other_errors_are_not_recognized(message: str) -> None:
     assert not is_out_of_memory(RuntimeError(message))
     assert not died_out_of_memory(1, f"Traceback (most recent call last):\nRuntimeError: {message}")
 
@@ -97,7 +97,7 @@ def test_other_errors_are_not(message: str) -> None:
     ],
     ids=repr,
 )
-def test_errors_that_mean_it_by_their_type_are_recognized(error: Exception) -> None:
+def test_out_of_memory_types_are_recognized(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
@@ -114,12 +114,14 @@ def test_errors_that_mean_it_by_their_type_are_recognized(error: Exception) -> N
     ],
     ids=repr,
 )
-def test_an_error_of_another_kind_that_quotes_it_is_not_taken_for_it(error: BaseException) -> None:
+def test_another_type_of_error_with_a_message_is_not_recognized(
+    error: BaseException,
+) -> None:
     assert not is_out_of_memory(error)
 
 
 def raised(error: BaseException, cause: BaseException, *, explicit: bool) -> BaseException:
-    """`error` as raised while `cause` was handled, or `from` it."""
+    """Return `error`, raised while handling `cause`, or from it."""
     try:
         try:
             raise cause
@@ -132,7 +134,7 @@ def raised(error: BaseException, cause: BaseException, *, explicit: bool) -> Bas
 
 
 @pytest.mark.parametrize("explicit", [True, False])
-def test_what_it_was_raised_from_counts_however_deep(explicit: bool) -> None:
+def test_the_whole_chain_of_causes_is_searched(explicit: bool) -> None:
     outer: BaseException = RuntimeError(MESSAGES["CUDA"])
     for wrapper in (ValueError("in the model"), KeyError("in the loop"), Exception("in the loss")):
         outer = raised(wrapper, outer, explicit=explicit)
@@ -141,13 +143,13 @@ def test_what_it_was_raised_from_counts_however_deep(explicit: bool) -> None:
     assert not is_out_of_memory(shapes)
 
 
-def test_errors_that_refer_to_each_other_come_to_an_end() -> None:
+def test_a_cycle_of_causes_ends() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__context__, other.__context__ = other, one
     assert not is_out_of_memory(one)
 
 
-def test_real_errors_of_torch_on_the_cpu_are_not_taken_for_it() -> None:
+def test_other_real_errors_of_torch_on_the_cpu_are_not_recognized() -> None:
     def loss_of_shapes() -> None:
         nn.Linear(3, 4)(torch.zeros(2, 5))
 
@@ -180,13 +182,13 @@ def test_a_real_convolution_without_room_is_recognized(measured_cpu: dict[str, A
     assert measured_cpu["wrong shape"]["recognized"] is False
 
 
-def test_a_process_killed_for_memory_died_of_it() -> None:
+def test_a_killed_process_died_out_of_memory() -> None:
     assert died_out_of_memory(-signal.SIGKILL, "")
     assert died_out_of_memory(-signal.SIGKILL, "some warning")
 
 
 @pytest.mark.parametrize("signal_name", ["SIGABRT", "SIGSEGV"])
-def test_an_aborted_process_died_of_memory_only_if_it_said_so(signal_name: str) -> None:
+def test_an_aborted_process_died_out_of_memory_only_with_a_known_message(signal_name: str) -> None:
     code = -getattr(signal, signal_name)
     said = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  "
     assert died_out_of_memory(code, f"{said}std::bad_alloc\n")
@@ -195,6 +197,6 @@ def test_an_aborted_process_died_of_memory_only_if_it_said_so(signal_name: str) 
     assert not died_out_of_memory(code, "terminate called after throwing a 'c10::Error'")
 
 
-def test_a_process_that_just_ended_did_not_die_of_memory() -> None:
+def test_a_process_that_exited_did_not_die_out_of_memory() -> None:
     assert not died_out_of_memory(0, "")
     assert not died_out_of_memory(1, "Traceback (most recent call last):\nValueError: no")

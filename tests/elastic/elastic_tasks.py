@@ -1,4 +1,4 @@
-"""Small trainings whose end can be compared bit for bit."""
+"""Small deterministic trainings whose final weights can be compared bit for bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def batch_norm(dtype: torch.dtype = torch.float64) -> Task:
 
 
 class Words(nn.Module):
-    """A transformer over texts of several lengths; 0 fills them up and is not counted."""
+    """A transformer over texts of several lengths, padded with 0, which is not counted."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Several processes over gloo: they decide together, and end with the same weights."""
+"""Several processes over gloo: common decisions, and equal final weights."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _one(
 
 
 def share_of(batch: Any, rank: int, world_size: int) -> Any:
-    """Unequal shares: the first process has the most."""
+    """Return unequal shares; the first process has the largest."""
     inputs, labels = batch
     cuts = [
         len(labels) * (i + 1) * i // (world_size * (world_size + 1)) for i in range(world_size + 1)
@@ -174,7 +174,7 @@ def test_failures_in_any_process_are_survived_by_all_of_them(
 
 
 class Shared(nn.Module):
-    """One layer in three checkpoints that run backward by themselves: its gradient comes thrice."""
+    """One layer in three reentrant checkpoints, whose gradient is computed three times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def test_buffers_are_those_of_the_first_process(together: Together, tmp_path: Pa
 
 
 def train_partly(rank: int, world_size: int) -> Any:
-    """Each process uses a layer of its own, and none uses the last one."""
+    """Each process uses its own layer, and no process uses the last one."""
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(3, 1) for _ in range(world_size + 1)])
     parallel = DistributedDataParallel(model, find_unused_parameters=True)
@@ -302,7 +302,7 @@ def test_layers_that_communicate_in_the_forward_pass_are_refused(
     assert all(bool(said) for (said,) in together(refused, 2, tmp_path))
 
 
-def test_fsdp_is_refused_with_the_way_round() -> None:
+def test_fsdp_raises_an_error_with_the_alternative() -> None:
     class FSDPModule(nn.Linear):
         pass
 
@@ -310,7 +310,7 @@ def test_fsdp_is_refused_with_the_way_round() -> None:
         bare_model(nn.Sequential(FSDPModule(2, 2)))
 
 
-def test_data_parallel_is_refused() -> None:
+def test_data_parallel_raises_an_error() -> None:
     model, _, _ = mlp()
     with pytest.raises(rb.UsageError, match="use DistributedDataParallel"):
         bare_model(nn.DataParallel(model))

@@ -1,4 +1,4 @@
-"""One update in parts is the update of the whole, and memory that runs out changes nothing."""
+"""An update in parts equals the update of the whole batch, with and without failures."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_trainings_in_parts_and_in_one_end_at_the_same_weights(task: str, optimi
 
 @pytest.mark.parametrize("place", [p for p in PLACES if p != "evaluation"])
 @pytest.mark.parametrize("task", [mlp, batch_norm, transformer])
-def test_a_failure_anywhere_leaves_the_training_as_if_it_had_not_been(
+def test_a_failure_anywhere_does_not_change_the_training(
     task: Callable[..., Task], place: Place
 ) -> None:
     undisturbed, step, batches = elastic(task(), micro_batch_size=5, clip_norm=1.0)
@@ -137,7 +137,7 @@ def test_at_one_example_there_is_one_clear_error_and_nothing_is_changed() -> Non
     step(batches[1])
 
 
-def test_an_error_that_is_not_memory_is_the_users() -> None:
+def test_an_error_other_than_out_of_memory_is_raised() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -147,7 +147,7 @@ def test_an_error_that_is_not_memory_is_the_users() -> None:
         step(batches[0])
 
 
-def test_what_a_failed_attempt_allocated_is_gone_before_the_next() -> None:
+def test_the_memory_of_a_failed_attempt_is_freed_before_the_next() -> None:
     kept: list[weakref.ref[Tensor]] = []
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -209,7 +209,7 @@ def test_scaler_clipping_schedule_and_hook_act_once_an_update() -> None:
     assert norms[0] == pytest.approx(float(nn.utils.get_total_norm(gradients(plain))), rel=1e-5)
 
 
-def test_a_scaler_that_meets_infinity_skips_the_update_and_goes_on() -> None:
+def test_a_scaler_skips_an_update_with_infinite_gradients_and_continues() -> None:
     model, loss, batches = mlp(torch.float32, dropout=0.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=3.3e38)
     step = rb.Elastic(
@@ -226,7 +226,7 @@ def test_a_scaler_that_meets_infinity_skips_the_update_and_goes_on() -> None:
     assert scaler.get_scale() < 3e38
 
 
-def test_batch_norm_is_found_not_to_be_exact_and_said_once(
+def test_batch_norm_is_reported_as_inexact_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     _, step, batches = elastic(batch_norm(), micro_batch_size=4)
@@ -239,7 +239,7 @@ def test_batch_norm_is_found_not_to_be_exact_and_said_once(
     assert [event.kind for report in reports for event in report.events] == ["inexact"]
 
 
-def test_a_loss_that_compares_examples_is_found_not_to_be_exact() -> None:
+def test_a_loss_that_compares_examples_is_reported_as_inexact() -> None:
     def contrast(model: nn.Module, batch: Any) -> Tensor:
         features = nn.functional.normalize(model(batch[0]))
         return nn.functional.cross_entropy(features @ features.T, torch.arange(len(features)))
@@ -253,7 +253,7 @@ def test_a_loss_that_compares_examples_is_found_not_to_be_exact() -> None:
 
 
 @pytest.mark.parametrize("task", [mlp, convolution, transformer])
-def test_what_is_exact_is_found_to_be(task: Callable[..., Task]) -> None:
+def test_exact_tasks_are_reported_as_exact(task: Callable[..., Task]) -> None:
     _, step, batches = elastic(task(), micro_batch_size=4)
     step(batches[0])
     assert step.exactness is not None
@@ -269,7 +269,7 @@ def test_the_comparison_changes_nothing() -> None:
     assert equal(weights(model), weights(plain))
 
 
-def test_auto_takes_the_whole_batch_where_there_is_room() -> None:
+def test_auto_uses_the_whole_batch_if_it_fits() -> None:
     model, step, batches = elastic(mlp(dropout=0.0))
     plain, other, _ = elastic(mlp(dropout=0.0), micro_batch_size=16)
     report = step(batches[0])
@@ -298,7 +298,7 @@ def _wide(width: int = 2**18, examples: int = 64) -> tuple[nn.Module, Any, Any]:
     return Wide(), loss, torch.rand(examples, 1)
 
 
-def test_auto_tries_one_example_once_where_memory_does_not_suffice_for_it() -> None:
+def test_auto_tries_one_example_once_if_it_does_not_fit() -> None:
     tried: list[int] = []
 
     def run(examples: int) -> None:
@@ -315,7 +315,7 @@ def test_auto_tries_one_example_once_where_memory_does_not_suffice_for_it() -> N
 
 
 @pytest.mark.skipif(not LINUX, reason="the limit is enforced on Linux only")
-def test_auto_stays_within_the_memory_it_was_given() -> None:
+def test_auto_stays_within_the_given_memory() -> None:
     model, loss, batch = _wide()
     step = rb.Elastic(model, OPTIMIZERS["SGD"](model), loss, memory="128MiB")
     report = step(batch)
@@ -338,7 +338,7 @@ def test_a_real_limit_of_the_operating_system_is_survived() -> None:
     assert relative_difference(weights(model), weights(whole)) < 1e-5
 
 
-def test_batch_norm_is_not_left_with_one_example() -> None:
+def test_batch_norm_gets_no_part_of_one_example() -> None:
     model, step, batches = elastic(batch_norm(), micro_batch_size=4)
     assert len(batches[2][1]) == 13
     seen: list[int] = []
@@ -347,7 +347,7 @@ def test_batch_norm_is_not_left_with_one_example() -> None:
     assert seen[-4:] == [4, 3, 3, 3]
 
 
-def test_parts_without_anything_to_count_are_passed_over() -> None:
+def test_parts_with_a_count_of_zero_are_skipped() -> None:
     model, step, _ = elastic(transformer(), micro_batch_size=1)
     tokens = torch.zeros(3, 9, dtype=torch.int64)
     tokens[0] = torch.arange(1, 10)
@@ -356,30 +356,30 @@ def test_parts_without_anything_to_count_are_passed_over() -> None:
     assert all(torch.isfinite(weight).all() for weight in weights(model))
 
 
-def test_a_batch_without_anything_to_count_is_refused() -> None:
+def test_a_batch_with_a_count_of_zero_raises_an_error() -> None:
     _, step, _ = elastic(transformer(), micro_batch_size=1, check=False)
     with pytest.raises(rb.UsageError, match="no mean to compute"):
         step(torch.zeros(3, 9, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "large", None])
-def test_a_micro_batch_that_cannot_be_meant_is_refused(size: Any) -> None:
+def test_an_invalid_micro_batch_size_raises_an_error(size: Any) -> None:
     with pytest.raises(rb.UsageError, match="'auto' or an integer"):
         elastic(mlp(), micro_batch_size=size)
 
 
-def test_a_model_that_is_not_trained_is_refused() -> None:
+def test_a_model_without_trained_parameters_raises_an_error() -> None:
     model = nn.Linear(2, 2).requires_grad_(requires_grad=False)
     with pytest.raises(rb.UsageError, match="no parameter of the model"):
         rb.Elastic(model, torch.optim.SGD(nn.Linear(1, 1).parameters()), classify)
 
 
-def test_a_place_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_place_raises_an_error() -> None:
     with pytest.raises(rb.UsageError, match="forward, backward"), inject_out_of_memory("loss"):  # type: ignore[arg-type]
         pass
 
 
-def test_its_state_goes_on_in_another_one() -> None:
+def test_its_state_continues_in_another_instance() -> None:
     model, step, batches = elastic(mlp(), micro_batch_size=8)
     with inject_out_of_memory("forward", when=(0, 1)):
         step(batches[0])
@@ -390,7 +390,7 @@ def test_its_state_goes_on_in_another_one() -> None:
     assert other.counts == {"out_of_memory": 2}
 
 
-def test_the_noise_scale_is_that_of_a_plain_loop_though_memory_runs_out() -> None:
+def test_the_noise_scale_equals_a_plain_loops_although_memory_runs_out() -> None:
     found = []
     for fails in (False, True):
         model, loss, batches = mlp(dropout=0.0)
@@ -423,7 +423,7 @@ def test_the_noise_scale_is_that_of_a_plain_loop_though_memory_runs_out() -> Non
     assert len(failed) == 4
 
 
-def test_noise_with_a_scaler_is_refused_with_the_way_round() -> None:
+def test_noise_with_a_scaler_raises_an_error_with_the_alternative() -> None:
     model, loss, _ = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scaler = torch.amp.GradScaler("cpu")

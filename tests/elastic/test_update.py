@@ -85,12 +85,12 @@ def test_chunks_make_the_optimizers_own_update(name: str) -> None:
 @pytest.mark.usefixtures("_small_chunks")
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("when", [0, 2])
-def test_a_failure_half_way_is_put_back_and_completed(name: str, when: int) -> None:
+def test_a_failure_half_way_is_undone_and_completed(name: str, when: int) -> None:
     disturbed = trained(BUILT_IN[name], at="optimizer", when=when)
     assert equal(weights(disturbed), weights(trained(BUILT_IN[name])))
 
 
-def test_any_other_optimizer_is_put_back_whole_with_its_settings() -> None:
+def test_any_other_optimizer_is_restored_as_one_chunk_with_its_options() -> None:
     model, loss, batches = mlp(dropout=0.0)
     optimizer = FailsHalfWay(model.parameters(), lr=0.01)
     step = rb.Elastic(model, optimizer, loss, micro_batch_size=8)
@@ -109,7 +109,7 @@ def test_any_other_optimizer_is_put_back_whole_with_its_settings() -> None:
     assert equal(weights(model), weights(plain))
 
 
-def test_an_update_that_had_to_be_given_up_is_completed_by_the_next_step(
+def test_an_interrupted_update_is_completed_by_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(updates, "PAUSES", (0.0,))
@@ -131,7 +131,7 @@ def test_an_update_that_had_to_be_given_up_is_completed_by_the_next_step(
     assert equal(weights(model), weights(plain))
 
 
-def test_another_error_of_an_optimizer_is_the_users_and_nothing_is_changed() -> None:
+def test_another_error_of_an_optimizer_is_raised_and_nothing_is_changed() -> None:
     class Broken(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             super().step()
@@ -145,7 +145,7 @@ def test_another_error_of_an_optimizer_is_the_users_and_nothing_is_changed() -> 
     assert equal(weights(model), before)
 
 
-def test_the_optimizers_step_is_its_own_again_afterwards() -> None:
+def test_the_optimizers_step_is_restored_afterwards() -> None:
     model, loss, batches = mlp(dropout=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rb.Elastic(model, optimizer, loss, micro_batch_size=8)(batches[0])
@@ -159,7 +159,7 @@ def test_the_optimizers_step_is_its_own_again_afterwards() -> None:
         lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
     ],
 )
-def test_a_fused_step_is_tried_again_and_copies_nothing(
+def test_a_fused_step_is_retried_without_copies(
     make: Callable[[Any], torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ends(when: tuple[int, ...]) -> tuple[list[Tensor], list[str]]:

@@ -1,4 +1,4 @@
-"""The example that segments a head: its data, its gradients, its training, at tiny settings."""
+"""The brain segmentation example: data, gradients and training, at tiny settings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_index_is_the_same_example_every_time_and_no_other(head: brain.Head) 
     assert data[3]["image"].shape == data[3]["label"].shape == (1, 16, 16, 16)
 
 
-def test_a_patch_is_cut_from_the_volume_that_would_be_held_whole(head: brain.Head) -> None:
+def test_a_patch_equals_the_same_region_of_the_whole_volume(head: brain.Head) -> None:
     volumes, patches = brain.Patches(head, None, [5]), brain.Patches(head, 16, [5])
     whole = volumes[0]["label"]
     patch = patches._cut(5, [8, 4, 12], torch.Generator())["label"]
@@ -80,7 +80,7 @@ def test_recomputed_blocks_give_the_same_gradients(head: brain.Head) -> None:
     torch.testing.assert_close(gradients(recomputed, 2), gradients(kept, 2))
 
 
-def test_dice_is_one_for_the_truth_and_counts_what_is_in_common() -> None:
+def test_dice_is_one_for_the_truth_and_counts_the_overlap() -> None:
     truth = torch.tensor([[[0, GREY, GREY, WHITE]]])
     assert set(brain.dice(truth, truth).values()) == {1.0}
     scores = brain.dice(torch.tensor([[[0, GREY, WHITE, WHITE]]]), truth)

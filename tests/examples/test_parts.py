@@ -59,14 +59,14 @@ def assert_boxes_hold_the_difference(
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([128, 320]))
-def test_a_still_differs_from_its_clean_twin_inside_its_boxes_only(seed: int, size: int) -> None:
+def test_defects_change_an_image_inside_their_boxes_only(seed: int, size: int) -> None:
     spoilt, boxes = _scene.render_image(np.random.default_rng(seed), size)
     clean, none = _scene.render_image(np.random.default_rng(seed), size, with_defects=False)
     assert none == []
     assert_boxes_hold_the_difference(spoilt, clean, boxes)
 
 
-def test_a_defect_is_seen_above_the_noise() -> None:
+def test_a_defect_is_visible_above_the_noise() -> None:
     changes = {label: [] for label in CLASSES}
     for seed in range(40):
         spoilt, boxes = _scene.render_image(np.random.default_rng(seed), 320)
@@ -79,7 +79,7 @@ def test_a_defect_is_seen_above_the_noise() -> None:
         assert min(found) > 15, label
 
 
-def test_about_the_promised_share_of_parts_is_defective() -> None:
+def test_the_share_of_defective_parts_is_as_documented() -> None:
     found = []
     for number in range(150):
         lot = _scene._section(5, number, 340, 320, 1.0)
@@ -88,7 +88,7 @@ def test_about_the_promised_share_of_parts_is_defective() -> None:
     assert abs(np.mean(found) - 0.35) < 0.06
 
 
-def test_a_still_has_one_to_six_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_has_one_to_six_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     take = _scene._render
 
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
     assert len({first[name] for name in pictures} | {other[name] for name in pictures}) == 10
 
 
-def test_more_pictures_begin_with_the_same_ones(tmp_path: Path) -> None:
+def test_a_larger_data_set_starts_with_the_same_images(tmp_path: Path) -> None:
     few = contents(small(tmp_path / "few").parent)
     more = contents(small(tmp_path / "more", images=5).parent)
     assert all(more[name] == few[name] for name in few if name.startswith(("images", "labels")))
@@ -158,7 +158,7 @@ def test_a_second_call_returns_at_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")} == before
 
 
-def test_other_parameters_render_anew(tmp_path: Path) -> None:
+def test_other_parameters_render_again(tmp_path: Path) -> None:
     first = contents(small(tmp_path / "set").parent)
     second = contents(small(tmp_path / "set", seed=1, images=2).parent)
     assert not {"images/train/00002.jpg"} & second.keys()
@@ -166,7 +166,7 @@ def test_other_parameters_render_anew(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_set_with_a_picture_missing_is_rendered_anew(tmp_path: Path) -> None:
+def test_a_data_set_with_a_missing_image_is_rendered_again(tmp_path: Path) -> None:
     data = small(tmp_path / "set")
     whole = contents(data.parent)
     (data.parent / "images" / "val" / "00001.jpg").unlink()
@@ -174,7 +174,7 @@ def test_a_set_with_a_picture_missing_is_rendered_anew(tmp_path: Path) -> None:
     assert contents(data.parent) == whole
 
 
-def test_a_moved_set_is_kept_and_named_where_it_is(tmp_path: Path) -> None:
+def test_a_moved_data_set_is_kept_and_its_path_updated(tmp_path: Path) -> None:
     small(tmp_path / "set").parent.rename(tmp_path / "moved")
     picture = tmp_path / "moved" / "images" / "train" / "00000.jpg"
     before = picture.stat().st_mtime_ns
@@ -196,7 +196,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_folder_with_something_foreign_is_refused_untouched(tmp_path: Path, ours: bool) -> None:
+def test_a_folder_with_other_files_raises_an_error(tmp_path: Path, ours: bool) -> None:
     if ours:
         small(tmp_path)
     (tmp_path / "thesis.txt").write_text("years of work")
@@ -206,7 +206,7 @@ def test_a_folder_with_something_foreign_is_refused_untouched(tmp_path: Path, ou
     assert contents(tmp_path) == before
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("a file")
     with pytest.raises(UsageError, match="is a file"):
         small(tmp_path / "set")
@@ -233,7 +233,7 @@ def test_an_interrupted_render_changes_nothing(tmp_path: Path, former: bool) -> 
     "wrong",
     [{"images": 0}, {"validation": 0}, {"size": 63}, {"seed": -1}, {"images": 2.5}, {"size": True}],
 )
-def test_a_number_out_of_range_is_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
+def test_a_number_out_of_range_raises_an_error(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         small(tmp_path / "set", **wrong)
     assert list(tmp_path.iterdir()) == []
@@ -259,7 +259,7 @@ def test_boxes_move_steadily_and_the_picture_with_them() -> None:
     assert followed > 40
 
 
-def test_a_frame_differs_from_its_clean_twin_inside_its_boxes_only() -> None:
+def test_defects_change_a_frame_inside_their_boxes_only() -> None:
     spoilt = _scene.render_video(3, 6, 320, 180)
     clean = _scene.render_video(3, 6, 320, 180, with_defects=False)
     for (one, boxes), (other, none) in zip(spoilt, clean, strict=True):
@@ -271,7 +271,7 @@ def test_a_frame_differs_from_its_clean_twin_inside_its_boxes_only() -> None:
         assert not different.any()
 
 
-def test_the_same_film_begins_the_same_however_long_it_is() -> None:
+def test_a_longer_video_starts_with_the_same_frames() -> None:
     for (one, boxes), (other, more) in zip(
         render_frames(2, size=(96, 64)), render_frames(3, size=(96, 64)), strict=False
     ):
@@ -280,7 +280,7 @@ def test_the_same_film_begins_the_same_however_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size": (640, 10)}, {"size": 640}, {"seed": -2}])
-def test_a_wrong_film_is_refused_when_asked_for(wrong: dict[str, object]) -> None:
+def test_invalid_arguments_of_a_video_raise_an_error(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         render_frames(**{"count": 1, **wrong})
 

@@ -1,4 +1,4 @@
-"""The noise scale against closed forms, per-example gradients, and itself in other loops."""
+"""The noise scale, compared with closed forms and per-example gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def truth(away: float) -> float:
 def watched(
     away: float = 1.0, steps: int = 40, parts: tuple[int, ...] = (16,) * 8, seed: int = 0
 ) -> rb.NoiseScale:
-    """`steps` updates' gradients at one set of weights; nothing is trained."""
+    """Observe the gradients of `steps` updates at fixed weights."""
     generator = torch.Generator().manual_seed(seed)
     model = Line(away)
     noise = rb.NoiseScale(model, window=steps)
@@ -81,7 +81,7 @@ def test_micro_batches_of_unequal_sizes_count_by_their_sizes() -> None:
 
 
 @pytest.mark.parametrize("factor", [1 / 8, 1024.0])
-def test_a_factor_on_the_loss_changes_nothing_once_it_is_told(factor: float) -> None:
+def test_a_factor_on_the_loss_is_corrected_by_its_weight(factor: float) -> None:
     plain, scaled = [], []
     for weight, into in ((1.0, plain), (factor, scaled)):
         generator = torch.Generator().manual_seed(3)
@@ -98,7 +98,7 @@ def test_a_factor_on_the_loss_changes_nothing_once_it_is_told(factor: float) -> 
     assert scaled == pytest.approx(plain, rel=1e-4)
 
 
-def test_where_the_gradient_is_lost_in_noise_only_a_bound_is_given() -> None:
+def test_a_gradient_lost_in_noise_gives_a_lower_bound_only() -> None:
     found = watched(away=0.01, steps=30).estimate
     assert found is not None
     assert found.value is None and math.isinf(found.high)
@@ -107,7 +107,7 @@ def test_where_the_gradient_is_lost_in_noise_only_a_bound_is_given() -> None:
     assert found.to_dict()["high"] is None
 
 
-def test_drawn_without_repetition_the_population_is_told_apart_from_its_sample() -> None:
+def test_sampling_without_replacement_is_corrected_by_the_population() -> None:
     generator = torch.Generator().manual_seed(5)
     x, y = drawn(64, generator)
     model = Line()
@@ -132,7 +132,7 @@ def test_drawn_without_repetition_the_population_is_told_apart_from_its_sample()
     assert abs(naive.gradient / gradient - 1) > 0.1
 
 
-def test_per_example_gradients_agree_with_the_closed_form_and_with_the_watched_loop() -> None:
+def test_per_example_gradients_agree_with_the_closed_form_and_with_the_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     gradient, noise = exact_noise_scale(Line(), regression, drawn(20_000, generator))
     assert noise / gradient == pytest.approx(truth(1.0), rel=0.05)
@@ -157,7 +157,7 @@ def test_per_example_gradients_agree_with_the_closed_form_and_with_the_watched_l
     assert found.noise == pytest.approx(noise * 511 / 512, rel=0.05)
 
 
-def test_watching_leaves_gradients_as_they_are_and_ends() -> None:
+def test_observing_does_not_change_gradients_and_can_be_closed() -> None:
     models = [Line(), Line()]
     noise = rb.NoiseScale(models[0])
     for model in models:
@@ -174,7 +174,7 @@ def test_watching_leaves_gradients_as_they_are_and_ends() -> None:
         noise.micro_batch(n=8)
 
 
-def test_what_a_gradient_scaler_skips_is_skipped() -> None:
+def test_steps_that_a_gradient_scaler_skips_are_skipped() -> None:
     model = Line()
     noise = rb.NoiseScale(model)
     for factor in (1.0, math.inf, 1.0):
@@ -187,7 +187,7 @@ def test_what_a_gradient_scaler_skips_is_skipped() -> None:
     assert noise.estimate.steps == 2
 
 
-def test_it_goes_on_from_what_was_saved() -> None:
+def test_it_continues_from_its_state_dict() -> None:
     before = watched(steps=20)
     after = rb.NoiseScale(Line(), window=20)
     assert after.estimate is None
@@ -195,7 +195,7 @@ def test_it_goes_on_from_what_was_saved() -> None:
     assert after.estimate == before.estimate
 
 
-def test_misuse_is_answered_with_what_to_do() -> None:
+def test_wrong_use_raises_an_error_with_the_remedy() -> None:
     model = Line()
     noise = rb.NoiseScale(model)
     regression(model, drawn(8, torch.Generator())).backward()
@@ -208,7 +208,7 @@ def test_misuse_is_answered_with_what_to_do() -> None:
         rb.NoiseScale(Line().requires_grad_(False))
 
 
-def test_with_batch_norm_it_says_what_the_value_depends_on() -> None:
+def test_with_batch_norm_a_note_says_what_the_value_depends_on() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     noise = rb.NoiseScale(model)
     for _ in range(2):
@@ -239,7 +239,7 @@ def _process(rank: int, count: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_processes_together_see_what_one_process_sees_of_their_parts(tmp_path: Path) -> None:
+def test_several_processes_estimate_the_same_as_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (2, str(tmp_path)), nprocs=2)
     model = Line()
     noise = rb.NoiseScale(model)
@@ -257,7 +257,7 @@ def test_processes_together_see_what_one_process_sees_of_their_parts(tmp_path: P
 
 
 class Normalized(nn.Module):
-    """A layer of each watched kind, over sequences of vectors."""
+    """A layer of each supported kind, over sequences of vectors."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def classified(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms", "group"])
-def test_one_backward_pass_tells_the_noise_of_normalization_layers_exactly(kind: str) -> None:
+def test_one_backward_pass_gives_the_exact_noise_of_normalization_layers(kind: str) -> None:
     torch.manual_seed(0)
     model = Normalized(kind).double()
     batch = (torch.randn(16, 5, 6, dtype=torch.float64) + 1, torch.randint(3, (16,)))
@@ -307,7 +307,7 @@ def test_one_backward_pass_tells_the_noise_of_normalization_layers_exactly(kind:
     assert found.gradient == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_normalization_layers_are_watched_every_so_many_steps_only() -> None:
+def test_normalization_layers_are_observed_in_every_nth_step_only() -> None:
     model = Normalized("layer")
     batch = (torch.randn(8, 5, 6), torch.randint(3, (8,)))
     noise = NormalizationNoise(model, every=3)
@@ -319,6 +319,6 @@ def test_normalization_layers_are_watched_every_so_many_steps_only() -> None:
     noise.close()
 
 
-def test_a_model_without_normalization_is_refused_with_the_way_round() -> None:
+def test_a_model_without_normalization_raises_an_error_with_the_alternative() -> None:
     with pytest.raises(rb.UsageError, match="NoiseScale"):
         NormalizationNoise(Line())

@@ -1,4 +1,4 @@
-"""What the allocator is compared with: one of plain lists, and what must always be so."""
+"""A reference allocator of plain lists, and the invariants of both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 2**20
 
 @dataclass
 class Piece:
-    """A stretch of a segment; `users` are the streams that must still be waited for."""
+    """A part of a segment; `users` are the streams that still use it."""
 
     address: int
     size: int
@@ -31,7 +31,7 @@ class NoRoom(Exception):
 
 
 class Reference:
-    """The rules, as slow as can be: every question is a scan of one list, sorted by address.
+    """The same rules, implemented as scans of one list sorted by address.
 
     `log` holds what a recording would: a (alloc), f (free), s (new segment), S (released).
     """
@@ -112,7 +112,7 @@ class Reference:
         self.pieces = sorted([*self.pieces, piece], key=lambda p: p.address)
 
     def _settle(self) -> None:
-        """What is freed and not in use elsewhere becomes free, and free neighbours become one."""
+        """Free the pieces that no stream uses any more, and merge free neighbours."""
         for piece in self.pieces:
             if not piece.is_free and piece.freed_at and not piece.users:
                 piece.is_free, piece.freed_at = True, self.searches[piece.is_small]
@@ -152,7 +152,7 @@ class Reference:
         return fitting[0]
 
     def _more(self, size: int, is_small: bool, stream: int) -> Piece:
-        """A miss: garbage is collected, the device asked, the cache emptied, the device asked."""
+        """Serve a miss: collect garbage, request a segment, empty the cache, request again."""
         if self.settings.garbage_collection_threshold:
             self._collect()
         piece = self._new(size, is_small, stream)
@@ -220,7 +220,7 @@ class Reference:
 
 
 def shuffled_driver(seed: int) -> Callable[[int], int]:
-    """Addresses of new segments in no order, always the same for a seed."""
+    """Return addresses of new segments in random order, by seed."""
     slots = iter(random.Random(seed).sample(range(1, 2**15), 2**12))
     return lambda size: next(slots) << 36
 

@@ -1,4 +1,4 @@
-"""The allocator's rules, one by one."""
+"""The rules of the simulated allocator, one by one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_small_block_keeps_no_remainder() -> None:
     assert allocator.reserved == 2 * MIB
 
 
-def test_the_smallest_block_that_fits_is_taken_and_the_lowest_among_equals() -> None:
+def test_the_smallest_fitting_block_with_the_lowest_address_is_used() -> None:
     addresses = iter([9 << 30, 3 << 30, 6 << 30, 1 << 30])
     allocator = Allocator(new_segment=lambda size: next(addresses))
     blocks = [allocator.malloc(size * MIB) for size in (14, 14, 14, 30)]
@@ -91,7 +91,7 @@ def test_small_and_large_requests_share_no_segment() -> None:
     assert allocator.malloc(12 * MIB) == large
 
 
-def test_freed_neighbours_become_one_on_either_side() -> None:
+def test_freed_neighbours_are_merged_on_both_sides() -> None:
     for order in ((0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)):
         allocator = Allocator()
         blocks = [allocator.malloc(6 * MIB) for _ in range(3)]
@@ -102,7 +102,7 @@ def test_freed_neighbours_become_one_on_either_side() -> None:
         assert list(allocator.blocks()) == [(blocks[0], 20 * MIB, True)]
 
 
-def test_neighbouring_segments_stay_apart() -> None:
+def test_neighbouring_segments_are_not_merged() -> None:
     allocator = Allocator()
     left, right = allocator.malloc(20 * MIB), allocator.malloc(20 * MIB)
     assert right == left + 20 * MIB
@@ -113,7 +113,7 @@ def test_neighbouring_segments_stay_apart() -> None:
     assert list(allocator.blocks()) == [(left, 20 * MIB, True), (right, 20 * MIB, True)]
 
 
-def test_what_is_cached_stays_reserved_until_the_cache_is_emptied() -> None:
+def test_cached_segments_stay_reserved_until_the_cache_is_emptied() -> None:
     allocator = Allocator()
     whole, part, kept = (allocator.malloc(size * MIB) for size in (30, 4, 4))
     allocator.free(whole)
@@ -127,7 +127,7 @@ def test_what_is_cached_stays_reserved_until_the_cache_is_emptied() -> None:
     assert allocator.size_of(kept) == 4 * MIB
 
 
-def test_the_cache_is_emptied_and_the_device_asked_again_before_it_is_out_of_memory() -> None:
+def test_the_cache_is_emptied_and_the_request_retried_before_out_of_memory() -> None:
     allocator = Allocator(AllocatorSettings(capacity=50 * MIB))
     allocator.free(allocator.malloc(30 * MIB))
 
@@ -137,7 +137,7 @@ def test_the_cache_is_emptied_and_the_device_asked_again_before_it_is_out_of_mem
     assert allocator.retries == 1
 
 
-def test_a_device_that_refuses_is_asked_again_once_the_cache_is_empty() -> None:
+def test_a_failed_segment_request_is_retried_after_emptying_the_cache() -> None:
     answers: list[int | None] = [1 << 32, None, 2 << 32, None, None]
     asked: list[int] = []
 
@@ -155,7 +155,7 @@ def test_a_device_that_refuses_is_asked_again_once_the_cache_is_empty() -> None:
     assert allocator.retries == 2
 
 
-def test_out_of_memory_says_what_was_asked_and_what_was_held() -> None:
+def test_out_of_memory_has_the_requested_and_the_held_bytes() -> None:
     allocator = Allocator(AllocatorSettings(capacity=40 * MIB))
     kept = allocator.malloc(25 * MIB)
     allocator.free(allocator.malloc(14 * MIB))
@@ -193,7 +193,7 @@ def max_split(capacity: int | None = None) -> Allocator:
     return Allocator(AllocatorSettings(capacity and capacity * MIB, max_split_size=40 * MIB))
 
 
-def test_a_request_below_the_limit_is_given_no_block_beyond_it() -> None:
+def test_a_request_below_max_split_size_uses_no_block_beyond_it() -> None:
     allocator = max_split()
     oversize = allocator.malloc(40 * MIB)
     allocator.free(oversize)
@@ -204,7 +204,7 @@ def test_a_request_below_the_limit_is_given_no_block_beyond_it() -> None:
     assert allocator.reserved == 80 * MIB
 
 
-def test_a_request_beyond_the_limit_takes_a_block_whole_if_it_wastes_less_than_20_mib() -> None:
+def test_a_request_beyond_max_split_size_wastes_less_than_20_mib_of_a_block() -> None:
     allocator = max_split()
     larger, smaller = allocator.malloc(60 * MIB), allocator.malloc(58 * MIB)
     allocator.free(larger)
@@ -218,7 +218,7 @@ def test_a_request_beyond_the_limit_takes_a_block_whole_if_it_wastes_less_than_2
     assert allocator.size_of(larger) == 60 * MIB
 
 
-def test_a_block_below_the_limit_is_split_as_ever() -> None:
+def test_a_block_below_max_split_size_is_split() -> None:
     allocator = max_split()
     block = allocator.malloc(38 * MIB)
     allocator.free(block)
@@ -226,7 +226,7 @@ def test_a_block_below_the_limit_is_split_as_ever() -> None:
     assert [allocator.malloc(10 * MIB), allocator.malloc(10 * MIB)] == [block, block + 10 * MIB]
 
 
-def test_one_block_beyond_the_limit_is_released_before_the_whole_cache() -> None:
+def test_one_block_beyond_max_split_size_is_released_before_the_whole_cache() -> None:
     allocator = max_split(capacity=100)
     cached, oversize = allocator.malloc(20 * MIB), allocator.malloc(60 * MIB)
     allocator.free(cached)
@@ -238,7 +238,7 @@ def test_one_block_beyond_the_limit_is_released_before_the_whole_cache() -> None
     assert allocator.retries == 0
 
 
-def test_blocks_beyond_the_limit_are_released_largest_first_until_there_is_enough() -> None:
+def test_blocks_beyond_max_split_size_are_released_largest_first_until_it_fits() -> None:
     allocator = max_split(capacity=150)
     cached = [allocator.malloc(size * MIB) for size in (40, 46, 44)]
     for address in cached:
@@ -265,7 +265,7 @@ def test_garbage_collection_releases_the_old_whole_segments_first() -> None:
     assert allocator.retries == 0
 
 
-def test_garbage_collection_leaves_what_is_small_or_in_use_in_part() -> None:
+def test_garbage_collection_keeps_small_and_partly_used_segments() -> None:
     settings = AllocatorSettings(capacity=100 * MIB, garbage_collection_threshold=0.1)
     allocator = Allocator(settings)
     small, part, used = (allocator.malloc(size) for size in (512, 5 * MIB, 5 * MIB))
@@ -303,7 +303,7 @@ def test_streams_share_no_blocks() -> None:
     assert allocator.malloc(12 * MIB, stream=1) == block
 
 
-def test_a_block_that_other_streams_use_is_kept_until_all_are_synchronized() -> None:
+def test_a_block_in_use_by_other_streams_is_kept_until_all_are_synchronized() -> None:
     allocator = Allocator()
     block = allocator.malloc(12 * MIB)
     allocator.record_stream(block, 1)
@@ -330,7 +330,7 @@ def test_a_block_used_on_its_own_stream_is_free_at_once() -> None:
     assert allocator.malloc(12 * MIB, stream=1) == block
 
 
-def test_what_other_streams_use_is_waited_for_before_it_is_out_of_memory() -> None:
+def test_blocks_of_other_streams_are_waited_for_before_out_of_memory() -> None:
     allocator = Allocator(AllocatorSettings(capacity=30 * MIB))
     block = allocator.malloc(20 * MIB)
     allocator.record_stream(block, 1)
@@ -341,7 +341,7 @@ def test_what_other_streams_use_is_waited_for_before_it_is_out_of_memory() -> No
     assert allocator.segments == {address: 30 * MIB}
 
 
-def test_emptying_the_cache_waits_for_what_other_streams_use() -> None:
+def test_emptying_the_cache_waits_for_blocks_of_other_streams() -> None:
     allocator = Allocator()
     block = allocator.malloc(20 * MIB)
     allocator.record_stream(block, 1)
@@ -380,7 +380,7 @@ def test_small_requests_have_an_expandable_segment_of_their_own_with_smaller_pag
     assert allocator.reserved == 20 * MIB + 4 * MIB
 
 
-def test_expandable_segments_split_off_whatever_is_left() -> None:
+def test_expandable_segments_split_off_any_remainder() -> None:
     allocator = expandable()
 
     address = allocator.malloc(20 * MIB - 512)
@@ -400,7 +400,7 @@ def test_an_expandable_block_counts_as_what_it_can_grow_to() -> None:
     assert allocator.malloc(6 * MIB) == hole
 
 
-def test_pages_that_were_given_back_are_filled_again_first() -> None:
+def test_unmapped_pages_are_mapped_again_first() -> None:
     allocator = expandable()
     _, middle, last = (allocator.malloc(20 * MIB) for _ in range(3))
     allocator.free(middle)
@@ -412,7 +412,7 @@ def test_pages_that_were_given_back_are_filled_again_first() -> None:
     assert allocator.reserved == 100 * MIB
 
 
-def test_pages_that_are_used_in_part_are_not_given_back() -> None:
+def test_partly_used_pages_are_not_unmapped() -> None:
     allocator = expandable()
     first, second = allocator.malloc(30 * MIB), allocator.malloc(30 * MIB)
     allocator.free(first)
@@ -426,7 +426,7 @@ def test_pages_that_are_used_in_part_are_not_given_back() -> None:
     ]
 
 
-def test_expandable_segments_give_their_pages_back_before_they_are_out_of_memory() -> None:
+def test_expandable_segments_unmap_pages_before_out_of_memory() -> None:
     allocator = expandable(capacity=60 * MIB)
     allocator.free(allocator.malloc(40 * MIB))
 
@@ -436,7 +436,7 @@ def test_expandable_segments_give_their_pages_back_before_they_are_out_of_memory
     assert allocator.retries == 1
 
 
-def test_pages_are_counted_from_where_the_range_begins() -> None:
+def test_pages_are_counted_from_the_start_of_the_range() -> None:
     allocator = Allocator(AllocatorSettings(expandable_segments=True), first_address=1 << 32)
     allocator.free(allocator.malloc(20 * MIB))
 
@@ -445,7 +445,7 @@ def test_pages_are_counted_from_where_the_range_begins() -> None:
     assert allocator.reserved == 0
 
 
-def test_no_expandable_block_is_released_as_a_segment_for_being_beyond_the_limit() -> None:
+def test_an_expandable_block_beyond_max_split_size_is_not_released_as_a_segment() -> None:
     allocator = expandable(capacity=60 * MIB, max_split_size=21 * MIB)
     allocator.free(allocator.malloc(40 * MIB))
 

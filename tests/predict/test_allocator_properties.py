@@ -1,4 +1,4 @@
-"""The allocator in random runs: against a slow one of plain lists, and what is always so."""
+"""The allocator in random runs: compared with the reference, and invariants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sizes = st.one_of(
     st.integers(10 * MIB, 70 * MIB),
 )
 Step = tuple[str, int, int, int]
-"""What is done, a size, which of the live blocks, a stream."""
+"""The operation, a size, the index of a live block, a stream."""
 
 
 def steps_of(kinds: str, streams: int = 1) -> st.SearchStrategy[list[Step]]:
@@ -51,7 +51,7 @@ def random_steps(seed: int, count: int) -> list[Step]:
 
 
 def take(allocator: Allocator | Reference, step: Step, live: list[int]) -> int | None:
-    """Do one step; the address of an allocation, None for all else, -1 without memory."""
+    """Run one step; return the address of an allocation, -1 if out of memory, else None."""
     kind, size, pick, stream = step
     address = live[pick % len(live)] if live else None
     if kind == "a":
@@ -79,7 +79,7 @@ def remember(step: Step, address: int | None, live: list[int]) -> None:
 
 
 def compare(settings: AllocatorSettings, steps: list[Step], seed: int) -> None:
-    """Both allocators do every step alike."""
+    """Assert that both allocators give the same result in every step."""
     reference = Reference(settings, shuffled_driver(seed))
     allocator = Allocator(settings, new_segment=shuffled_driver(seed))
     live: list[int] = []
@@ -188,7 +188,7 @@ def test_blocks_tile_what_is_reserved_and_no_byte_is_lost(name: str, steps: list
 @settings(max_examples=20)
 @given(steps_of("aaaaaffffrrye", streams=3))
 @example([("a", 512, 0, 0), ("a", 2 * MIB, 0, 0)])
-def test_all_is_given_back_in_the_end(name: str, steps: list[Step]) -> None:
+def test_everything_is_released_at_the_end(name: str, steps: list[Step]) -> None:
     allocator = Allocator(SETTINGS[name], first_address=BASE)
     for address in run_checked(allocator, steps):
         allocator.free(address)

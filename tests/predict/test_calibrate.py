@@ -1,4 +1,4 @@
-"""Calibration against a GPU that is a script: what is kept, and what predictions make of it."""
+"""Calibration with a scripted GPU: stored values, and their use in predictions."""
 
 from __future__ import annotations
 

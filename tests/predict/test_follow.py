@@ -1,4 +1,4 @@
-"""What a step allocates by its fake tensors, against arithmetic on paper and a real run."""
+"""Allocations of a followed step, compared with closed forms and real runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def perceptron(
 
 
 def peak(factory: Callable[[], Any], batch_size: int = 1, **variant: Any) -> int:
-    """Bytes at the peak, as fake tensors tell them."""
+    """Return the peak bytes with fake tensors."""
     follower = Follower(factory)
     (trace,) = follower.traces([batch_size], Variant(**variant))
     assert follower.how == "fake"
@@ -109,7 +109,7 @@ def test_shared_weights_and_buffers_count_once() -> None:
     assert peak(factory) == pytest.approx((1 + 3) * LAYER + 4000, abs=4 * ROW)
 
 
-def test_a_model_whose_weights_fit_nowhere_is_measured_all_the_same() -> None:
+def test_a_model_too_large_for_memory_is_traced() -> None:
     width, layers = 65536, 13
     layer = width * width * 4
     assert layers * layer > 200 * 2**30
@@ -117,12 +117,12 @@ def test_a_model_whose_weights_fit_nowhere_is_measured_all_the_same() -> None:
     assert found == pytest.approx(4 * layers * layer + 3 * layer, rel=1e-5)
 
 
-def test_what_a_step_needs_in_any_case_is_known_from_its_parameters() -> None:
+def test_the_minimum_bytes_of_a_step_follow_from_its_parameters() -> None:
     for optimizer, (copies, _) in COPIES.items():
         assert parameter_bytes(perceptron(optimizer)()) == copies * WEIGHTS
 
 
-def test_where_a_step_needs_numbers_real_tensors_are_followed_and_the_operator_is_named() -> None:
+def test_a_step_that_needs_values_is_followed_with_real_tensors_and_the_operator_is_named() -> None:
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         found = model(batch).sum()
         return found * found.item()  # a fake tensor has no value
@@ -135,7 +135,7 @@ def test_where_a_step_needs_numbers_real_tensors_are_followed_and_the_operator_i
     assert trace.peak_bytes == pytest.approx(plain, rel=0.01)
 
 
-def test_an_error_of_the_workloads_own_is_its_own() -> None:
+def test_an_error_of_the_workload_is_raised_unchanged() -> None:
     class Broken(Rows):
         def __getitem__(self, index: int) -> Tensor:
             raise OSError("no such file")
@@ -144,7 +144,7 @@ def test_an_error_of_the_workloads_own_is_its_own() -> None:
         Follower(perceptron(data=Broken(WIDTH))).traces([2], Variant())
 
 
-def test_a_factory_of_something_else_is_wrong_use() -> None:
+def test_a_factory_of_another_type_raises_a_usage_error() -> None:
     with pytest.raises(UsageError, match="returned Linear, expected"):
         Follower(lambda: nn.Linear(2, 2))
 
@@ -234,7 +234,7 @@ def single_layer() -> Workload:
     return Workload(model, lambda model, batch: model(batch).sum(), made, Rows(WIDTH))
 
 
-def test_rows_of_numbers_have_no_images_and_a_single_layer_no_stack() -> None:
+def test_variants_without_images_or_blocks_raise_an_error() -> None:
     with pytest.raises(UsageError, match="no images"):
         peak(perceptron(), 64, halved=True)
     with pytest.raises(UsageError, match="no stack"):
@@ -324,17 +324,17 @@ def after_allocations(trace: Trace) -> list[int]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", MODELS)
-def test_fake_tensors_need_what_real_ones_need(name: str, optimizer: str, precision: str) -> None:
+def test_fake_and_real_peaks_are_equal(name: str, optimizer: str, precision: str) -> None:
     factory = modelled(name, optimizer, precision)
     fake, real = Follower(factory), Follower(factory)
-    real._fall_back(RuntimeError("for comparison"))
-    (imagined,), (happened,) = (follower.traces([3], Variant()) for follower in (fake, real))
-    assert imagined.peak_bytes == happened.peak_bytes
-    assert after_allocations(imagined) == after_allocations(happened), "event by event"
+    real.use_real_tensors(RuntimeError("for comparison"))
+    (from_fake,), (from_real,) = (follower.traces([3], Variant()) for follower in (fake, real))
+    assert from_fake.peak_bytes == from_real.peak_bytes
+    assert after_allocations(from_fake) == after_allocations(from_real), "event by event"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_sizes_tell_every_allocation_at_any_other(name: str) -> None:
+def test_two_sizes_determine_every_allocation_at_any_other(name: str) -> None:
     follower = Follower(modelled(name, "adamw", "fp32"))
     low, high, other = follower.traces([2, 4, 9], Variant(capability=8.0))
     assert low.is_like(high)
@@ -357,7 +357,7 @@ def test_the_breakdown_adds_up_to_the_peak_and_names_modules() -> None:
     assert any(name.startswith("layers.layers.1") for name in modules)
 
 
-def test_more_steps_are_the_same_step_again() -> None:
+def test_repeated_steps_have_the_same_allocations() -> None:
     follower = Follower(modelled("encoder", "adamw", "fp32"))
     (trace,) = follower.traces([8], Variant())
     longer = trace.settled(3)
@@ -375,7 +375,7 @@ def test_more_steps_are_the_same_step_again() -> None:
             alive.remove(~event)
 
 
-def test_a_trace_survives_being_sent() -> None:
+def test_a_trace_survives_json() -> None:
     (trace,) = Follower(perceptron("adam")).traces([2], Variant())
     assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
 
@@ -391,7 +391,7 @@ def recorded(function: Callable[[], Any], capability: float | None) -> Trace:
     return trace
 
 
-def test_dropout_on_cuda_keeps_booleans() -> None:
+def test_dropout_on_cuda_keeps_a_boolean_mask() -> None:
     x = torch.ones(1000, requires_grad=True)
     on_cpu = recorded(lambda: nn.functional.dropout(x, 0.5), None)
     on_cuda = recorded(lambda: nn.functional.dropout(x, 0.5), 8.0)
@@ -426,7 +426,7 @@ def test_autocast_on_cuda_computes_a_softmax_in_full_precision_and_a_product_in_
         (torch.bfloat16, 512, False, 8.0, "efficient"),
     ],
 )
-def test_attention_takes_the_kernel_that_cuda_takes(
+def test_attention_selects_the_kernel_that_cuda_selects(
     dtype: torch.dtype, width: int, masked: bool, capability: float, kernel: str
 ) -> None:
     q = torch.zeros(1, 2, 16, width, dtype=dtype)
@@ -482,10 +482,10 @@ def test_the_sum_of_a_real_recording_takes_the_buffers_that_were_recorded() -> N
         lambda x, target: nn.functional.layer_norm(x.bfloat16(), (WIDTH,)).sum(),
     ],
 )
-def test_a_loss_holds_as_much_with_fake_tensors_as_with_real_ones(loss: Any) -> None:
+def test_a_loss_allocates_the_same_with_fake_and_real_tensors(loss: Any) -> None:
     made = perceptron(loss=lambda model, batch: loss(model(batch), torch.zeros_like(batch)))
     fake, real = Follower(made), Follower(made)
-    real._fall_back(RuntimeError("for comparison"))
-    (imagined,), (happened,) = (one.traces([64], Variant()) for one in (fake, real))
+    real.use_real_tensors(RuntimeError("for comparison"))
+    (from_fake,), (from_real,) = (one.traces([64], Variant()) for one in (fake, real))
     assert fake.how == "fake"
-    assert imagined.sizes == happened.sizes
+    assert from_fake.sizes == from_real.sizes

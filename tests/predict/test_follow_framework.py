@@ -1,4 +1,4 @@
-"""The step of a framework, followed from outside; against the same step of a workload."""
+"""The step of a framework is followed like the same step of a workload."""
 
 from __future__ import annotations
 

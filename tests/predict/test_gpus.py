@@ -1,4 +1,4 @@
-"""The table of GPUs: complete, plausible, and found by the names that people use."""
+"""The table of GPUs: completeness, plausibility, and search by common names."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def rows() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def test_there_are_at_least_forty_of_every_kind_together() -> None:
+def test_the_table_has_at_least_forty_gpus_of_every_kind() -> None:
     assert len(catalogue()) >= 40
     assert {gpu.kind for gpu in catalogue()} == KINDS
     assert len({gpu.name for gpu in catalogue()}) == len(catalogue())
 
 
-def test_what_is_verified_names_its_sources() -> None:
+def test_verified_gpus_have_sources() -> None:
     for row in rows():
         assert row["verified"] in ("yes", "no")
         if row["verified"] == "yes":
@@ -33,7 +33,7 @@ def test_what_is_verified_names_its_sources() -> None:
 
 
 @pytest.mark.parametrize("gpu", catalogue(), ids=str)
-def test_what_cuda_shows_is_less_than_what_is_advertised(gpu: GPU) -> None:
+def test_usable_memory_is_less_than_advertised_memory(gpu: GPU) -> None:
     assert 0.8 * gpu.memory_bytes <= gpu.usable_bytes <= 1.01 * gpu.memory_bytes
     assert 5.0 <= gpu.capability < 13
 
@@ -53,6 +53,6 @@ def test_an_unknown_name_lists_the_nearest() -> None:
         find_gpu("")
 
 
-def test_a_name_of_several_sizes_asks_which() -> None:
+def test_a_name_of_several_sizes_raises_an_error_that_lists_them() -> None:
     with pytest.raises(UsageError, match=r"matches several GPUs; choose one of: .*A100 80GB"):
         find_gpu("A100")

@@ -1,4 +1,4 @@
-"""`predict` from the outside: real workloads, followed in a process of their own."""
+"""`predict` end to end: real workloads, followed in a process of their own."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_largest_batch_survives_the_simulation_and_the_next_one_does_not(
     assert at_it.allocated_peak_bytes <= room < above.reserved_peak_bytes
 
 
-def test_what_would_help_is_followed_and_not_guessed(predicted: rb.Prediction) -> None:
+def test_remedies_are_followed_and_not_guessed(predicted: rb.Prediction) -> None:
     saved = predicted.remedies["bf16 precision"]
     in_half = predict(lambda: workload(precision="bf16"), batch=4096, remedies=False)
     assert predicted.trace.peak_bytes - in_half.trace.peak_bytes == saved
@@ -83,7 +83,7 @@ def test_what_would_help_is_followed_and_not_guessed(predicted: rb.Prediction) -
     assert "accumulation over 2 micro-batches" in predicted.remedies
 
 
-def test_it_reads_well_and_serializes(predicted: rb.Prediction) -> None:
+def test_a_prediction_has_a_readable_text_and_serializes(predicted: rb.Prediction) -> None:
     document = json.loads(json.dumps(predicted.to_dict()))
     expected = "batch_size allocated_peak_bytes reserved_peak_bytes process_bytes breakdown"
     assert {*expected.split(), "largest_batch_size", "reason"} <= set(document)
@@ -115,7 +115,7 @@ def test_inference_needs_less_than_training() -> None:
     assert inference.breakdown["gradients"] == inference.breakdown["optimizer"] == 0
 
 
-def test_nothing_fits_is_said_with_what_was_found() -> None:
+def test_nothing_fits_has_the_measurements() -> None:
     with pytest.raises(rb.NothingFitsError, match="not even one example fits into 300 MiB") as no:
         predict(workload, batch=1, memory="300MiB", remedies=False)
     document = no.value.to_dict()
@@ -124,7 +124,7 @@ def test_nothing_fits_is_said_with_what_was_found() -> None:
     assert document["breakdown"]["parameters"] == WEIGHTS
 
 
-def test_a_step_that_needs_numbers_is_followed_with_real_tensors_and_says_so() -> None:
+def test_a_step_that_needs_values_is_followed_with_real_tensors_and_a_note() -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         outputs = model(batch[0])
         return outputs[outputs > 10.0].sum() + outputs.square().mean()
@@ -136,28 +136,28 @@ def test_a_step_that_needs_numbers_is_followed_with_real_tensors_and_says_so() -
     assert found.allocated_peak_bytes == pytest.approx(plain.allocated_peak_bytes, rel=0.5)
 
 
-def test_an_error_of_the_workload_is_its_own_and_never_a_number() -> None:
+def test_an_error_of_the_workload_is_raised_instead_of_a_prediction() -> None:
     with pytest.raises(rb.WorkloadError, match="shapes cannot be multiplied") as caught:
         predict(made.with_wrong_shapes, batch=4)
     assert caught.value.exit_code == 3
     assert "loss" in caught.value.traceback
 
 
-def test_a_model_that_fits_nowhere_is_predicted_too() -> None:
+def test_a_model_too_large_for_memory_is_predicted() -> None:
     found = predict(made.too_large_for_any_machine, batch=1, remedies=False)
     weights = 4 * 4 * (2**34 + 2**17)
     assert found.allocated_peak_bytes >= 4 * weights
     assert any("too large to be built" in note for note in found.notes)
 
 
-def test_a_compiled_model_is_followed_as_eager_code_and_says_so() -> None:
+def test_a_compiled_model_is_followed_in_eager_mode_with_a_note() -> None:
     found = predict(made.compiled, batch=4, remedies=False)
     plain = predict(made.workload, batch=4, remedies=False)
     assert found.allocated_peak_bytes == plain.allocated_peak_bytes
     assert any("eager" in note for note in found.notes)
 
 
-def test_wrong_use_is_said_before_anything_runs() -> None:
+def test_wrong_use_raises_an_error_before_anything_runs() -> None:
     with pytest.raises(rb.UsageError, match="at least 1"):
         predict(workload, batch=0)
     with pytest.raises(rb.UsageError, match="exclude each other"):
@@ -168,7 +168,7 @@ def test_wrong_use_is_said_before_anything_runs() -> None:
         predict(made.that_is_no_workload, batch=1)
 
 
-def test_what_lies_outside_grows_with_the_architecture_and_with_more_gpus() -> None:
+def test_the_overhead_depends_on_the_architecture_and_the_number_of_gpus() -> None:
     one = process_overhead(8.9, ("mm",), 1000, 10 * MIB, 1)
     assert (one.cublas, one.communication) == (CUBLAS, 0)
     assert process_overhead(9.0, ("mm",), 1000, 10 * MIB, 1).cublas == CUBLAS_FROM_HOPPER
@@ -179,7 +179,7 @@ def test_what_lies_outside_grows_with_the_architecture_and_with_more_gpus() -> N
     assert "cuDNN" in convolving.notes[0]
 
 
-def test_a_picture_has_a_layer_per_kind_and_the_limit(predicted: rb.Prediction) -> None:
+def test_the_figure_has_a_layer_per_kind_and_the_limit(predicted: rb.Prediction) -> None:
     pytest.importorskip("plotly")
     figure = predicted.plot()
     assert [layer.name for layer in figure.data] == list(predicted.breakdown)
@@ -204,7 +204,7 @@ def test_the_last_size_that_survives_is_found_from_any_guess(
     assert len(asked) <= 30
 
 
-def test_a_good_guess_takes_few_questions() -> None:
+def test_a_good_guess_needs_few_simulations() -> None:
     asked: list[int] = []
 
     def survives(size: int) -> bool:

@@ -1,4 +1,4 @@
-"""What cannot be followed is refused by name."""
+"""Classes that `predict` does not support raise an error with their name."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Rows(Dataset[Tensor]):
 
 
 def of_package(package: str, base: type) -> Any:
-    """A class that says that it is from `package`, which need not be installed."""
+    """Return a class that claims to be from `package`, which is not installed."""
     return type("Theirs", (base,), {"__module__": f"{package}.optim"})
 
 
 @pytest.mark.parametrize("package", ["bitsandbytes", "torchao", "deepspeed"])
-def test_an_optimizer_whose_memory_cannot_be_followed_is_refused_by_name(package: str) -> None:
+def test_an_unsupported_optimizer_raises_an_error_with_its_name(package: str) -> None:
     optimizer = of_package(package, torch.optim.SGD)
 
     def theirs() -> Workload:
@@ -56,7 +56,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_sharded_and_distributed_models_are_refused_by_name() -> None:
+def test_sharded_and_distributed_models_raise_an_error_with_their_names() -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 

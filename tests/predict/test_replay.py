@@ -1,4 +1,4 @@
-"""Recordings that a slow allocator of plain lists made, replayed: all as recorded, or not."""
+"""Replay of recordings of the reference allocator, unchanged and altered."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ seeds = st.integers(0, 2**32)
 
 @settings(max_examples=50)
 @given(seeds, settings_of_all_kinds)
-def test_a_run_from_the_beginning_comes_out_as_recorded(
-    seed: int, chosen: AllocatorSettings
-) -> None:
+def test_a_recording_from_the_start_is_reproduced(seed: int, chosen: AllocatorSettings) -> None:
     recording, reference = record(seed, chosen)
 
     result = replay(recording)
@@ -104,7 +102,7 @@ def test_a_run_from_the_beginning_comes_out_as_recorded(
 
 @settings(max_examples=50)
 @given(seeds, settings_of_all_kinds, st.integers(1, 120))
-def test_a_run_that_is_joined_in_the_middle_comes_out_as_recorded(
+def test_a_recording_from_the_middle_is_reproduced(
     seed: int, chosen: AllocatorSettings, before: int
 ) -> None:
     recording, _ = record(seed, chosen, before=before)
@@ -112,7 +110,7 @@ def test_a_run_that_is_joined_in_the_middle_comes_out_as_recorded(
     assert is_as_recorded(replay(recording))
 
 
-def test_segments_are_adopted_and_released_in_what_is_tested_here() -> None:
+def test_the_recordings_adopt_and_release_segments() -> None:
     recordings = [record(seed, AllocatorSettings(200 * MIB), before=60)[0] for seed in range(20)]
 
     assert sum(len(of_kind(recording, "S")) for recording in recordings) > 20
@@ -170,7 +168,7 @@ def test_other_settings_than_those_recorded_do_not_match() -> None:
     assert not is_as_recorded(replay(recording))
 
 
-def test_a_recording_is_left_as_it_was() -> None:
+def test_a_recording_is_not_changed() -> None:
     recording, _ = record(1, AllocatorSettings(), before=50)
     before = deepcopy(recording)
 
@@ -257,7 +255,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "binary", "zipped text", "cut short", "not zipped"],
 )
-def test_what_is_not_json_is_no_recording(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_json_raises_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
 
@@ -265,7 +263,7 @@ def test_what_is_not_json_is_no_recording(tmp_path: Path, content: bytes) -> Non
         read_recording(path)
 
 
-def test_a_damaged_gzip_file_is_no_recording(tmp_path: Path) -> None:
+def test_a_damaged_gzip_file_raises_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     whole = gzip.compress(b'{"events": []}', mtime=0)
     path.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])
@@ -274,13 +272,13 @@ def test_a_damaged_gzip_file_is_no_recording(tmp_path: Path) -> None:
         read_recording(path)
 
 
-def test_a_folder_is_no_recording(tmp_path: Path) -> None:
+def test_a_folder_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a recording"):
         read_recording(tmp_path)
 
 
 @pytest.mark.parametrize("document", ["[]", "3", "{}", '{"events": {}}', '{"segments": []}'])
-def test_a_document_without_events_is_told_what_is_expected(tmp_path: Path, document: str) -> None:
+def test_a_document_without_events_raises_an_error(tmp_path: Path, document: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(document, encoding="utf-8")
 
@@ -291,7 +289,7 @@ def test_a_document_without_events_is_told_what_is_expected(tmp_path: Path, docu
 # What cannot be
 
 
-def test_an_unknown_event_is_told_which_are_known() -> None:
+def test_an_unknown_event_raises_an_error_with_the_valid_ones() -> None:
     with pytest.raises(UsageError, match="unknown event 'x'; valid events are a, f, s and S"):
         replay({"events": [["x", 0, 0]]})
 
@@ -305,7 +303,7 @@ def test_an_unknown_event_is_told_which_are_known() -> None:
     ],
     ids=["never", "twice", "inside"],
 )
-def test_freeing_what_was_never_allocated_is_an_error(events: list[list[Any]]) -> None:
+def test_freeing_an_unallocated_address_raises_an_error(events: list[list[Any]]) -> None:
     with pytest.raises(UsageError, match=r"did not allocate: (4096|4608)"):
         replay({"events": events})
 
@@ -344,6 +342,6 @@ def test_rounding_that_is_the_same_for_all_sizes_is(divisions: Any) -> None:
     assert is_as_recorded(replay(recording))
 
 
-def test_a_recording_with_expandable_segments_is_refused_by_name() -> None:
+def test_a_recording_with_expandable_segments_raises_an_error() -> None:
     with pytest.raises(UsageError, match="expandable segments"):
         replay({"settings": {"expandable_segments": True}, "events": []})

@@ -1,4 +1,4 @@
-"""Batches of every shape people collate: counted, cut, moved and put together again."""
+"""Batches of many structures: counting, splitting, moving and reassembling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Record:
 
 
 class Encoding(UserDict[str, Any]):
-    """As transformers' BatchEncoding: a mapping that is no dict, and is made from one."""
+    """Like transformers' BatchEncoding: a mapping that is not a dict, constructed from one."""
 
 
 class Keyed(Mapping[str, Any]):
@@ -51,12 +51,12 @@ class Keyed(Mapping[str, Any]):
 
 
 def numbered(batch_size: int, *shape: int) -> torch.Tensor:
-    """A tensor whose every element is another number."""
+    """Return a tensor of distinct elements."""
     return torch.arange(batch_size * torch.Size(shape).numel()).reshape(batch_size, *shape)
 
 
 def detection(*objects: int, side: int = 4) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """As torchvision's detection references collate: one image and one target per example."""
+    """Collate like torchvision's detection references: one image and target per example."""
     images = [torch.full((3, side + i, side), float(i)) for i in range(len(objects))]
     targets = [
         {"boxes": torch.full((n, 4), float(i)), "labels": torch.full((n,), i)}
@@ -106,7 +106,7 @@ def test_examples_are_counted(batch: Any) -> None:
         object(),
     ],
 )
-def test_a_batch_that_does_not_say_its_size_asks_for_count_and_split(batch: Any) -> None:
+def test_an_ambiguous_batch_raises_an_error_that_names_count_and_split(batch: Any) -> None:
     with pytest.raises(UsageError, match=r"count=.*split=") as caught:
         count_examples(batch)
     assert type(batch).__name__ in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_say_its_size_asks_for_count_and_split(batch: Any)
         split_batch(batch, 2)
 
 
-def test_a_tensor_of_no_example_asks_for_split() -> None:
+def test_a_tensor_without_examples_raises_an_error_that_names_split() -> None:
     images, targets = detection(1, 2, 3, 4)
     with pytest.raises(UsageError, match=r"\(9,\) in a batch of 4 examples.*split="):
         split_batch((images, targets, {"anchors": torch.zeros(9)}), 2)
@@ -122,7 +122,7 @@ def test_a_tensor_of_no_example_asks_for_split() -> None:
 
 @pytest.mark.parametrize("lengths", [(3, 1), (2,), (4, 3, 1, 1)])
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, torch.zeros(4)), lambda x: {"x": x}])
-def test_a_packed_sequence_is_refused_by_name(lengths: tuple[int, ...], wrap: Any) -> None:
+def test_a_packed_sequence_raises_an_error(lengths: tuple[int, ...], wrap: Any) -> None:
     packed = pack_sequence([torch.zeros(length) for length in lengths])
     for refusing in (count_examples, lambda batch: split_batch(batch, 1)):
         with pytest.raises(UsageError, match=r"PackedSequence.*split="):
@@ -138,7 +138,7 @@ def test_a_packed_sequence_is_moved_and_measured() -> None:
 
 
 @pytest.mark.parametrize("n", [0, -1])
-def test_parts_hold_at_least_one_example(n: int) -> None:
+def test_parts_have_at_least_one_example(n: int) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         split_batch(FIVE, n)
 
@@ -148,7 +148,7 @@ def test_parts_hold_at_least_one_example(n: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class PerExample:
-    """Marks, in a drawn batch, a list that has one element per example."""
+    """Marks a list with one element per example in a drawn batch."""
 
     elements: list[Any]
 
@@ -204,7 +204,7 @@ def batches(draw: st.DrawFn) -> tuple[int, Any]:
 
 
 def plain(marked: Any) -> Any:
-    """The batch without the marks."""
+    """Return the batch without the marks."""
     if isinstance(marked, PerExample):
         return list(marked.elements)
     return rebuilt(marked, plain)

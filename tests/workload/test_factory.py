@@ -1,4 +1,4 @@
-"""What a verb may be given, and what comes of it."""
+"""Resolution of a verb's argument to a factory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NUMBER = 3
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file with two factories, which imports its neighbour."""
+    """A file with two factories that imports a module beside it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "project"
     folder.mkdir()
@@ -52,7 +52,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_a_callable_is_its_own_factory() -> None:
+def test_a_callable_is_returned_unchanged() -> None:
     def factory() -> None: ...
 
     assert resolve(factory) == WorkloadTraining(factory)
@@ -68,7 +68,7 @@ def test_a_training_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("as_text", [str, lambda path: path])
-def test_a_function_in_a_file_is_found_with_its_neighbours(
+def test_a_function_in_a_file_can_import_modules_beside_it(
     file: Path, as_text: Callable[[Path], Any]
 ) -> None:
     built = resolve(as_text(Path(f"{file}:workload"))).factory()
@@ -77,7 +77,7 @@ def test_a_function_in_a_file_is_found_with_its_neighbours(
     assert resolve(f"{file}:other").factory().word == "other"
 
 
-def test_a_file_is_found_from_where_the_user_stands_and_by_whoever_unpickles_it(
+def test_a_file_is_found_from_the_working_directory_and_after_pickling(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(file.parent)
@@ -94,45 +94,45 @@ def test_resolving_a_file_does_not_run_it(file: Path) -> None:
         training.load()
 
 
-def test_an_unknown_function_is_refused_with_those_that_there_are(file: Path) -> None:
+def test_an_unknown_function_raises_an_error_with_the_functions_of_the_file(file: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.py has no function 'worload'") as caught:
         resolve(f"{file}:worload").load()
     listed = str(caught.value).split("it has ")[1].split(", ")
     assert sorted(listed) == ["Built", "other", "workload"], "its own, not what it imported"
 
 
-def test_what_is_no_function_is_not_called(file: Path) -> None:
+def test_an_attribute_that_is_not_callable_raises_an_error(file: Path) -> None:
     with pytest.raises(UsageError, match="no function 'NUMBER'"):
         resolve(f"{file}:NUMBER").load()
 
 
-def test_a_missing_file_is_refused_with_the_folder_that_was_looked_in(tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_error_with_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no file .*none\.py in ") as caught:
         resolve(f"{tmp_path / 'none.py'}:workload")
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["unheard-of", "some:thing", "", "model.onnx"])
-def test_an_unknown_spec_is_refused_with_the_integrations_that_were_asked(spec: str) -> None:
+def test_an_unknown_spec_raises_an_error_with_the_installed_integrations(spec: str) -> None:
     with pytest.raises(UsageError, match=r"neither file\.py:function nor .*installed: ") as caught:
         resolve(spec)
     assert "ultralytics" in str(caught.value)
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_file_without_a_function_is_helped() -> None:
+def test_a_file_without_a_function_raises_an_error_with_the_syntax() -> None:
     with pytest.raises(UsageError, match=r"did you mean train\.py:FUNCTION\?"):
         resolve("train.py")
 
 
-def test_options_are_refused_where_nothing_takes_them(file: Path) -> None:
+def test_unused_options_raise_an_error(file: Path) -> None:
     with pytest.raises(UsageError, match="takes no options, got data, imgsz"):
         resolve(lambda: None, imgsz=64, data="x.yaml")
     with pytest.raises(UsageError, match="takes no options, got imgsz"):
         resolve(f"{file}:workload", imgsz=64)
 
 
-def test_a_workload_that_is_built_already_is_refused_with_the_reason() -> None:
+def test_a_built_workload_raises_an_error_with_the_reason() -> None:
     model = nn.Linear(1, 1)
     built = Workload(
         model=model,

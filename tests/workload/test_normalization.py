@@ -1,4 +1,4 @@
-"""BatchNorm's statistics, taken again, and the values they are taken over."""
+"""Recalibration of BatchNorm's statistics, and the number of values per channel."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_a_failure_leaves_the_statistics_as_they_were() -> None:
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_a_model_without_batch_norm_is_refused() -> None:
+def test_a_model_without_batch_norm_raises_an_error() -> None:
     with pytest.raises(rb.UsageError, match="no BatchNorm"):
         rb.recalibrate_batchnorm(nn.Linear(2, 2), [torch.zeros(2, 2)])
 
 
-def test_values_per_channel_count_places_as_well_as_examples() -> None:
+def test_values_per_channel_count_positions_and_examples() -> None:
     model = net()
     values = ValuesPerChannel(model)
     model(images(2))

@@ -1,4 +1,4 @@
-"""The examples a probe runs, against a brute force search for the largest ones."""
+"""The examples of a probe, compared with a brute-force search for the largest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rightbatch._workload.worst import SAMPLE, WorstExamples
 
 
 class Texts(Dataset[Tensor]):
-    """Texts of given lengths; remembers which were looked at."""
+    """Texts of given lengths; records which were read."""
 
     def __init__(self, lengths: list[int], seconds_each: float = 0.0) -> None:
         self.lengths = lengths
@@ -77,7 +77,7 @@ def test_a_plain_list_is_chosen_from_by_its_size_too() -> None:
     assert examples(["a", "bbb", "cc"], [9, 5, 7].__getitem__).worst(2) == [0, 2]
 
 
-def test_sizes_below_one_are_told_apart() -> None:
+def test_sizes_below_one_are_distinguished() -> None:
     found = examples(Texts([1, 1, 1]), [0.25, 0.75, 0.5].__getitem__)
     assert found.worst(2) == [1, 2]
     assert found.sizes_differ
@@ -105,7 +105,7 @@ def test_the_bytes_are_those_of_collated_examples() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100, 1000, 1500])
-def test_of_a_large_data_set_a_sample_stands_for_the_largest(batch_size: int) -> None:
+def test_a_sample_represents_the_largest_examples_of_a_large_data_set(batch_size: int) -> None:
     lengths = [(37 * i) % 1000 + 1 for i in range(1000)]
     data = Texts(lengths)
     found = examples(data)
@@ -121,14 +121,14 @@ def test_of_a_large_data_set_a_sample_stands_for_the_largest(batch_size: int) ->
     assert max(repeats) - min(repeats) <= 1, "each as often as the others"
 
 
-def test_the_sample_is_that_of_the_seed() -> None:
+def test_the_sample_depends_on_the_seed() -> None:
     data = Texts(list(range(1, 2001)))
     first, again, other = (examples(data, seed=seed).worst(16) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_slow_examples_are_looked_at_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_examples_are_sampled_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worst_module, "SAMPLE_SECONDS", 0.1)
     data = Texts(list(range(1, 201)), seconds_each=0.02)
     found = examples(data)
@@ -138,7 +138,7 @@ def test_slow_examples_are_looked_at_for_a_limited_time(monkeypatch: pytest.Monk
 
 
 @given(sizes_of, st.integers(1, 320))
-def test_an_ordinary_batch_is_drawn_anew_and_without_repetition_as_long_as_there_are_others(
+def test_a_typical_batch_is_drawn_without_replacement_while_possible(
     sizes: list[int], batch_size: int
 ) -> None:
     found = examples(Texts([1] * len(sizes)), sizes.__getitem__)
@@ -150,7 +150,7 @@ def test_an_ordinary_batch_is_drawn_anew_and_without_repetition_as_long_as_there
     assert max(repeats) - min(repeats) <= 1, "each as often as the others"
 
 
-def test_ordinary_batches_come_from_everywhere() -> None:
+def test_typical_batches_come_from_the_whole_data_set() -> None:
     found = examples(Texts(list(range(1, 1001))))
     drawn = [index for _ in range(20) for index in found.typical(100)]
     assert len(set(drawn)) > 800, "also examples that the sample did not hold"
@@ -178,7 +178,7 @@ def test_an_epoch_ends_with_a_smaller_batch_unless_it_is_dropped_or_is_one_examp
     assert [len(batch) for batch in islice(found.sequence(9, drop_last=False), 6)] == [9] * 6
 
 
-def test_of_a_stream_without_a_length_the_largest_seen_example_stands_for_all() -> None:
+def test_a_stream_without_a_length_uses_the_largest_sampled_example() -> None:
     found = examples(Stream([1, 2, 9, 4] * 100 + [1000]))
     assert found.total is None
     assert len(found.data) == SAMPLE, "only its beginning was read"
@@ -195,12 +195,12 @@ def test_a_stream_with_a_length_is_sampled_like_any_data() -> None:
 
 
 @pytest.mark.parametrize("data", [[], Texts([]), Stream([]), CountedStream([])])
-def test_empty_data_is_refused(data: Any) -> None:
+def test_empty_data_raises_an_error(data: Any) -> None:
     with pytest.raises(UsageError, match="empty"):
         examples(data)
 
 
-def test_data_with_indices_but_without_a_length_is_refused_by_name() -> None:
+def test_data_with_indices_but_without_a_length_raises_an_error() -> None:
     class Endless(Dataset[int]):
         def __getitem__(self, index: int) -> int:
             return index

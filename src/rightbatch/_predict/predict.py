@@ -229,7 +229,7 @@ def _reason(
     if limit is None:
         return f"{how}; give a GPU (--gpu) or a memory size (--memory) for the largest batch"
     place = f"{gpu}" if gpu is not None else format_bytes(limit)
-    outside = f"with {format_bytes(overhead.high)} of it for memory outside the allocator"
+    outside = f"with {format_bytes(overhead.high)} kept for memory outside the allocator"
     if largest is None:
         return f"not even one example fits into {place}, {outside}; {how}"
     bound = ", the whole data set," if largest == step.examples else ""

@@ -38,8 +38,9 @@ def count_examples(batch: Batch) -> int:
         return lengths.pop()
     found = f"tensors with leading dimensions {sorted(leading)}" if leading else "no tensors"
     raise UsageError(
-        f"cannot tell how many examples a batch of type {type(batch).__name__} holds ({found}); "
-        "pass count=, a function of the batch, and split=, a function of (batch, n), to Workload"
+        f"cannot determine the number of examples in a batch of type {type(batch).__name__} "
+        f"({found}); pass count=, a function of the batch, and split=, a function of (batch, n), "
+        "to Workload"
     )
 
 
