@@ -67,7 +67,7 @@ LAZY_EXCEPTIONS = {
 AT_HOME = {
     "PIL": (
         "_serve/web/images.py",
-        "_serve/intake.py",
+        "_serve/pipeline.py",
         "_serve/sources/pictures.py",
         "integrations/",
     ),
@@ -80,7 +80,7 @@ AT_HOME = {
     "onnxruntime": ("integrations/",),
     "optuna": ("_study/trials.py",),
     "pandas": ("_study/result.py",),
-    "paho": ("_serve/mqtt.py",),
+    "paho": ("_serve/sinks/mqtt.py",),
     "prometheus_client": ("_serve/web/metrics.py",),
     "ray": ("integrations/",),
     "scipy": ("_study/curvature.py",),

@@ -267,7 +267,7 @@ def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
 def test_an_address_where_nothing_is_and_options_are_refused(file: Path) -> None:
     from rightbatch.integrations.ray._study import place
 
-    with pytest.raises(rb.UsageError, match="Ray takes an address, not adress"):
+    with pytest.raises(rb.UsageError, match="Ray has no option adress"):
         place(header_of(file), adress="10.0.0.1:6379")
     with pytest.raises(rb.UsageError, match="ray job submit"):
         place(header_of(file), address="ray://10.0.0.1:10001")
@@ -362,7 +362,7 @@ def test_a_run_of_several_processes_gets_a_gpu_and_a_processor_for_each(file: Pa
     assert needs(file, GPUS, 80 * GIB).of(plan_of(processes=2)) == Need(
         {"num_cpus": 2, "num_gpus": 2}
     )
-    with pytest.raises(rb.UsageError, match=r"3 processors and 3 GPUs of one machine"):
+    with pytest.raises(rb.UsageError, match=r"3 CPUs and 3 GPUs on one machine"):
         needs(file, GPUS).of(plan_of(processes=3))
 
 
