@@ -243,7 +243,7 @@ def test_where_ray_serves_already_nothing_is_taken_down_and_nothing_opened(
     from rightbatch.integrations.ray._serve import serve_on_ray
 
     port, shown = free_port(), []
-    with pytest.raises(rb.UsageError, match=r"runs there already \(applications: means, slow\)"):
+    with pytest.raises(rb.UsageError, match=r"runs already \(applications: means, slow\)"):
         serve_on_ray(f"{file}:means", 0.5, port=port, show=shown.append)
     assert shown == []
     assert site["means"].ask("/predict", png(picture())).status == 200
@@ -303,7 +303,9 @@ def test_a_replica_that_cannot_start_is_wrong_use_and_says_why(
 
     serve.shutdown()
     mistyped = file.with_name("modle.py")
-    with pytest.raises(rb.UsageError, match=r"Ray Serve did not start it: .*no file .*modle\.py"):
+    with pytest.raises(
+        rb.UsageError, match=r"could not start the application: .*no file .*modle\.py"
+    ):
         serve_on_ray(
             f"{mistyped}:means", 0.5, port=free_port(), ray_actor_options={"num_cpus": 0.5}
         )

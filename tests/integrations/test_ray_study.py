@@ -116,7 +116,7 @@ def ray(ray_token: Path, folder: Path) -> Iterator[Any]:
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
         patch.setenv("TMPDIR", str(folder))
         # what is asked for is tested by itself; here it is that Ray takes it
-        patch.setattr(Needs, "_predicted", lambda needs, batch_size: 2**26)
+        patch.setattr(Needs, "_predict", lambda needs, batch_size: 2**26)
         import ray
 
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -276,7 +276,7 @@ def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
 def test_an_address_where_nothing_is_and_options_are_refused(file: Path) -> None:
     from rightbatch.integrations.ray._study import place
 
-    with pytest.raises(rb.UsageError, match="Ray takes an address, not adress"):
+    with pytest.raises(rb.UsageError, match="Ray has no option adress"):
         place(header_of(file), adress="10.0.0.1:6379")
     with pytest.raises(rb.UsageError, match="ray job submit"):
         place(header_of(file), address="ray://10.0.0.1:10001")
@@ -320,7 +320,7 @@ GPUS = [Node(4, 0, 16 * GIB), Node(16, 2, 64 * GIB)]
 def test_a_run_asks_for_what_predict_says_it_needs(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Needs, "_predicted", PREDICTED)
+    monkeypatch.setattr(Needs, "_predict", PREDICTED)
     predicted = rb.predict(f"{file}:workload", batch=16, progress=False, remedies=False)
     high = predicted.process_bytes["high"]
     assert high > CONTEXT[1]
@@ -343,7 +343,7 @@ def test_a_share_is_the_least_that_suffices() -> None:
 def test_a_run_that_needs_more_than_any_machine_has_is_tried(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Needs, "_predicted", lambda self, size: size * GIB)
+    monkeypatch.setattr(Needs, "_predict", lambda self, size: size * GIB)
     nodes = [Node(4, 0, 20 * GIB), Node(1, 0, 99 * GIB)]
     asking = needs(file, nodes, device="cpu")
     assert asking.of(plan_of(processes=2)).options["memory"] == 8 * GIB
@@ -358,7 +358,7 @@ def test_where_nothing_is_known_of_a_step_a_run_gets_a_whole_gpu(
 
     whole = Need({"num_cpus": 1, "num_gpus": 1})
     assert needs(file, GPUS, gpu_bytes=None).of(plan_of()) == whole
-    monkeypatch.setattr(Needs, "_predicted", fail)
+    monkeypatch.setattr(Needs, "_predict", fail)
     assert needs(file, GPUS, 80 * GIB).of(plan_of()) == whole
     assert needs(file, GPUS, device="cpu").of(plan_of()) == Need({"num_cpus": 1})
 
@@ -372,7 +372,7 @@ def test_a_run_of_several_processes_gets_a_gpu_and_a_processor_for_each(file: Pa
     assert needs(file, GPUS, 80 * GIB).of(plan_of(processes=2)) == Need(
         {"num_cpus": 2, "num_gpus": 2}
     )
-    with pytest.raises(rb.UsageError, match=r"3 processors and 3 GPUs of one machine"):
+    with pytest.raises(rb.UsageError, match=r"3 CPUs and 3 GPUs on one machine"):
         needs(file, GPUS).of(plan_of(processes=3))
 
 

@@ -1,4 +1,4 @@
-"""Films of the conveyor belt, and servers and cameras that show them, or that fail to."""
+"""Videos of the conveyor belt, and servers and cameras that stream them or fail in a chosen way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the engine share: tables on a line, and a server simulated the plain way."""
+"""Helpers of the engine tests: linear service tables, and a batch server simulated step by step."""
 
 from __future__ import annotations
 

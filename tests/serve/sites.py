@@ -1,4 +1,4 @@
-"""A server to ask: a stand-in with a real batcher, behind real sockets."""
+"""A stand-in for `Server` with a real batcher, behind real sockets, and an HTTP client."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def source(name: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class StandIn:
-    """What `run.Server` looks like from outside, with sources that are only said to be there."""
+    """The interface of `Server` that the routes use, with made-up sources and a real batcher."""
 
     batcher: Batcher
     name: str = "yolo26n"

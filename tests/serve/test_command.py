@@ -92,15 +92,19 @@ def test_with_a_file_for_the_lines_json_is_one_document(folder: Path) -> None:
     ("arguments", "code", "says"),
     [
         (serve("broken", "--source", "belt.mp4"), 3, "failed on every frame"),
-        (serve("detect", "--source", "nothing.mp4"), 2, "there is no nothing.mp4"),
+        (serve("detect", "--source", "nothing.mp4"), 2, "nothing.mp4 does not exist"),
         (serve("detect", "--source", "model.py"), 2, "model (model.py):"),  # no video
         (serve("nothing", "--source", "belt.mp4"), 2, "no function 'nothing'"),
         (serve("detect", "--source", "belt.mp4", "--memory", "much"), 2, "not a memory size"),
         (["bench", "serve", "model.py:detect", "--latency", "100"], 2, "100ms"),
-        (serve("detect"), 2, "give --source, or --http PORT"),
+        (serve("detect"), 2, "pass --source, or --http PORT"),
         (["serve", "model.py:detect", "--latency", "100", "--source", "belt.mp4"], 2, "100ms"),
         (serve("detect", "--on", "ray", "--source", "belt.mp4"), 2, "requests only"),
-        (serve("detect", "--source", "belt.mp4", "--to", "http://x/y"), 2, "do not go to http://"),
+        (
+            serve("detect", "--source", "belt.mp4", "--to", "http://x/y"),
+            2,
+            "unsupported URL scheme http://",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_exit_code(
@@ -143,7 +147,7 @@ def test_a_bound_on_the_time_to_finish_says_what_was_left(folder: Path) -> None:
     assert "accepted frame(s) unfinished" in err
 
 
-def test_it_ends_when_nobody_reads_its_lines(folder: Path) -> None:
+def test_it_ends_when_reader_gone_its_lines(folder: Path) -> None:
     process = start(folder, *serve("slow", *["--source", "belt.mp4"] * 20))
     assert process.stdout is not None
     process.stdout.readline()

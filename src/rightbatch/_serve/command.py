@@ -87,7 +87,7 @@ def run(
                 f"last error: {source['error']}"
             )
     written = status["written"]
-    if written["left_out"] and not server.nobody_reads.is_set():
+    if written["left_out"] and not server.reader_gone.is_set():
         say(f"{written['left_out']} line(s) were not written: {written['error'] or 'queue full'}")
     if left:
         say(f"stopped with {left} accepted frame(s) unfinished after {stop_within}")
@@ -135,9 +135,9 @@ def _wait(
         while not signalled.wait(_POLL):
             if shows_progress:
                 live.show(_progress(server.status()))
-            if server.no_answer is not None:
+            if server.fatal_error is not None:
                 return
-            if server.nobody_reads.is_set() and not waits_for_requests:
+            if server.reader_gone.is_set() and not waits_for_requests:
                 return
             if server.first_failure is not None and not failed:
                 failed = True
@@ -161,8 +161,8 @@ def _progress(status: dict[str, Any]) -> str:
 
 
 def _raise_failure(server: Server, status: dict[str, Any]) -> None:
-    if server.no_answer is not None:
-        raise server.no_answer
+    if server.fatal_error is not None:
+        raise server.fatal_error
     if server.first_failure is not None and not status["total"]["served"]:
         source, frame, error = server.first_failure
         raise WorkloadError(

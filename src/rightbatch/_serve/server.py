@@ -6,10 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from io import FileIO
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._progress import Live
@@ -19,15 +17,13 @@ from rightbatch._serve.models.open import open_model
 from rightbatch._serve.pipeline import SourcePipeline
 from rightbatch._serve.sinks.in_process import IterationSink
 from rightbatch._serve.sinks.line import Line
-from rightbatch._serve.sinks.open import open_sink
-from rightbatch._serve.sinks.sink import Sink
+from rightbatch._serve.sinks.open import Destination, open_sinks
 from rightbatch._serve.sinks.writer import Writer
 from rightbatch._serve.sources.open import open_source
 
 if TYPE_CHECKING:
     from rightbatch._serve.web.http import HttpServer
 
-Destination = str | Path | TextIO | FileIO | Callable[[Line], object] | Sink
 
 _POLL = 0.1  # seconds between two checks of whether it is over
 
@@ -87,7 +83,7 @@ class Server:
         self._app: Any = None
         self.failures = 0  # frames for which the model raised an error
         self.first_failure: tuple[str, int, BaseException] | None = None
-        self.no_answer: RightbatchError | None = None  # why no frame can ever be served
+        self.fatal_error: RightbatchError | None = None  # why no frame can ever be served
         self._iteration_sink = IterationSink() if to is None else None
         if memory is not None:
             from rightbatch._serve.models.memory import check_memory
@@ -102,12 +98,12 @@ class Server:
                 max_batch=max_batch,
                 on_first=self._calibrate,
             )
-            sinks = [self._iteration_sink] if self._iteration_sink is not None else _open_sinks(to)
+            sinks = [self._iteration_sink] if self._iteration_sink is not None else open_sinks(to)
         except BaseException:
             self._model.close()
             raise
-        self.nobody_reads = threading.Event()
-        self._writer = Writer(sinks, on_broken=self.nobody_reads.set)
+        self.reader_gone = threading.Event()
+        self._writer = Writer(sinks, on_broken=self.reader_gone.set)
 
     @property
     def name(self) -> str:
@@ -273,7 +269,7 @@ class Server:
         frame can ever be served since nothing fits in memory."""
         with self._lock:
             intakes = list(self._pipelines.values())
-        if self.no_answer is not None:
+        if self.fatal_error is not None:
             return True
         return bool(intakes) and all(i.is_over for i in intakes) and self._writer.is_idle
 
@@ -305,8 +301,8 @@ class Server:
                 # A line may have arrived after the last check.
                 while (line := self._iteration_sink.get(0)) is not None:
                     yield line
-                if self.no_answer is not None:
-                    raise self.no_answer
+                if self.fatal_error is not None:
+                    raise self.fatal_error
                 return
 
     def stop(self, timeout: float = 5.0) -> int:
@@ -369,13 +365,13 @@ class Server:
     def _largest_batch(self, memory: int | str, shape: tuple[int, ...]) -> int:
         from rightbatch._serve.models.memory import largest_batch_within
 
-        if self.no_answer is not None:  # holds for every frame
-            raise self.no_answer
+        if self.fatal_error is not None:  # holds for every frame
+            raise self.fatal_error
         model, options = self._model_arguments
         try:
             return largest_batch_within(memory, model, shape, **options).batch_size
         except RightbatchError as error:
-            self.no_answer = error
+            self.fatal_error = error
             raise
 
     def _failed(self, source: str, frame: int, error: BaseException) -> None:
@@ -391,17 +387,3 @@ class Server:
             number += 1
             name = f"{preferred}-{number}"
         return name
-
-
-def _open_sinks(to: Any) -> list[Sink]:
-    several = to if isinstance(to, list | tuple) else [to]
-    opened: list[Sink] = []
-    try:
-        for one in several:
-            is_sink = hasattr(one, "put") and hasattr(one, "close")
-            opened.append(one if is_sink else open_sink(one))
-    except BaseException:
-        for sink in opened:
-            sink.close(0)
-        raise
-    return opened

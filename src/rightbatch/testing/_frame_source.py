@@ -1,4 +1,4 @@
-"""What a feed relies on in every `FrameSource`."""
+"""The contract of a `FrameSource`, which `Feed` relies on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PATIENCE = 20.0  # seconds; longer than a source's own timeouts
 
 
 class FrameSourceContract:
-    """Subclass it with a fixture `source`: a `FrameSource` that is not open yet, new for every
-    test, of something that works and has `frames` frames or more.
+    """Tests of a `FrameSource`. Subclass it with a fixture `source`.
 
-    The fixture closes it again: that is part of the contract.
+    The fixture yields a new, unopened `FrameSource` with at least `frames` frames for every test,
+    and closes it afterwards, which is part of the contract.
     """
 
     frames: ClassVar[int] = 3
@@ -81,7 +81,7 @@ class FrameSourceContract:
                 while source.read() is not None:
                     pass
             except Exception:
-                pass  # a source that is closed while it reads may say so
+                pass  # `read` may raise when the source is closed
             over.set()
 
         thread = threading.Thread(target=read, daemon=True)
@@ -89,7 +89,7 @@ class FrameSourceContract:
         began = time.monotonic()
         source.close()
         assert time.monotonic() - began < _PATIENCE / 4
-        assert over.wait(_PATIENCE), "it goes on to read"
+        assert over.wait(_PATIENCE), "it still reads after close"
         thread.join()
 
     def _take(self, source: FrameSource) -> list[tuple[NDArray[np.uint8], float]]:

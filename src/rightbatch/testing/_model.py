@@ -1,4 +1,4 @@
-"""What serving relies on in every `Model`."""
+"""The contract of a `Model`, which `serve` relies on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rightbatch._serve.models.results import json_default
 
 
 class ModelContract:
-    """Subclass it with a fixture `model`: a new `Model` for every test.
+    """Tests of a `Model`. Subclass it with a fixture `model` that yields a new one for every test.
 
-    `shapes` are (height, width) of pictures that it takes, `largest` is the largest batch that is
-    tried. Override `images` where noise says nothing to the model, and `is_same` where two results
-    that are equal to an eye are not equal to `numpy.allclose` within a thousandth.
+    `shapes` are (height, width) of images that the model accepts, `largest` the largest batch that
+    is tested. Override `images` if the model has no result for noise, and `is_same` if equivalent
+    results may differ by more than `numpy.allclose` with a tolerance of 0.001.
     """
 
     shapes: ClassVar[tuple[tuple[int, int], ...]] = ((48, 64), (64, 48), (33, 91))
     largest: ClassVar[int] = 5
 
     def images(self, count: int) -> list[Image]:
-        """So many pictures, no two alike, of all `shapes` in turn."""
+        """Return `count` different images, of all `shapes` in turn."""
         random = np.random.default_rng(0)
         return [
             random.integers(0, 256, (*self.shapes[k % len(self.shapes)], 3), np.uint8)
@@ -31,7 +31,7 @@ class ModelContract:
         ]
 
     def is_same(self, one: Any, other: Any) -> bool:
-        """Whether two results say the same."""
+        """Whether two results are equivalent."""
         return _is_close(_plain(one), _plain(other))
 
     def test_it_has_a_name_and_sizes_that_grow(self, model: Model) -> None:
@@ -60,7 +60,7 @@ class ModelContract:
             assert self.is_same(result, alone)
 
     def test_pictures_that_differ_give_results_that_differ(self, model: Model) -> None:
-        # else the test above would say nothing
+        # otherwise the test above could not fail
         one, other = model(self.images(2))
         assert not self.is_same(one, other)
 

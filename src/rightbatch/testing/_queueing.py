@@ -1,6 +1,13 @@
-"""Closed forms for a server whose batch of n items takes a x n + b seconds: what to expect of it.
+"""Queueing theory of a batch server: the oracle for tests and benchmarks of the scheduler.
 
-They are what the scheduler and the simulator are tested against.
+A batch of n items takes a × n + b seconds, and all waiting items (at most a cap) run at once.
+
+- Capacity and largest batch follow from the linear service time by arithmetic.
+- `mean_latency` is the upper bound of Inoue, "Queueing analysis of GPU-based inference servers with
+  dynamic batching: a closed-form characterization", Performance Evaluation 147, 2021
+  (arXiv 1912.06322), for Poisson arrivals and batches of unlimited size.
+- `latency_quantile` has no closed form: it solves the embedded Markov chain of the queue length at
+  the starts of batches (bulk service, Bailey 1954) numerically.
 """
 
 from __future__ import annotations
@@ -10,41 +17,49 @@ from collections.abc import Callable
 
 
 def capacity(a: float, b: float, cap: float = math.inf) -> float:
-    """Items a second below which the queue stays finite: cap / (a cap + b), at most 1 / a."""
+    """Return the items per second below which the queue is stable: cap / (a × cap + b) or 1 / a."""
     return 1 / a if math.isinf(cap) else cap / (a * cap + b)
 
 
 def largest_batch(a: float, b: float, latency: float) -> float:
-    """The n with 2 (a n + b) = latency: an item waits for one batch at most, then for its own."""
+    """Return n with 2 (a × n + b) = latency: an item waits for one batch, then for its own."""
     return (latency / 2 - b) / a
 
 
 def mean_latency(a: float, b: float, rate: float) -> float:
-    """Seconds from arrival to result, on average: Poisson arrivals, all that waits goes at once.
+    """Return the mean seconds from arrival to result for Poisson arrivals and unlimited batches.
 
-    Inoue, "Queueing analysis of GPU-based inference servers with dynamic batching", 2021
-    (arXiv 1912.06322); an upper bound that is tight for rate x a of 0.5 and more.
+    Inoue's upper bound (arXiv 1912.06322), tight for loads rate × a of 0.5 and more.
+
+    Raises:
+        ValueError: if the rate is not below the capacity 1 / a.
     """
     load = rate * a
     if not 0 <= load < 1:
-        raise ValueError(f"the rate must lie below {1 / a:g} items a second, got {rate:g}")
+        raise ValueError(f"the rate must be below {1 / a:g} items per second, got {rate:g}")
     return 1.5 * b / (1 - load) + a / 2 * (load + 2) / (1 - load**2)
 
 
 def latency_quantile(
     seconds: Callable[[int], float], cap: int, rate: float, q: float = 0.99
 ) -> float:
-    """The q-quantile of the latency: Poisson arrivals, at most `cap` items in a batch.
+    """Return the q-quantile of the latency for Poisson arrivals and batches of at most `cap` items.
 
-    The Markov chain of the queue's length at the starts of batches, solved by iteration; then the
-    latency of the arrivals in each state. An item that waits for more than one batch is taken to
-    wait for full ones.
+    The stationary distribution of the queue length at the starts of batches is found by power
+    iteration; the latencies of the arrivals during each batch follow from it. If an item waits for
+    several batches, the intermediate ones are assumed to be full.
+
+    Args:
+        seconds: batch size -> seconds.
+        cap: the most items in a batch.
+        rate: arrivals per second.
+        q: the quantile.
 
     Raises:
         ValueError: if the rate is not below the capacity.
     """
     if rate * seconds(cap) >= cap:
-        raise ValueError(f"the rate must lie below {cap / seconds(cap):g} items a second")
+        raise ValueError(f"the rate must be below {cap / seconds(cap):g} items per second")
     states = _states(cap, rate, seconds(cap))
     start = _stationary(seconds, cap, rate, states)
     outcomes: list[tuple[float, float]] = []  # (latency, share of arrivals)
@@ -64,7 +79,7 @@ def latency_quantile(
                     own = min(place + 1 + later, cap) if not full else cap
                     latency = duration - moment + full * seconds(cap) + seconds(own)
                     outcomes.append((latency, share * chance * other))
-    # A batch that starts with an item that found the server idle: its share of all starts.
+    # Batches that start with an item that found the server idle.
     idle = _idle_starts(seconds, cap, rate, start)
     outcomes.append((seconds(1), idle))
     outcomes.sort()
@@ -78,13 +93,13 @@ def latency_quantile(
 
 
 def _states(cap: int, rate: float, slowest: float) -> int:
-    """Queue lengths that are worth a thought."""
+    """Return how many queue lengths are considered; longer queues are negligible."""
     arrivals = rate * slowest
     return int(3 * cap + arrivals + 10 * math.sqrt(arrivals) + 20)
 
 
 def _stationary(seconds: Callable[[int], float], cap: int, rate: float, states: int) -> list[float]:
-    """How often a batch starts with so many items waiting; index 0 stays empty."""
+    """Return the share of batches that start with each queue length; index 0 is unused."""
     jumps = {size: _poisson(rate * seconds(size)) for size in range(1, cap + 1)}
     now = [0.0] * states
     now[1] = 1.0
@@ -95,7 +110,7 @@ def _stationary(seconds: Callable[[int], float], cap: int, rate: float, states: 
                 continue
             size = min(state, cap)
             for arrived, likely in enumerate(jumps[size]):
-                # An empty queue waits for one item, and starts with it.
+                # With an empty queue the next batch starts with the next arrival.
                 left = max(state - size + arrived, 1)
                 following[min(left, states - 1)] += chance * likely
         change = sum(abs(one - other) for one, other in zip(now, following, strict=True))
@@ -108,7 +123,7 @@ def _stationary(seconds: Callable[[int], float], cap: int, rate: float, states: 
 def _idle_starts(
     seconds: Callable[[int], float], cap: int, rate: float, start: list[float]
 ) -> float:
-    """Batches, per batch, that begin with an item that found the server idle."""
+    """Return the share of batches that start with an item that found the server idle."""
     return sum(
         chance * math.exp(-rate * seconds(state))
         for state, chance in enumerate(start)
@@ -117,7 +132,7 @@ def _idle_starts(
 
 
 def _poisson(mean: float) -> list[float]:
-    """Probabilities of 0, 1, 2 ... events, until the rest does not matter."""
+    """Return the Poisson probabilities of 0, 1, 2 ... events, up to a negligible rest."""
     chances = [math.exp(-mean)]
     while sum(chances) < 1 - 1e-6 and len(chances) < 10 * mean + 50:
         chances.append(chances[-1] * mean / len(chances))

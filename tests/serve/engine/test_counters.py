@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rightbatch._serve.engine import counters as tally
+from rightbatch._serve.engine import counters
 from rightbatch._serve.engine.counters import Counters
 from rightbatch._serve.engine.records import BatchRecord
 
@@ -14,7 +14,7 @@ from rightbatch._serve.engine.records import BatchRecord
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(tally, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(counters, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

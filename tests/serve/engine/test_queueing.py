@@ -34,7 +34,7 @@ def test_at_light_load_the_mean_latency_is_an_upper_bound():
 
 @pytest.mark.parametrize("rate", [1 / A, 2 / A, -1.0])
 def test_a_mean_latency_that_does_not_exist_is_refused(rate):
-    with pytest.raises(ValueError, match="below 1000 items a second"):
+    with pytest.raises(ValueError, match="below 1000 items per second"):
         mean_latency(A, B, rate)
 
 
@@ -56,7 +56,7 @@ def test_one_by_one_the_chain_is_that_of_a_queue_with_fixed_service():
 
 
 def test_a_rate_above_capacity_has_no_quantile():
-    with pytest.raises(ValueError, match="below 750 items a second"):
+    with pytest.raises(ValueError, match="below 750 items per second"):
         latency_quantile(seconds, 12, 751)
 
 

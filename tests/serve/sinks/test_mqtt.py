@@ -214,7 +214,7 @@ def test_a_host_that_is_none_is_wrong_use() -> None:
 
 
 def test_a_port_where_nobody_answers_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mqtt, "_ANSWER", 0.2)
+    monkeypatch.setattr(mqtt, "_CONNECT_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         began = time.monotonic()
         with pytest.raises(UsageError, match="no answer"):

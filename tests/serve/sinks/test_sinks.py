@@ -100,7 +100,7 @@ def circular() -> list[Any]:
 @pytest.mark.parametrize(
     ("result", "says"),
     [
-        (object(), "a result has a object, which JSON cannot hold"),
+        (object(), "a result contains a object, which JSON cannot represent"),
         ({(1, 2): 3}, "keys must be str"),
         (circular(), "Circular reference"),
     ],
@@ -145,10 +145,10 @@ def test_a_line_that_a_full_disk_cut_off_does_not_spoil_the_next(tmp_path: Path)
     code = f"""
 import resource, signal
 from pathlib import Path
-from rightbatch._serve.sinks.json_lines import Lines
+from rightbatch._serve.sinks.json_lines import JsonLinesSink
 from rightbatch._serve.sinks.line import Line
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-sink = Lines(Path({str(tmp_path / "out.jsonl")!r}))
+sink = JsonLinesSink(Path({str(tmp_path / "out.jsonl")!r}))
 def put(frame, result):
     sink.put(Line("belt", frame, 0.0, None, None, result))
 put(0, "x")

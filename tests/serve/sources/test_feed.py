@@ -406,7 +406,7 @@ def test_a_film_that_was_cut_off_has_failed_after_the_frames_before(
     (tmp_path / "parts.mp4").write_bytes(data[: len(data) // 2])
     feed = feeds(open_source(tmp_path / "parts.mp4"), taker, on_end=taker.end)
     wait_for(lambda: taker.ended)
-    assert (feed.status().state, feed.status().error) == ("failed", "the file is cut off")
+    assert (feed.status().state, feed.status().error) == ("failed", "the file is truncated")
     seen = places([frame.image for frame in taker.frames], film())
     assert seen == list(range(len(seen)))
     assert len(seen) > 5

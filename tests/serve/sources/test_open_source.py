@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rightbatch import _serve
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.redaction import describe_error, redact
 from rightbatch._serve.sources.frames import SourceSpec, Timeouts
@@ -81,12 +80,12 @@ def test_what_can_be_no_source_is_refused_with_what_can(source: object) -> None:
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match=r"no picture.*\.png"):
+    with pytest.raises(UsageError, match=r"contains no picture.*\.png"):
         open_source(tmp_path)
 
 
 def test_what_is_not_installed_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_serve.sources.frames, "find_spec", lambda name: None)
+    monkeypatch.setattr("rightbatch._serve.sources.open.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rightbatch\[serve\]"):
         open_source("rtsp://line1/cam")
 

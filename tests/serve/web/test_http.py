@@ -563,7 +563,7 @@ def test_what_is_being_answered_when_it_stops_is_answered() -> None:
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
             assert is_running.wait(10)
-            listening.stop()
+            listening.stop(60.0)  # the calibration takes several seconds
             assert asked.result().status == 200
 
 

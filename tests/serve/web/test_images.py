@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,15 +162,16 @@ def test_bombs_cost_no_memory() -> None:
     """In a process of its own, whose peak is known: images are refused before they are decoded."""
     script = f"""
         import resource, sys, warnings
-        sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
+        sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
         warnings.simplefilter("ignore")
-        from test_images import BadImage, decode, encoded, picture, png_that_says, webp_that_says
+        from test_images import BadImageError, decode, encoded, picture
+        from test_images import png_that_says, webp_that_says
         decode(encoded(picture()))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for bomb in [png_that_says(13_000, 13_000), webp_that_says(13_000, 13_000)]:
             try:
                 decode(bomb)
-            except BadImage as error:
+            except BadImageError as error:
                 assert error.status == 413, error
             else:
                 raise AssertionError("taken")

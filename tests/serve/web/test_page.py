@@ -144,7 +144,7 @@ def test_batches_are_drawn_and_read_with_the_keyboard(browser: Any, server: Stan
         expect(chart).to_have_attribute("aria-valuenow", "60")  # the chosen one stays
         page.keyboard.press("Escape")
         expect(chart).to_have_attribute("aria-valuetext", _contains("Newest"))
-        expect(page.locator("#reasons li").first).to_contain_text("All that waited98 %")
+        expect(page.locator("#reasons li").first).to_contain_text("All waiting items98 %")
         page.get_by_text("As a table").click()
         expect(page.locator("#batch-rows tr")).to_have_count(30)
         expect(page.locator("#batch-rows tr").nth(1)).to_contain_text("The most that 500 ms allow")
@@ -177,7 +177,7 @@ def test_newest_frames_are_shown_and_looked_at_closely(browser: Any, server: Sta
         expect(closer).to_be_hidden()
         expect(page.get_by_role("button", name="View line1")).to_be_focused()
         page.get_by_role("button", name="View line2").click()
-        expect(page.get_by_text("no frame has come from 'line2' yet")).to_be_visible()
+        expect(page.get_by_text("source 'line2' has no frame yet")).to_be_visible()
 
 
 def test_pictures_are_let_go_when_newer_ones_come(browser: Any, server: StandIn) -> None:
@@ -204,7 +204,7 @@ def test_a_source_is_added_with_the_keyboard(browser: Any, server: StandIn) -> N
         page.keyboard.type(" rtsp://belt/3 ")
         page.keyboard.press("Tab")
         page.keyboard.type("belt")
-        page.get_by_label("Frames that cannot all be served").select_option("lose none")
+        page.get_by_label("When overloaded").select_option("lose no frame")
         page.get_by_label("Weight").fill("0.5")
         page.keyboard.press("Enter")
         expect(page.get_by_role("dialog", name="Add a source")).to_be_hidden()
@@ -292,7 +292,7 @@ def test_a_lost_connection_is_said_and_comes_back(browser: Any, server: StandIn)
 def test_a_server_that_stops_says_so(browser: Any, server: StandIn) -> None:
     with site(server) as url, opened(browser, url) as page:
         server.state = "stopping"
-        expect(page.get_by_text("it finishes what it accepted")).to_be_visible()
+        expect(page.get_by_text("it finishes the frames that it has accepted")).to_be_visible()
 
 
 def test_the_token_of_the_address_is_used_and_taken_out_of_it(

@@ -123,8 +123,10 @@ def bench(
                 from rightbatch._serve.models.memory import largest_batch_within
 
                 live.show(f"finding the largest batch within {memory}")
-                asked = {"device": device, "max_batch": max_batch, **options}
-                max_batch = largest_batch_within(memory, model, images[0].shape, **asked).batch_size
+                limits = {"device": device, "max_batch": max_batch, **options}
+                max_batch = largest_batch_within(
+                    memory, model, images[0].shape, **limits
+                ).batch_size
             # In a short load the queue could absorb a rate that cannot be sustained.
             seconds = max(seconds, _TARGETS * parse_seconds(latency))
             load = _Load(seconds, camera_rate, seed, live.show)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import TextIO, TypeGuard
+from typing import Any, TextIO, TypeGuard
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.sinks.in_process import CallbackSink
@@ -14,6 +14,8 @@ from rightbatch._serve.sinks.json_lines import JsonLinesSink
 from rightbatch._serve.sinks.line import Line
 from rightbatch._serve.sinks.mqtt import MqttSink
 from rightbatch._serve.sinks.sink import Sink
+
+Destination = str | Path | TextIO | FileIO | Callable[[Line], object] | Sink
 
 _KNOWN = "a file, - (standard output), mqtt://HOST/TOPIC, mqtts://, a text stream or a function"
 
@@ -39,6 +41,26 @@ def open_sink(to: str | Path | TextIO | FileIO | Callable[[Line], object]) -> Si
     if callable(to):
         return CallbackSink(to)
     raise UsageError(f"results can go to {_KNOWN}; got {type(to).__name__}")
+
+
+def open_sinks(to: Any) -> list[Sink]:
+    """Open a destination or a list of them; if one fails, close the others.
+
+    Raises:
+        UsageError: see `open_sink`.
+        MissingExtraError: see `open_sink`.
+    """
+    destinations = to if isinstance(to, list | tuple) else [to]
+    opened: list[Sink] = []
+    try:
+        for destination in destinations:
+            is_sink = hasattr(destination, "put") and hasattr(destination, "close")
+            opened.append(destination if is_sink else open_sink(destination))
+    except BaseException:
+        for sink in opened:
+            sink.close(0)
+        raise
+    return opened
 
 
 def _is_stream(to: object) -> TypeGuard[TextIO | FileIO]:
