@@ -144,7 +144,7 @@ def killed(out: Path, kind: int, *, after_steps: int) -> subprocess.CompletedPro
                 if steps > after_steps and steps % ceil(made.EXAMPLES / 8):
                     break
         process.send_signal(kind)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
