@@ -25,7 +25,12 @@ EVERYWHERE = {"torch", "rightbatch", "__future__"} | sys.stdlib_module_names
 # A framework is imported in its integration and nowhere else, any other package in the rooms whose
 # work it does. The examples show frameworks as a user has them.
 HOMES = {
-    "PIL": ("_serve/pipeline.py", "_serve/sources/", "_serve/web/", "integrations/_yolo_outputs.py"),
+    "PIL": (
+        "_serve/pipeline.py",
+        "_serve/sources/",
+        "_serve/web/",
+        "integrations/_yolo_outputs.py",
+    ),
     "accelerate": ("integrations/accelerate.py",),
     "av": ("_serve/sources/",),
     "cloudpickle": ("_serve/sources/", "_worker/", "integrations/ultralytics/"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch import UsageError
-from rightbatch._units import format_bytes, format_seconds, parse_bytes
+from rightbatch._units import format_bytes, format_seconds, parse_bytes, parse_seconds
 
 DECIMAL = {"kb": 1, "mb": 2, "gb": 3, "tb": 4}
 BINARY = {"kib": 1, "mib": 2, "gib": 3, "tib": 4}
@@ -92,3 +92,29 @@ def test_formatted_seconds_parse_to_within_their_digits(seconds: float) -> None:
     precision = {"s": 0.05, "min": 0.5, "h": 60.0}[re.findall("[a-z]+", written)[0]]
     assert abs(read - seconds) <= precision + 0.5
     assert re.fullmatch(r"[0-5]?\d\.\d s|[0-5]?\d min [0-5]\d s|\d+ h [0-5]\d min", written)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("90", 90),
+        (4, 4),
+        (0.5, 0.5),
+        ("90 s", 90),
+        ("2sec", 2),
+        ("3min", 180),
+        ("3m", 180),
+        ("1.5 h", 5400),
+        (" 1H ", 3600),
+        ("50ms", 0.05),
+    ],
+)
+def test_durations_are_read_as_people_write_them(written: str | float, seconds: float) -> None:
+    assert parse_seconds(written) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["3 fortnights", "", "min", "0", "0s", "-1", -1, 0, "1e3", "1:30"])
+def test_what_is_no_duration_is_refused_with_what_would_be(text: str | float) -> None:
+    with pytest.raises(UsageError, match="write a number with one of ms, s, min, h") as caught:
+        parse_seconds(text)
+    assert repr(text) in str(caught.value)

@@ -354,13 +354,13 @@ def test_an_interrupted_fit_exits_with_130_and_leaves_no_process_and_no_folder(
     assert list(place.temporary.glob("rightbatch*"))
 
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
-    _, alive = psutil.wait_procs(below, timeout=5)
+    _, alive = psutil.wait_procs(below, timeout=60)
     assert alive == []
     assert list(place.temporary.glob("rightbatch*")) == []
 

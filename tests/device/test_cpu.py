@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,8 +221,11 @@ def test_a_child_that_still_has_its_parents_memory_adds_nothing() -> None:
 
     assert _is_this_memory(os.getpid()), "as between vfork and exec"
     assert _own_bytes(os.getpid()) == 0
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        time.sleep(0.5)
+    code = "print('here', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline()
         assert not _is_this_memory(child.pid)
         assert _own_bytes(child.pid) > 0
         child.kill()

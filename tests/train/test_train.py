@@ -144,7 +144,7 @@ def killed(out: Path, kind: int, *, after_steps: int) -> subprocess.CompletedPro
                 if steps > after_steps and steps % ceil(made.EXAMPLES / 8):
                     break
         process.send_signal(kind)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
@@ -162,12 +162,11 @@ def test_a_training_that_was_ended_resumes_at_the_next_example(
         assert "--resume goes on from there" in done.stderr
         assert "Traceback" not in done.stderr
     steps = torch.load(out / "last.pt", weights_only=False)["loop"]["state"]["steps"]
-    epochs = str(ceil(steps / ceil(made.EXAMPLES / 8)) + 1)
-    resumed = run(out, *ALWAYS[:4], "--epochs", epochs, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    document = json.loads(resumed.stdout)
-    assert document["steps"] == int(epochs) * ceil(made.EXAMPLES / 8)
-    assert document["examples"] == int(epochs) * made.EXAMPLES
+    epochs = ceil(steps / ceil(made.EXAMPLES / 8)) + 1
+    factory = f"{HERE / 'train_workloads.py'}:workload"
+    resumed = train(out, factory, epochs=epochs, resume=True)
+    assert resumed.steps == epochs * ceil(made.EXAMPLES / 8)
+    assert resumed.examples == epochs * made.EXAMPLES
 
 
 def test_a_resumed_training_ends_bit_for_bit_as_one_that_was_never_ended(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 import tune_workloads as made
 
 import rightbatch as rb
-from rightbatch._units import parse_seconds
 
 HERE = Path(__file__).parent
 QUICK: dict[str, Any] = {"budget": 3, "device": "cpu", "progress": False, "max_batch": 32}
@@ -123,9 +122,3 @@ def test_from_the_shell_it_prints_one_document_and_writes_the_picture(tmp_path: 
     assert document["objective"] == "cost"
     assert document["processes"] == 1, "an exchange that slow is not worth four devices"
     assert "plotly" in picture.read_text()
-
-
-def test_durations_are_read_as_people_write_them() -> None:
-    assert [parse_seconds(text) for text in ("90", "3min", "1.5 h", 4)] == [90, 180, 5400, 4]
-    with pytest.raises(rb.UsageError, match="for example 3min"):
-        parse_seconds("3 fortnights")

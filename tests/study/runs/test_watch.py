@@ -165,9 +165,11 @@ def test_evaluations_do_not_count_as_training() -> None:
         spent.append(time.perf_counter() - began)
         return {}
 
+    began = time.perf_counter()
     _, _, loop = trained(lambda: rb.Workload(**vars(w) | {"evaluate": evaluate}), epochs=4)
+    took = time.perf_counter() - began
     assert len(spent) > 20
-    assert loop.state.seconds < 0.5 * sum(spent)
+    assert 0 < loop.state.seconds <= took - sum(spent)
 
 
 def test_a_loss_that_is_no_number_is_told_before_the_run_ends_for_it() -> None:
