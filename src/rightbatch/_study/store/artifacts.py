@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rightbatch._study.store.database import quiet, tried
+from rightbatch._study.store.database import quiet, retry
 
 
 class Artifacts:
@@ -33,7 +33,7 @@ class Artifacts:
         if self._root is not None:
             write_whole(self._root / run / "artifacts" / name, text)
         else:
-            tried(lambda: self._client.log_text(run, text, name))
+            retry(lambda: self._client.log_text(run, text, name))
 
     def get(self, run: str, name: str) -> dict[str, Any] | None:
         """Reads a document; None where there is none that reads."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from rightbatch._study.records import Curve, Run
-from rightbatch._study.store.metric_history import Counts, History, Numbers, joined
-from rightbatch._study.store.mlflow_runs import Latest, status_of
+from rightbatch._study.store.history import History, Keep, Numbers, interpolate
+from rightbatch._study.store.run_record import RunRecord
 
 BATCH_SIZES = ("batch_size", "train_batch_size")
 ACCUMULATIONS = ("accumulate_grad_batches", "gradient_accumulation_steps")
@@ -36,7 +36,7 @@ class Facts:
     learning_rate: float | None
 
     @property
-    def counts(self) -> Counts:
+    def keep(self) -> Keep:
         """Ultralytics logs its best weights at the end, at the step of the last epoch."""
         return "first" if self.logger == "ultralytics" else "last"
 
@@ -72,49 +72,58 @@ def _of_ultralytics(parameters: Mapping[str, str]) -> Facts:
     return Facts("ultralytics", effective, micro, _whole(parameters.get("seed")), rate)
 
 
-def names(latest: Mapping[str, Latest]) -> list[str]:
-    """The metrics that have a curve: those of the machine are on a clock of their own."""
-    return [name for name in latest if name != EPOCH and not name.startswith("system/")]
+class ImportedRun:
+    """How another logger's record is read; `names` are the metrics that have a curve.
 
+    Those of the machine are left out, since they have a clock of their own. Seconds are counted
+    from the beginning of the run, when each of these loggers begins to train; only a run that was
+    copied begins after its values.
+    """
 
-def curve(facts: Facts, started: float, name: str, histories: Mapping[str, History]) -> Curve:
-    """A metric along a run, whose clock begins at `started`, Unix time: each of these loggers
-    begins its run when the training begins. Only a run that was copied began after its values."""
-    history = histories[name]
-    stamps = [one.stamps.min() for one in histories.values() if len(one.stamps)]
-    steps, examples, epochs = _places(facts, histories, history.steps)
-    seconds = (history.stamps - min(started * 1000, *stamps)) / 1000
-    return Curve(steps, examples, seconds, epochs, history.values)
+    def __init__(self, record: RunRecord) -> None:
+        self._record, self._facts = record, facts(record.parameters)
+        self.names = [
+            name for name in record.latest if name != EPOCH and not name.startswith("system/")
+        ]
+        self.axes, self.keep = (EPOCH,), self._facts.keep
 
+    def curve(self, name: str, histories: Mapping[str, History]) -> Curve:
+        """A metric along a run."""
+        history = histories[name]
+        stamps = [one.stamps.min() for one in histories.values() if len(one.stamps)]
+        steps, examples, epochs = _places(self._facts, histories, history.steps)
+        seconds = (history.stamps - min(self._record.started, *stamps)) / 1000
+        return Curve(steps, examples, seconds, epochs, history.values)
 
-def run(run: Any, latest: Mapping[str, Latest], curves: Mapping[str, Curve]) -> Run:
-    """What MLflow's run tells; 0 is what it does not."""
-    known = facts(run.data.params)
-    told = {name: latest[name] for name in names(latest)}
-    ends = {
-        name: History(*np.array([[one.step], [one.at], [one.value]]))
-        for name, one in latest.items()
-    }
-    last = np.array([max((one.step for one in told.values()), default=np.nan)], np.float64)
-    steps, examples, epochs = (np.nan_to_num(one).item() for one in _places(known, ends, last))
-    started = run.info.start_time / 1000
-    return Run(
-        id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        batch_size=known.batch_size,
-        seed=known.seed,
-        status=status_of(run),
-        started=started,
-        learning_rate=known.learning_rate,
-        micro_batch_size=known.micro_batch_size,
-        steps=steps,
-        examples=examples,
-        seconds=max(0.0, max((one.at for one in told.values()), default=0) / 1000 - started),
-        epochs=epochs,
-        parameters=dict(run.data.params),
-        metrics={name: one.value for name, one in told.items()},
-        curves=curves,
-    )
+    def run(self, curves: Mapping[str, Curve]) -> Run:
+        """The run; 0 is what the record does not tell."""
+        record = self._record
+        latest = {name: record.latest[name] for name in self.names}
+        ends = {
+            name: History(*np.array([[one.step], [one.at], [one.value]]))
+            for name, one in record.latest.items()
+        }
+        last = np.array([max((one.step for one in latest.values()), default=np.nan)], np.float64)
+        places = _places(self._facts, ends, last)
+        steps, examples, epochs = (np.nan_to_num(one).item() for one in places)
+        end = max((one.at for one in latest.values()), default=0)
+        return Run(
+            id=record.id,
+            name=record.name or record.id,
+            batch_size=self._facts.batch_size,
+            seed=self._facts.seed,
+            status=record.status,
+            started=record.started / 1000,
+            learning_rate=self._facts.learning_rate,
+            micro_batch_size=self._facts.micro_batch_size,
+            steps=steps,
+            examples=examples,
+            seconds=max(0, end - record.started) / 1000,
+            epochs=epochs,
+            parameters=dict(record.parameters),
+            metrics={name: one.value for name, one in latest.items()},
+            curves=curves,
+        )
 
 
 def _places(
@@ -126,7 +135,7 @@ def _places(
     if facts.logger == "ultralytics" or _is_step(told):
         return untold, untold, steps + 1
     size = facts.batch_size or np.nan
-    epochs = joined(histories, EPOCH, steps)
+    epochs = interpolate(histories, EPOCH, steps)
     if facts.logger == "transformers":
         return steps, steps * size, epochs
     if told is None or not _is_whole(told):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,16 +20,17 @@ from rightbatch._study.store.artifacts import Artifacts, as_json, write_whole
 from rightbatch._study.store.database import (
     DATABASE,
     POINTER,
-    chosen_uri,
+    environment_uri,
     open_client,
     path_of,
-    pointer,
-    shown,
-    tried,
+    read_pointer,
+    retry,
     uri_of,
+    without_password,
 )
-from rightbatch._study.store.mlflow_runs import StoredRun, search, stored
+from rightbatch._study.store.mlflow_source import MlflowSource
 from rightbatch._study.store.run_log import RunLog, as_tags, end
+from rightbatch._study.store.run_record import RunRecord
 
 if TYPE_CHECKING:
     from rightbatch._study.store.reader import Reader
@@ -46,6 +47,7 @@ class Store:
         self.folder = folder
         self.title = title
         self._client = client
+        self._source = MlflowSource(client)
         self._own = path_of(uri) == folder / DATABASE
         self._artifacts = Artifacts(client, folder / "artifacts" if self._own else None)
         self._newest = 0
@@ -67,7 +69,7 @@ class Store:
         """
         folder = Path(folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        uri = chosen_uri() or uri_of(folder / DATABASE)
+        uri = environment_uri() or uri_of(folder / DATABASE)
         return cls(open_client(uri), uri, folder, title)
 
     def __enter__(self) -> Self:
@@ -77,7 +79,7 @@ class Store:
         """There is nothing to close: what was logged is in the store already."""
 
     def __str__(self) -> str:
-        return shown(self.uri)
+        return without_password(self.uri)
 
     def asked(self) -> dict[str, Any] | None:
         """What the folder's study was asked for; None where it is new."""
@@ -96,22 +98,22 @@ class Store:
             run = self._begin(self.title, {"rightbatch.kind": "study"})
             self._study = run.info.run_id
             if not self._own:
-                told = {"schema": SCHEMA, "uri": shown(self.uri), "study": self._study}
+                told = {"schema": SCHEMA, "uri": without_password(self.uri), "study": self._study}
                 write_whole(self.folder / POINTER, as_json(told))
         else:
-            tried(lambda: self._client.update_run(self._id, status="RUNNING"))
+            retry(lambda: self._client.update_run(self._id, status="RUNNING"))
         if self.asked() != json.loads(as_json(asked)):
             tags = {
                 "rightbatch.title": self.title,
                 "rightbatch.target": "" if target is None else as_json(vars(target)),
             }
-            tried(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
+            retry(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
             self.artifact("study.json", {"title": self.title, "asked": dict(asked)})
         return self._id
 
     def finish(self) -> None:
         """The study's own run has ended, until more of it is asked for."""
-        tried(lambda: self._client.set_terminated(self._id, "FINISHED"))
+        retry(lambda: self._client.set_terminated(self._id, "FINISHED"))
 
     def artifact(self, name: str, document: Mapping[str, Any]) -> None:
         """Keeps a JSON document with the study's run. What is no number becomes null."""
@@ -121,26 +123,25 @@ class Store:
         """Reads one back, of the study or of one of its runs; None where there is none."""
         return self._artifacts.get(run or self._id, name)
 
-    def runs(self) -> dict[str, StoredRun]:
-        """The newest try at each run, by `RunKey.name`."""
-        newest: dict[str, StoredRun] = {}
-        for run in self._children():
-            self._newest = max(self._newest, run.info.start_time)
-            found = stored(run)
-            if found is not None:
-                newest.setdefault(found.key.name, found)
+    def runs(self) -> dict[str, RunRecord]:
+        """The newest attempt at each run, by `RunKey.name`."""
+        newest: dict[str, RunRecord] = {}
+        for record in self._children():
+            self._newest = max(self._newest, record.started)
+            if record.key is not None:
+                newest[record.key.name] = record
         return newest
 
-    def abandon(self, reason: str = "the sweep that ran it is gone") -> list[StoredRun]:
-        """Marks what still counts as running as stopped: for a sweep that is the only one.
+    def abandon(self, reason: str = "the sweep that ran it has ended") -> list[RunRecord]:
+        """Mark runs that still count as running as stopped: for a sweep that is the only one.
 
         Returns:
-            The tries that were marked, as they were.
+            The attempts that were marked, as they were.
         """
-        running = self._children(" and attributes.status = 'RUNNING'")
-        for run in running:
-            end(self._client, run.info.run_id, "stopped", reason)
-        return [found for run in running if (found := stored(run)) is not None]
+        running = [one for one in self._children() if one.mlflow_status == "RUNNING"]
+        for record in running:
+            end(self._client, record.id, "stopped", reason)
+        return [record for record in running if record.key is not None]
 
     def begin(self, key: RunKey, parameters: Mapping[str, Any]) -> RunLog:
         """Begins a try at a run; `parameters` that are None may follow later."""
@@ -170,35 +171,21 @@ class Store:
 
     def _look(self) -> None:
         if self._study is None and (parent := self._parent()) is not None:
-            self._study = parent.info.run_id
-            self._experiment = parent.info.experiment_id
+            self._study = parent.id
+            self._experiment = parent.experiment
 
-    def _parent(self) -> Any:
-        """The study's run, or None. A store that others use too is asked only for the one that is
-        written down in the folder."""
-        from mlflow.exceptions import MlflowException
-
+    def _parent(self) -> RunRecord | None:
+        """The study's run. In a store that others use too, only the one that the folder names."""
         if self._own:
-            wanted = "tags.`rightbatch.kind` = 'study'"
-            return next(iter(search(self._client, self._experiments(), wanted, most=1)), None)
-        told = pointer(self.folder)
-        if told is None:
-            return None
-        try:
-            run = self._client.get_run(told["study"])
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
+            experiments = [*self._source.experiments()]
+            studies = self._source.search(experiments, {"rightbatch.kind": "study"})
+            return studies[-1] if studies else None
+        pointed = read_pointer(self.folder)
+        return None if pointed is None else self._source.get(pointed["study"])
 
-    def _children(self, also: str = "") -> Iterable[Any]:
+    def _children(self) -> list[RunRecord]:
         experiments = [self._experiment] if self._experiment else []
-        wanted = f"tags.`mlflow.parentRunId` = '{self._id}'{also}"
-        return search(self._client, experiments, wanted)
-
-    def _experiments(self) -> list[str]:
-        return [found.experiment_id for found in self._client.search_experiments()]
+        return self._source.search(experiments, {"mlflow.parentRunId": self._id})
 
     def _home(self) -> str:
         """The experiment of the study, made where it is missing."""
@@ -222,4 +209,4 @@ class Store:
         """Of two tries at a run the newest counts, whatever becomes of the clock meanwhile."""
         self._newest = started = max(self._newest + 1, time.time_ns() // 10**6)
         home = self._home()
-        return tried(lambda: self._client.create_run(home, started, dict(tags), name))
+        return retry(lambda: self._client.create_run(home, started, dict(tags), name))

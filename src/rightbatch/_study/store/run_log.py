@@ -10,8 +10,8 @@ from typing import Any
 
 from rightbatch._study.records import SCHEMA, Ended, Point, RunKey, Status
 from rightbatch._study.store.artifacts import Artifacts, as_json
-from rightbatch._study.store.database import quiet, tried
-from rightbatch._study.store.mlflow_runs import ENDS
+from rightbatch._study.store.database import quiet, retry
+from rightbatch._study.store.run_record import MLFLOW_STATUS
 
 METRICS_PER_CALL = 1000
 """MLflow's limit."""
@@ -68,7 +68,7 @@ class RunLog:
         end(self._client, self.id, ended.status, ended.reason, {"rightbatch.ended": _short(told)})
 
     def _batch(self, **content: Any) -> None:
-        tried(lambda: self._client.log_batch(self.id, **content))
+        retry(lambda: self._client.log_batch(self.id, **content))
 
 
 def end(
@@ -76,9 +76,9 @@ def end(
 ) -> None:
     """Ends a run, MLflow's own status last: a kill in between leaves it running."""
     told = {**(tags or {}), "rightbatch.status": status, "rightbatch.reason": reason}
-    tried(lambda: client.log_batch(run, tags=as_tags(told)))
+    retry(lambda: client.log_batch(run, tags=as_tags(told)))
     with quiet():
-        tried(lambda: client.set_terminated(run, ENDS[status]))
+        retry(lambda: client.set_terminated(run, MLFLOW_STATUS[status]))
 
 
 def as_tags(tags: Mapping[str, str]) -> list[Any]:
