@@ -124,10 +124,10 @@ def study(
                 if first := planned.first(keys):
                     planned.decide(train(first).values())
                 if search:
-                    from rightbatch._study.search import searched
+                    from rightbatch._study.learning_rate_search import search_learning_rates
 
                     done = [run for run in reader.runs() if run.key in planned.done]
-                    keys = searched(asked, search, train, done)
+                    keys = search_learning_rates(asked, search, train, done)
                 train(keys)
             store.finish()
             return result_of(reader, str(out))
