@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rightbatch._errors import MissingExtraError
-from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, reached, smoothed
+from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, find_crossing, smooth
 from rightbatch._study.config import Asked
 from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._training.targets import is_better
@@ -149,7 +149,7 @@ def _score(run: Run, target: Target | None) -> tuple[int, float]:
     """Smaller is better."""
     if run.status not in ("finished", "stopped"):
         return 3, 0.0
-    at = reached(run, target)
+    at = find_crossing(run, target)
     if at is not None and math.isfinite(at.steps):
         return 0, at.steps
     names = ("evaluation_loss", TRAINING_LOSS) if target is None else (target.metric,)
@@ -165,7 +165,7 @@ def _last(run: Run, name: str) -> float | None:
     curve = run.curves.get(name)
     value = run.metrics.get(name, math.nan)
     if curve is not None and len(curve.values):
-        _, means = smoothed(run, curve) if name == TRAINING_LOSS else ((), curve.values)
+        _, means = smooth(run, curve) if name == TRAINING_LOSS else ((), curve.values)
         value = float(means[-1]) if len(means) else value
     return value if math.isfinite(value) else None
 

@@ -25,7 +25,7 @@ class Planned:
     def __init__(self, asked: Asked, store: Store, *, sharpness: bool = False) -> None:
         self._asked, self._store, self._sharpness = asked, store, sharpness
         store.abandon()
-        self.done = {run.key: run.ended for run in store.runs().values() if run.ended is not None}
+        self.done = {run.key: run.ended for run in store.runs().values() if run.key and run.ended}
         self._noise_scale = asked.noise_scale
         known = store.document("decisions.json") or {}
         if self._noise_scale is None:

@@ -29,7 +29,7 @@ from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.reader import Reader
 from rightbatch._study.store.run_record import RunRecord
 from rightbatch._study.store.sqlite_source import Rows, SqliteSource
-from rightbatch._study.web.documents import OfSource
+from rightbatch._study.web.documents import StudyDocuments
 
 STARTED = 1_700_000_000_000
 """Of runs of other loggers, in milliseconds."""
@@ -332,7 +332,7 @@ def test_what_a_run_told_of_itself_comes_back_with_it(tmp_path: Path) -> None:
     with Reader(tmp_path / "runs") as reader:
         assert reader.events(log.id) == told
         assert reader.events(silent.id) == []
-        assert OfSource(reader).run(log.id)["events"] == told
+        assert StudyDocuments(reader).run(log.id)["events"] == told
 
 
 @pytest.fixture(scope="module")

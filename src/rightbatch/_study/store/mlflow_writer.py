@@ -1,8 +1,7 @@
-"""The runs of a study, written to MLflow as they go.
+"""Writes a study to MLflow: a run for the study, and below it one for every attempt at a `RunKey`.
 
-One run of MLflow's for the study, and below it one for every try at a `RunKey`. A process that is
-killed at any moment leaves a store that reads: a try counts as ended only once MLflow's own status
-says so, and that is written last.
+A process that is killed at any moment leaves a readable store: an attempt counts as ended only
+after MLflow's own status says so, which is written last.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rightbatch._errors import RightbatchError
+from rightbatch._study.json_text import to_json
 from rightbatch._study.records import SCHEMA, RunKey, Target
-from rightbatch._study.store.artifacts import Artifacts, as_json, write_whole
+from rightbatch._study.store.artifacts import Artifacts, write_file
 from rightbatch._study.store.database import (
     DATABASE,
     POINTER,
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """Where a study keeps its runs. Safe to use from several threads.
+    """The store of a study's runs. Safe to use from several threads.
 
-    The tracking address and the active run that the user's own code sees are left alone.
+    The tracking URI and the active run of the user's own code are not changed.
     """
 
     def __init__(self, client: Any, uri: str, folder: Path, title: str) -> None:
@@ -57,11 +57,11 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], title: str) -> Self:
-        """The store of a folder: its own database, or what `MLFLOW_TRACKING_URI` says.
+        """Open the store of a folder: its own database, or that of `MLFLOW_TRACKING_URI`.
 
         Args:
-            folder: of the study; made where it is missing.
-            title: names the experiment of a study that is new.
+            folder: of the study; created if it is missing.
+            title: the name of a new study's experiment.
 
         Raises:
             MissingExtraError: without MLflow.
@@ -76,51 +76,55 @@ class Store:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """There is nothing to close: what was logged is in the store already."""
+        """There is nothing to close: everything logged is already in the store."""
 
     def __str__(self) -> str:
         return without_password(self.uri)
 
     def asked(self) -> dict[str, Any] | None:
-        """What the folder's study was asked for; None where it is new."""
+        """The configuration of the folder's study; None if it is new."""
         found = None if self._study is None else self.document("study.json")
         asked = found.get("asked") if found else None
         return asked if isinstance(asked, dict) else None
 
     def study(self, asked: Mapping[str, Any], target: Target | None = None) -> str:
-        """Begins the study's own run, or finds it, and keeps in `study.json` what is asked for.
+        """Begin the study's own run, or find it, and write its configuration to `study.json`.
 
         Returns:
             The run's id.
         """
-        self._look()  # another process may have begun it meanwhile
+        self._look()  # another process may have begun it in the meantime
         if self._study is None:
             run = self._begin(self.title, {"rightbatch.kind": "study"})
             self._study = run.info.run_id
             if not self._own:
-                told = {"schema": SCHEMA, "uri": without_password(self.uri), "study": self._study}
-                write_whole(self.folder / POINTER, as_json(told))
+                content = {
+                    "schema": SCHEMA,
+                    "uri": without_password(self.uri),
+                    "study": self._study,
+                }
+                write_file(self.folder / POINTER, to_json(content))
         else:
             retry(lambda: self._client.update_run(self._id, status="RUNNING"))
-        if self.asked() != json.loads(as_json(asked)):
+        if self.asked() != json.loads(to_json(asked)):
             tags = {
                 "rightbatch.title": self.title,
-                "rightbatch.target": "" if target is None else as_json(vars(target)),
+                "rightbatch.target": "" if target is None else to_json(vars(target)),
             }
             retry(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
             self.artifact("study.json", {"title": self.title, "asked": dict(asked)})
         return self._id
 
     def finish(self) -> None:
-        """The study's own run has ended, until more of it is asked for."""
+        """End the study's own run; a later call may continue it."""
         retry(lambda: self._client.set_terminated(self._id, "FINISHED"))
 
     def artifact(self, name: str, document: Mapping[str, Any]) -> None:
-        """Keeps a JSON document with the study's run. What is no number becomes null."""
+        """Write a JSON document of the study; NaN and infinity become null."""
         self._artifacts.put(self._id, name, {"schema": SCHEMA, **document})
 
     def document(self, name: str, run: str | None = None) -> dict[str, Any] | None:
-        """Reads one back, of the study or of one of its runs; None where there is none."""
+        """Read a document of the study or of one of its runs; None if there is none."""
         return self._artifacts.get(run or self._id, name)
 
     def runs(self) -> dict[str, RunRecord]:
@@ -144,7 +148,7 @@ class Store:
         return [record for record in running if record.key is not None]
 
     def begin(self, key: RunKey, parameters: Mapping[str, Any]) -> RunLog:
-        """Begins a try at a run; `parameters` that are None may follow later."""
+        """Begin an attempt at a run; `parameters` that are None may follow later."""
         tags = {
             "rightbatch.kind": "run",
             "rightbatch.key": key.name,
@@ -158,7 +162,7 @@ class Store:
         return log
 
     def reader(self) -> Reader:
-        """Of this study's runs."""
+        """A reader of this study's runs."""
         from rightbatch._study.store.reader import Reader
 
         return Reader(self.uri, study=self._id)
@@ -166,7 +170,7 @@ class Store:
     @property
     def _id(self) -> str:
         if self._study is None:
-            raise RuntimeError("study() comes first")
+            raise RuntimeError("call study() first")
         return self._study
 
     def _look(self) -> None:
@@ -188,7 +192,7 @@ class Store:
         return self._source.search(experiments, {"mlflow.parentRunId": self._id})
 
     def _home(self) -> str:
-        """The experiment of the study, made where it is missing."""
+        """The experiment of the study, created if it is missing."""
         from mlflow.exceptions import MlflowException
 
         if self._experiment is None:
@@ -206,7 +210,7 @@ class Store:
         return str(self._experiment)
 
     def _begin(self, name: str, tags: Mapping[str, str]) -> Any:
-        """Of two tries at a run the newest counts, whatever becomes of the clock meanwhile."""
+        """Begin a run that is newer than all others, even if the clock was set back."""
         self._newest = started = max(self._newest + 1, time.time_ns() // 10**6)
         home = self._home()
         return retry(lambda: self._client.create_run(home, started, dict(tags), name))
