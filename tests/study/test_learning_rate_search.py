@@ -11,9 +11,16 @@ import pytest
 
 from rightbatch._errors import MissingExtraError
 from rightbatch._study.config import StudyConfig
+from rightbatch._study.learning_rate_search import (
+    HIGH,
+    LOW,
+    best_factor,
+    next_factor,
+    ranks,
+    search_learning_rates,
+)
 from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Curve, Run, RunKey, Status, Target
-from rightbatch._study.search import HIGH, LOW, best_factor, next_factor, ranks, searched
 
 optuna = pytest.importorskip("optuna")
 
@@ -82,7 +89,7 @@ def asked(sizes: Sequence[int] = tuple(OPTIMA), seeds: Sequence[int] = (0, 1)) -
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_size_is_trained_at_its_own_best_rate(seed: int) -> None:
-    keys = searched(asked(seeds=(seed,)), 12, Trainings(OPTIMA))
+    keys = search_learning_rates(asked(seeds=(seed,)), 12, Trainings(OPTIMA))
     for key in keys:
         steps = steps_with(key.learning_rate_factor, OPTIMA[key.batch_size])
         assert steps < 1.15 * LEAST
@@ -90,7 +97,7 @@ def test_each_size_is_trained_at_its_own_best_rate(seed: int) -> None:
 
 def test_the_best_of_the_trials_is_that_of_a_brute_force_search() -> None:
     train = Trainings(OPTIMA)
-    keys = searched(asked(), 8, train)
+    keys = search_learning_rates(asked(), 8, train)
     for key in keys:
         best = OPTIMA[key.batch_size]
         of_size = [one for one in train.order if one.batch_size == key.batch_size]
@@ -100,7 +107,7 @@ def test_the_best_of_the_trials_is_that_of_a_brute_force_search() -> None:
 
 def test_all_seeds_get_the_rate_that_the_first_one_found() -> None:
     train, what = Trainings(OPTIMA), asked(seeds=(7, 3, 5))
-    keys = searched(what, 5, train)
+    keys = search_learning_rates(what, 5, train)
     assert [(key.batch_size, key.seed) for key in keys] == [
         (key.batch_size, key.seed)
         for key in what.keys()  # noqa: SIM118  no dict
@@ -112,7 +119,7 @@ def test_all_seeds_get_the_rate_that_the_first_one_found() -> None:
 
 def test_a_round_has_a_trial_of_each_size_and_the_first_one_keeps_the_rule() -> None:
     train = Trainings(OPTIMA)
-    searched(asked(), 6, train)
+    search_learning_rates(asked(), 6, train)
     assert len(train.rounds) == 6
     assert all({key.batch_size for key in keys} == set(OPTIMA) for keys in train.rounds)
     assert {key.learning_rate_factor for key in train.rounds[0]} == {1.0}
@@ -120,7 +127,7 @@ def test_a_round_has_a_trial_of_each_size_and_the_first_one_keeps_the_rule() -> 
 
 def test_factors_are_within_bounds_readable_and_never_the_same() -> None:
     train = Trainings({8: 0.1, 32: 10.0})
-    searched(asked((8, 32)), 25, train)
+    search_learning_rates(asked((8, 32)), 25, train)
     factors = [key.learning_rate_factor for key in train.order]
     assert all(LOW <= factor <= HIGH and factor == float(f"{factor:.3g}") for factor in factors)
     assert len(set(train.order)) == len(train.order) == 50
@@ -129,22 +136,22 @@ def test_factors_are_within_bounds_readable_and_never_the_same() -> None:
 @pytest.mark.parametrize("after", [0, 1, 5, 11, 14])
 def test_a_search_that_is_interrupted_goes_on_as_if_it_had_not_been(after: int) -> None:
     whole = Trainings(OPTIMA)
-    keys = searched(asked(), 5, whole)
+    keys = search_learning_rates(asked(), 5, whole)
     train = Trainings(OPTIMA, stop_after=after)
     with pytest.raises(KeyboardInterrupt):
-        searched(asked(), 5, train)
+        search_learning_rates(asked(), 5, train)
     train.stop_after = math.inf
-    assert searched(asked(), 5, train, list(train.done.values())) == keys
+    assert search_learning_rates(asked(), 5, train, list(train.done.values())) == keys
     assert train.order == whole.order
 
 
 def test_more_trials_join_those_that_were_done() -> None:
     train = Trainings(OPTIMA)
-    searched(asked(), 4, train)
+    search_learning_rates(asked(), 4, train)
     before = list(train.order)
-    searched(asked(), 7, train, list(train.done.values()))
+    search_learning_rates(asked(), 7, train, list(train.done.values()))
     whole = Trainings(OPTIMA)
-    searched(asked(), 7, whole)
+    search_learning_rates(asked(), 7, whole)
     assert train.order == whole.order
     assert train.order[: len(before)] == before
 
@@ -154,7 +161,7 @@ def test_trials_of_another_sampler_are_learned_from_and_not_repeated() -> None:
     for factor in (1.0, 0.2, 2.9, 9.0):
         key = RunKey(32, 0, factor)
         train.done[key] = train.trained(key)
-    keys = searched(asked((32,)), 5, train, list(train.done.values()))
+    keys = search_learning_rates(asked((32,)), 5, train, list(train.done.values()))
     assert len(train.order) == 1
     assert steps_with(keys[0].learning_rate_factor, 3.0) < 1.01 * LEAST
 
@@ -165,7 +172,7 @@ def test_of_several_tries_at_a_run_the_newest_counts() -> None:
     stopped = run_of(key, "stopped", {"evaluation_loss": curve(1, 1, 0.1)}, started=1)
     train.done[key] = done
     worse = run_of(RunKey(32, 0, 3.0), "finished", {"evaluation_loss": curve(500, 1, 0.1)}, 3)
-    keys = searched(asked((32,)), 2, train, [done, worse, stopped])
+    keys = search_learning_rates(asked((32,)), 2, train, [done, worse, stopped])
     assert train.order == []
     assert keys == [RunKey(32, 0), RunKey(32, 1)]
 
@@ -178,7 +185,7 @@ def test_a_size_that_memory_does_not_suffice_for_is_tried_once() -> None:
             return super().trained(key)
 
     train = Short(OPTIMA)
-    keys = searched(asked(), 4, train)
+    keys = search_learning_rates(asked(), 4, train)
     assert [key for key in train.order if key.batch_size == 128] == [RunKey(128, 0)]
     assert {key.learning_rate_factor for key in keys if key.batch_size == 128} == {1.0}
     assert sum(key.batch_size == 8 for key in train.order) == 4
@@ -189,7 +196,7 @@ def test_where_nothing_trains_the_rule_stays() -> None:
         def trained(self, key: RunKey) -> Run:
             return run_of(key, "failed", {})
 
-    keys = searched(asked((8,)), 4, Failing(OPTIMA))
+    keys = search_learning_rates(asked((8,)), 4, Failing(OPTIMA))
     assert {key.learning_rate_factor for key in keys} == {1.0}
 
 
@@ -246,7 +253,7 @@ def test_nothing_is_written_and_how_much_optuna_says_stays_as_it_was(
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.DEBUG)
     try:
-        searched(asked(), 6, Trainings(OPTIMA))
+        search_learning_rates(asked(), 6, Trainings(OPTIMA))
         assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
     finally:
         optuna.logging.set_verbosity(before)
@@ -257,7 +264,7 @@ def test_without_optuna_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "optuna", None)
     train = Trainings(OPTIMA)
     with pytest.raises(MissingExtraError, match=r"rightbatch\[search\]"):
-        searched(asked(), 3, train)
+        search_learning_rates(asked(), 3, train)
     assert train.order == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,24 +12,12 @@ import numpy as np
 import pytest
 from study_runs import plan_of
 
-from rightbatch._errors import MissingExtraError
-from rightbatch._study.pruning import (
-    HANDICAP,
-    MARKS,
-    PATIENCE,
-    STARTUP,
-    WARM_UP,
-    Marks,
-    Pruner,
-    mark_after,
-    seconds_of,
-)
+from rightbatch._study.marks import MARKS, Marks, mark_after, seconds_of
+from rightbatch._study.pruning import HANDICAP, PATIENCE, STARTUP, WARM_UP, Pruner
 from rightbatch._study.records import Curve, Ended, Point, Run, RunKey, Status, Target
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import Sweep
-
-optuna = pytest.importorskip("optuna")
 
 LOSS = "evaluation_loss"
 FINISHED = Ended("finished", "1 epochs")
@@ -271,35 +258,51 @@ def test_what_is_no_number_is_no_measurement() -> None:
     assert set(marks.at.values()) == {0.7}
 
 
-def test_it_is_safe_with_several_threads_and_says_nothing_itself(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.DEBUG)
-    try:
-        pruner = with_rivals(STARTUP)
-        alone = [judged(pruner, RunKey(8, 0), falling(pace)) for pace in (0.9, 4.0)]
-        pruners = [with_rivals(STARTUP) for _ in range(2)]
-        ready = threading.Barrier(8)
+def test_it_is_safe_with_several_threads() -> None:
+    pruner = with_rivals(STARTUP)
+    alone = [judged(pruner, RunKey(8, 0), falling(pace)) for pace in (0.9, 4.0)]
+    pruners = [with_rivals(STARTUP) for _ in range(2)]
+    ready = threading.Barrier(8)
 
-        def judge(number: int) -> str | None:
-            ready.wait()
-            way = falling(0.9 if number % 2 == 0 else 4.0)
-            # so that no order of ends changes what the others are compared with
-            return judged(pruners[number // 4], RunKey(8, number), way, status="failed")
+    def judge(number: int) -> str | None:
+        ready.wait()
+        way = falling(0.9 if number % 2 == 0 else 4.0)
+        # so that no order of ends changes what the others are compared with
+        return judged(pruners[number // 4], RunKey(8, number), way, status="failed")
 
-        with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(judge, range(8))) == alone * 4
-        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
-    finally:
-        optuna.logging.set_verbosity(before)
-    assert capfd.readouterr() == ("", "")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(judge, range(8))) == alone * 4
 
 
-def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"rightbatch\[search\]"):
-        Pruner(None)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rule_is_the_one_of_optunas_median_pruner(seed: int) -> None:
+    """With rivals delayed by the handicap, as trials that report at every mark."""
+    optuna = pytest.importorskip("optuna")
+    random = np.random.default_rng(seed)
+    paces = (10 ** random.uniform(-0.5, 1, STARTUP + 3)).tolist()
+    pruner = Pruner(None)
+    first = mark_after(WARM_UP * falling(1)[-1][0])
+    reference = optuna.create_study(
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=first)
+    )
+    for number, pace in enumerate(paces):
+        assert judged(pruner, RunKey(100, number), falling(pace)) is None
+        known = {mark: known_at(falling(pace), mark) for mark in range(MARKS)}
+        delayed = {mark + HANDICAP: value for mark, value in known.items() if value is not None}
+        reference.add_trial(optuna.trial.create_trial(value=1.0, intermediate_values=delayed))
+    for pace in (0.5, 2.0, 4.0, 8.0, 16.0):
+        way, trial, behind, expected = falling(pace), reference.ask(), 0, None
+        for mark in range(MARKS):
+            value = known_at(way, mark)
+            if value is not None and seconds_of(mark) < way[-1][0] and expected is None:
+                trial.report(value, mark)
+                behind = behind + 1 if trial.should_prune() else 0
+                expected = mark if behind == PATIENCE else None
+        reference.tell(trial, state=optuna.trial.TrialState.FAIL)
+        why = judged(pruner, RunKey(8, 0), way, status="failed")
+        assert (why is None) == (expected is None)
+        if expected is not None:
+            assert f"at {seconds_of(expected):.1f} s its best" in (why or "")
 
 
 class InOrder:

@@ -95,7 +95,7 @@ def test_the_same_command_trains_nothing_again_and_more_sizes_join(
     after = runs_in(out)
     assert before < {run.id for run in after}
     assert [run.batch_size for run in after if run.id not in before] == [64]
-    assert "2 of 3 runs are there already" in said
+    assert "2 of 3 runs were finished before" in said
     known = {run["name"]: run["metrics"] for run in told["runs"]}
     assert {run["name"]: run["metrics"] for run in again["runs"] if run["name"] in known} == known
 

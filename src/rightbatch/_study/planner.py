@@ -25,7 +25,7 @@ class Planner:
     def __init__(self, config: StudyConfig, store: Store) -> None:
         self._config, self._store = config, store
         store.abandon()
-        self.done = {run.key: run.ended for run in store.runs().values() if run.ended is not None}
+        self.done = {run.key: run.ended for run in store.runs().values() if run.key and run.ended}
         self._noise_scale = config.options.noise_scale
         known = store.document("decisions.json") or {}
         if self._noise_scale is None:

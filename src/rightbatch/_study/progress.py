@@ -1,4 +1,4 @@
-"""Progress of a sweep on stderr: a line for the whole and for each run, and a note of each end."""
+"""Progress of a sweep on stderr: a line for the sweep and for each run, a note for each end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rightbatch._progress import Line, Live
 from rightbatch._study.records import Ended, Point, RunKey
 from rightbatch._units import format_seconds
 
-_TOLD = ("evaluation_loss", "loss")  # of what was measured, the first that is there
+_SHOWN = ("evaluation_loss", "loss")  # the first that was measured
 
 
 class Notes:
-    """Writes to a `Live` whose total is the number of runs; notes are for `enabled` ones only."""
+    """Writes to a `Live` whose total is the number of runs; notes only if `enabled`."""
 
     def __init__(self, live: Live, total: int, epochs: int, *, enabled: bool = True) -> None:
         self._live, self._total, self._epochs, self._enabled = live, total, epochs, enabled
@@ -20,10 +20,10 @@ class Notes:
         self._done = 0
 
     def done(self, count: int) -> None:
-        """So many runs were there before."""
+        """So many runs were finished by an earlier call."""
         self._count(count)
         if count:
-            self._note(f"{count} of {self._total} runs are there already")
+            self._note(f"{count} of {self._total} runs were finished before")
 
     def began(self, key: RunKey) -> None:
         self._lines[key] = self._live.line(str(key), self._epochs)
@@ -32,8 +32,8 @@ class Notes:
     def went(self, key: RunKey, points: Sequence[Point]) -> None:
         last = points[-1]
         values = {name: value for point in points for name, value in point.values.items()}
-        told = [f"{name} {values[name]:.4g}" for name in _TOLD if name in values][:1]
-        text = ", ".join([*told, f"{last.steps} steps"])
+        shown = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values][:1]
+        text = ", ".join([*shown, f"{last.steps} steps"])
         self._lines[key].show(text, min(int(last.epochs), self._epochs))
 
     def ended(self, key: RunKey, ended: Ended) -> None:

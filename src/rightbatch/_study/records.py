@@ -1,4 +1,4 @@
-"""What a study is made of: which runs are asked for, what they tell on their way, how they end."""
+"""The records of a study: keys of runs, the points that they log, how they end, their curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
-"""Of every JSON document of a study: artifacts, and what the page asks for. Fields may be added."""
+"""Version of every JSON document of a study: artifacts and the page's. Fields may be added."""
 
 Axis = Literal["steps", "examples", "seconds", "epochs"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "out_of_memory", "diverged", "failed", "
 
 @dataclass(frozen=True, order=True)
 class RunKey:
-    """Which run: `learning_rate_factor` is on the rate that the rule gives to this batch size."""
+    """Identifies a run; `learning_rate_factor` multiplies the rule's rate for this batch size."""
 
     batch_size: int
     seed: int
@@ -35,13 +35,13 @@ class RunKey:
 
     @property
     def name(self) -> str:
-        """For files and tags: the same for the same run, and for no other."""
+        """A unique name for files and tags."""
         return f"batch_{self.batch_size}-seed_{self.seed}-rate_{self.learning_rate_factor!r}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A metric with the value to reach: losses and errors from above, others from below."""
+    """A metric and the value to reach: losses and errors from above, others from below."""
 
     metric: str
     value: float
@@ -52,9 +52,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood after `steps` updates, and what was measured there.
+    """The measurements of a run after `steps` updates.
 
-    `seconds` are of training, without what was measured on the way. `at` is Unix time.
+    `seconds` are of training, without measurements and evaluations. `at` is Unix time.
     """
 
     steps: int
@@ -66,8 +66,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """When a target was reached, between two measurements where the second was better."""
+class Crossing:
+    """When a target was reached, interpolated between two measurements."""
 
     steps: float
     examples: float
@@ -76,7 +76,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended; `error` is its type and message where it failed."""
+    """How a run ended; `error` has the type and the message if it failed."""
 
     status: Status
     reason: str
@@ -98,7 +98,7 @@ class Ended:
 class Curve:
     """A metric along a run: `values` at each place on each axis, all arrays of one length.
 
-    An axis that a foreign logger did not record is NaN.
+    An axis that another logger did not record is NaN.
     """
 
     steps: NDArray[np.float64]
@@ -108,16 +108,16 @@ class Curve:
     values: NDArray[np.float64]
 
     def along(self, axis: Axis) -> NDArray[np.float64]:
-        """The places on an axis."""
+        """The values of an axis, one for each of the metric."""
         return getattr(self, axis)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the store has it, ours or another logger's.
+    """A run as the store has it, of a study or of another logger.
 
-    `batch_size` and `seed` are None where nothing tells. `started` is Unix time. `parameters` are
-    what it was logged with, `metrics` the last value of each, `curves` all values by metric.
+    `batch_size` and `seed` are None if unknown. `started` is Unix time. `parameters` are the logged
+    ones, `metrics` has the last value of each metric, `curves` all values by metric.
     """
 
     id: str
@@ -143,7 +143,7 @@ class Run:
 
     @property
     def key(self) -> RunKey | None:
-        """Which run of a study it is a try at; None where size or seed are not known."""
+        """The run of a study that this is an attempt at; None if size or seed are unknown."""
         if self.batch_size is None or self.seed is None:
             return None
         return RunKey(self.batch_size, self.seed, self.learning_rate_factor)

@@ -1,4 +1,4 @@
-"""What a study found: its runs, their comparison, as a table and as pictures."""
+"""The result of a study: its runs and their comparison, as text, table and figures."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ class StudyResult:
 
     @property
     def reason(self) -> str:
-        """The answer in a sentence or some."""
+        """The answer in a few sentences."""
         return " ".join(self.summary.sentences)
 
     @property
     def exit_code(self) -> int:
-        """0; 1 where no size reached the target, or memory sufficed for none; 3 where all runs
-        failed."""
+        """0; 1 if no size reached the target or finished; 3 if all runs failed."""
         statuses = {run.status for run in self.runs}
         if statuses <= {"failed", "stopped"} and "failed" in statuses:
             return 3
@@ -123,7 +122,7 @@ class StudyResult:
 
 
 def result_of(source: Any, out: str) -> StudyResult:
-    """Of what a store holds now."""
+    """The result of the runs in a store."""
     runs = tuple(source.runs())
     target = source.target
     return StudyResult(runs, target, summarize(runs, target), out)

@@ -91,10 +91,10 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
                 if first := planner.first(keys):
                     planner.decide(train(first).values())
                 if search:
-                    from rightbatch._study.search import searched
+                    from rightbatch._study.learning_rate_search import search_learning_rates
 
                     done = [run for run in reader.runs() if run.key in planner.done]
-                    keys = searched(config, search, train, done)
+                    keys = search_learning_rates(config, search, train, done)
                 train(keys)
             store.finish()
             return result_of(reader, str(out))

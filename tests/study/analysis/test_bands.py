@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from study_runs import curve, made
 
-from rightbatch._study.analysis.bands import PLACES, band, thinned
+from rightbatch._study.analysis.bands import PLACES, band, thin
 from rightbatch._study.records import AXES
 
 
@@ -101,7 +101,7 @@ def test_there_is_no_band_of_what_was_never_measured():
 def test_a_thinned_curve_keeps_its_ends_and_its_extremes(count):
     values = np.random.default_rng(count).standard_normal(count)
     whole = curve(8, np.arange(1.0, count + 1), values)
-    few = thinned(whole, 1000)
+    few = thin(whole, 1000)
     assert len(few.values) <= 1000
     assert few.values.max() == values.max()
     assert few.values.min() == values.min()
@@ -115,6 +115,6 @@ def test_a_thinned_curve_survives_values_that_are_not_finite():
     values = np.full(5000, np.nan)
     values[::7] = 1.0
     values[100] = np.inf
-    few = thinned(curve(8, np.arange(1.0, 5001), values), 100)
+    few = thin(curve(8, np.arange(1.0, 5001), values), 100)
     assert len(few.values) <= 100
     assert np.isfinite(few.values).any()

@@ -5,11 +5,11 @@ import pytest
 from study_runs import TARGET, curve, made, reaching
 
 from rightbatch._study.analysis.by_size import Spread, size_figures, steps_to_target
-from rightbatch._study.analysis.grouping import count_runs
+from rightbatch._study.analysis.grouping import group_runs
 
 
 def figures_of(runs, target=TARGET):
-    (size,) = count_runs(runs, target).sizes
+    (size,) = group_runs(runs, target).sizes
     return size_figures(size, target)
 
 
@@ -38,7 +38,7 @@ def test_runs_that_ended_count_and_those_under_way_only_once_they_reached_it():
     assert (found.count, found.of, found.runs) == (2, 4, 5)
     assert found.statuses == {"finished": 1, "running": 2, "diverged": 1, "failed": 1}
     assert found.is_reached
-    (size,) = count_runs(runs, TARGET).sizes
+    (size,) = group_runs(runs, TARGET).sizes
     assert steps_to_target(size, TARGET) == [
         pytest.approx(100, rel=1e-3),
         pytest.approx(110, rel=1e-3),

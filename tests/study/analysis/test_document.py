@@ -10,7 +10,7 @@ from study_runs import TARGET, curve, law_of, made, reaching
 
 from rightbatch._study.analysis import document
 from rightbatch._study.analysis.bands import band
-from rightbatch._study.analysis.steps_to_target import reached
+from rightbatch._study.analysis.steps_to_target import find_crossing
 from rightbatch._study.records import AXES, Run, Target
 
 
@@ -78,7 +78,7 @@ def test_each_run_is_there_with_when_it_reached_the_target():
     found = document.study(Runs(runs))
     assert [row["id"] for row in found["runs"]] == [run.id for run in runs]
     for row, run in zip(found["runs"], runs, strict=True):
-        when = reached(run, TARGET)
+        when = find_crossing(run, TARGET)
         assert row["reached"] == (vars(when) if when else None)
         assert "curves" not in row
 

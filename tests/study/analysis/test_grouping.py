@@ -6,8 +6,8 @@ from study_runs import TARGET, curve, made, reaching
 
 from rightbatch._study.analysis.grouping import (
     common_axis,
-    count_runs,
     final_value,
+    group_runs,
     mean_between,
     metrics_of,
     value_at,
@@ -15,34 +15,34 @@ from rightbatch._study.analysis.grouping import (
 
 
 def chosen_of(runs, target=TARGET):
-    return {size.batch_size: size.factor for size in count_runs(runs, target).sizes}
+    return {size.batch_size: size.factor for size in group_runs(runs, target).sizes}
 
 
 def test_runs_are_sorted_by_batch_size():
     runs = [reaching(size, 100.0, seed) for size in (64, 8) for seed in range(2)]
-    counted = count_runs([*runs, made(None, None)], TARGET)
-    assert [(size.batch_size, len(size.chosen)) for size in counted.sizes] == [(8, 2), (64, 2)]
-    assert [run.name for run in counted.unsized] == ["None-None-1.0"]
+    groups = group_runs([*runs, made(None, None)], TARGET)
+    assert [(size.batch_size, len(size.chosen)) for size in groups.sizes] == [(8, 2), (64, 2)]
+    assert [run.name for run in groups.unsized] == ["None-None-1.0"]
 
 
 def test_a_run_that_was_begun_anew_counts_once():
     old = reaching(8, 100.0, status="stopped", started=1.0)
     new = reaching(8, 200.0, started=2.0)
-    counted = count_runs([new, old], TARGET)
-    assert counted.sizes[0].runs == (new,)
-    assert counted.superseded == (old,)
+    groups = group_runs([new, old], TARGET)
+    assert groups.sizes[0].runs == (new,)
+    assert groups.superseded == (old,)
 
 
 def test_a_run_that_was_stopped_and_not_begun_anew_counts():
     older, newer = (reaching(8, 100.0, status="stopped", started=t) for t in (1.0, 2.0))
-    counted = count_runs([older, newer], TARGET)
-    assert counted.sizes[0].runs == (newer,)
+    groups = group_runs([older, newer], TARGET)
+    assert groups.sizes[0].runs == (newer,)
 
 
 def test_runs_of_another_logger_that_share_size_and_seed_all_count():
     runs = [made(16, 0, started=float(k), id=str(k)) for k in range(3)]
     unseeded = [made(16, None, status="stopped", started=float(k), id=f"u{k}") for k in range(2)]
-    assert len(count_runs([*runs, *unseeded]).sizes[0].runs) == 5
+    assert len(group_runs([*runs, *unseeded]).sizes[0].runs) == 5
 
 
 def test_each_size_has_the_learning_rate_whose_median_run_takes_the_fewest_steps():
@@ -53,11 +53,11 @@ def test_each_size_has_the_learning_rate_whose_median_run_takes_the_fewest_steps
         for (size, factor), of in steps.items()
         for seed, each in enumerate(of)
     ]
-    counted = count_runs(runs, TARGET)
-    assert {size.batch_size: size.factor for size in counted.sizes} == {8: 1.0, 64: 2.0}
-    assert [len(size.chosen) for size in counted.sizes] == [3, 3]
-    assert counted.sizes[0].factors == (1.0, 2.0)
-    assert len(counted.sizes[0].runs) == 6
+    groups = group_runs(runs, TARGET)
+    assert {size.batch_size: size.factor for size in groups.sizes} == {8: 1.0, 64: 2.0}
+    assert [len(size.chosen) for size in groups.sizes] == [3, 3]
+    assert groups.sizes[0].factors == (1.0, 2.0)
+    assert len(groups.sizes[0].runs) == 6
 
 
 def test_a_learning_rate_that_most_seeds_do_not_survive_is_not_the_best():

@@ -20,15 +20,16 @@ from study_stores import finished, folder_with_database, point, store_in
 
 from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._study.records import AXES, Ended, Run, RunKey, Target
-from rightbatch._study.store import metric_history as history
-from rightbatch._study.store import mlflow_import as foreign
 from rightbatch._study.store.database import DATABASE, uri_of
-from rightbatch._study.store.locations import Place
-from rightbatch._study.store.metric_history import Database, History
-from rightbatch._study.store.mlflow_native import BEGUN_ANEW
+from rightbatch._study.store.history import History
+from rightbatch._study.store.locations import Location
+from rightbatch._study.store.mlflow_import import ImportedRun, facts
+from rightbatch._study.store.mlflow_native import SUPERSEDED
 from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.reader import Reader
-from rightbatch._study.web.documents import OfSource
+from rightbatch._study.store.run_record import RunRecord
+from rightbatch._study.store.sqlite_source import Rows, SqliteSource
+from rightbatch._study.web.documents import StudyDocuments
 
 STARTED = 1_700_000_000_000
 """Of runs of other loggers, in milliseconds."""
@@ -204,14 +205,14 @@ class TestRunsOfAStudy:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read: list[tuple[str, int]] = []
-        rows = Database.rows
+        rows = SqliteSource.rows
 
-        def counting(self: Database, run: str, before: history.Rows) -> history.Rows:
+        def counting(self: SqliteSource, run: str, before: Rows) -> Rows:
             found = rows(self, run, before)
             read.append((run, found.codes.size - before.codes.size))
             return found
 
-        monkeypatch.setattr(Database, "rows", counting)
+        monkeypatch.setattr(SqliteSource, "rows", counting)
         store = store_in(tmp_path)
         done = finished(store, RunKey(8, 0), steps=range(1, 11))
         log = store.begin(RunKey(8, 1), {})
@@ -250,7 +251,7 @@ class TestRunsOfAStudy:
         newer = finished(store, RunKey(8, 0))
         runs = {run.id: run for run in reader.runs()}
         assert list(runs) == [older, other, newer]
-        assert (runs[older].status, runs[older].reason) == ("stopped", BEGUN_ANEW)
+        assert (runs[older].status, runs[older].reason) == ("stopped", SUPERSEDED)
         assert runs[older].steps == 3
         assert [runs[id].status for id in (other, newer)] == ["finished", "finished"]
 
@@ -294,7 +295,7 @@ class TestRunsOfAStudy:
         log.points([point(1)])
         now = [100.0]
         module = "rightbatch._study.store.reader"
-        monkeypatch.setattr(f"{module}.place_of", lambda uri: Place(uri, "server"))
+        monkeypatch.setattr(f"{module}.locate", lambda uri: Location(uri, "server"))
         monkeypatch.setattr("rightbatch._study.store.reader.monotonic", lambda: now[0])
         reader = Reader(store.uri)
         seen = reader.revision()
@@ -331,7 +332,7 @@ def test_what_a_run_told_of_itself_comes_back_with_it(tmp_path: Path) -> None:
     with Reader(tmp_path / "runs") as reader:
         assert reader.events(log.id) == told
         assert reader.events(silent.id) == []
-        assert OfSource(reader).run(log.id)["events"] == told
+        assert StudyDocuments(reader).run(log.id)["events"] == told
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +405,7 @@ class TestRunsOfOtherLoggers:
         def refuse(*arguments: object) -> None:
             raise sqlite3.OperationalError("no such table: metrics")
 
-        monkeypatch.setattr(Database, "rows", refuse)
+        monkeypatch.setattr(SqliteSource, "__init__", refuse)
         slow = Reader(folder).runs()
         assert [run.to_dict() for run in slow] == [run.to_dict() for run in fast]
         for one, other in zip(fast, slow, strict=True):
@@ -515,7 +516,7 @@ class TestParameters:
             "optimizer": "auto",
             "lr0": "1",
         }
-        found = foreign.facts(told)
+        found = facts(told)
         assert found.batch_size == expected
         assert found.learning_rate is None  # `auto` takes another
 
@@ -535,13 +536,12 @@ class TestParameters:
     def test_of_others_are_known_by_their_names(
         self, told: dict[str, str], expected: int | None
     ) -> None:
-        assert foreign.facts(told).batch_size == expected
+        assert facts(told).batch_size == expected
 
     def test_of_an_unknown_logger_do_not_make_examples_of_its_steps(self) -> None:
         numbers = np.arange(1.0, 4)
         histories = {"loss": History(numbers, 1000 * numbers, numbers)}
-        known = foreign.facts({"batch_size": "8"})
-        curve = foreign.curve(known, 0.5, "loss", histories)
+        curve = imported({"batch_size": "8"}, 500).curve("loss", histories)
         assert curve.steps.tolist() == [1, 2, 3]
         assert np.isnan(curve.examples).all()
         assert np.isnan(curve.epochs).all()
@@ -550,10 +550,14 @@ class TestParameters:
     def test_of_a_logger_whose_steps_are_epochs_say_so(self) -> None:
         numbers = np.arange(3.0)
         one = History(numbers, 1000 * numbers, numbers)
-        curve = foreign.curve(foreign.facts({}), 5.0, "loss", {"loss": one, "epoch": one})
+        curve = imported({}, 5000).curve("loss", {"loss": one, "epoch": one})
         assert curve.epochs.tolist() == [1, 2, 3]
         assert np.isnan(curve.steps).all()
         assert curve.seconds.tolist() == [0, 1, 2]  # copied: begun after it was trained
+
+
+def imported(parameters: dict[str, str], started: int) -> ImportedRun:
+    return ImportedRun(RunRecord("1", "", "0", "FINISHED", started, {}, parameters, {}))
 
 
 class TestWhatCannotBeOpened:
@@ -601,5 +605,5 @@ class TestWhatCannotBeOpened:
         reader.runs()
         reader.close()
         (tmp_path / DATABASE).unlink()
-        with pytest.raises(RightbatchError, match="not there any more"):
+        with pytest.raises(RightbatchError, match="does not exist any more"):
             reader.runs()

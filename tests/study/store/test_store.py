@@ -23,7 +23,7 @@ from study_stores import finished, folder_with_database, point, store_in
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
 from rightbatch._study.records import Ended, Point, RunKey, Target
 from rightbatch._study.store import database
-from rightbatch._study.store.database import DATABASE, POINTER, open_client, tried, uri_of
+from rightbatch._study.store.database import DATABASE, POINTER, open_client, retry, uri_of
 from rightbatch._study.store.mlflow_writer import Store
 
 KEY = RunKey(8, 0)
@@ -383,7 +383,7 @@ class TestErrors:
                 raise error
             return 7
 
-        assert tried(call) == 7
+        assert retry(call) == 7
         assert pauses == list(database.PAUSES[:2])
 
     def test_a_store_that_stays_busy_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ class TestErrors:
             raise MlflowException("database is locked", TEMPORARILY_UNAVAILABLE)
 
         with pytest.raises(RightbatchError, match="database is locked"):
-            tried(call)
+            retry(call)
         assert len(calls) == len(database.PAUSES) + 1
 
     def test_what_a_store_refuses_is_not_asked_again(self) -> None:
@@ -406,7 +406,7 @@ class TestErrors:
             raise MlflowException("no such run", INVALID_PARAMETER_VALUE)
 
         with pytest.raises(RightbatchError, match="no such run"):
-            tried(call)
+            retry(call)
         assert len(calls) == 1
 
     def test_without_mlflow_the_extra_is_named(
@@ -417,7 +417,7 @@ class TestErrors:
             open_client(f"sqlite:///{(tmp_path / DATABASE).as_posix()}")
 
     def test_a_folder_that_sqlalchemy_cannot_name_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="name another"):
+        with pytest.raises(UsageError, match="use another folder"):
             Store.open(tmp_path / "50%25?", "digits")
 
     def test_a_database_of_another_mlflow_is_refused_in_its_own_words(self, tmp_path: Path) -> None:

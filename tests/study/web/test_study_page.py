@@ -19,7 +19,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("uvicorn")
 
 from rightbatch._study.web.app import app
-from rightbatch._study.web.documents import OfSource
+from rightbatch._study.web.documents import StudyDocuments
 from rightbatch._web.listening import HttpServer
 
 NASTY = '<img src=x onerror="document.title=1"></script><script>document.title=2</script>%{y}'
@@ -559,7 +559,7 @@ def test_a_store_of_runs_is_shown(look: Look) -> None:
     finally:
         listening.stop()
     with pytest.raises(ValueError, match="no run has logged 'los'"):
-        OfSource(store).curves("los")
+        StudyDocuments(store).curves("los")
 
 
 def test_a_document_is_sent_again_only_once_it_has_changed() -> None:

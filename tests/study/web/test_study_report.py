@@ -16,7 +16,7 @@ from study_sites import METRICS, MadeUp, along, values
 
 from rightbatch._errors import UsageError
 from rightbatch._study.web import report, template
-from rightbatch._study.web.bundle import as_one
+from rightbatch._study.web.bundle import bundle
 from rightbatch._study.web.report import write_report
 
 pytest.importorskip("jinja2")
@@ -143,7 +143,7 @@ def test_modules_become_one_script_in_the_order_of_their_needs() -> None:
         "a.js": "import { one } from './b.js'\nconst own = 1\nexport function twice(x) {}",
         "b.js": "const own = 2\nexport const one = 1",
     }
-    script = as_one(modules, "page.js")
+    script = bundle(modules, "page.js")
     assert script.index("module_b_js =") < script.index("module_a_js =")
     assert script.index("module_a_js =") < script.index("module_page_js =")
     assert "import" not in script and "export" not in script
@@ -157,18 +157,18 @@ def test_modules_become_one_script_in_the_order_of_their_needs() -> None:
         ("export default 1", "export default"),
         ("const a = await import('./a.js')", "import"),
         ("import { a } from './none.js'", "no module 'none.js'"),
-        ("import { a } from './page.js'", "need each other: page.js -> page.js"),
+        ("import { a } from './page.js'", "import each other: page.js -> page.js"),
         ("const a = '</script>'", "</script"),
     ],
 )
 def test_a_module_that_cannot_be_part_of_one_script_is_named(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        as_one({"page.js": text, "a.js": ""}, "page.js")
+        bundle({"page.js": text, "a.js": ""}, "page.js")
 
 
 def test_all_modules_of_the_page_are_in_it() -> None:
     files = {name: data.decode() for name, data in template.files().items()}
-    script = as_one(files, "page.js")
+    script = bundle(files, "page.js")
     for name in files:
         assert not name.endswith(".js") or f"module_{name.replace('.', '_')} =" in script
 

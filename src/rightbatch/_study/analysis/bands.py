@@ -1,4 +1,4 @@
-"""Runs of one batch size as a band: the median of the seeds, and the least and most of them."""
+"""The band of one batch size: median, minimum and maximum over its seeds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from rightbatch._study.records import Axis, Curve, Run
 
 PLACES = 300
-"""On a band at most: more than a screen shows."""
+"""At most in a band: more than a screen shows."""
 
 _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Band:
-    """Median, least and most of the seeds at each place `x` of an axis."""
+    """Median, minimum and maximum of the seeds at each place `x` of an axis."""
 
     x: _Array
     middle: _Array
@@ -27,12 +27,12 @@ class Band:
 
 
 def band(runs: Sequence[Run], metric: str, axis: Axis, places: int = PLACES) -> Band | None:
-    """Along an axis, between the measurements of each run; None where there is none.
+    """The band of a metric along an axis, each run interpolated; None without measurements.
 
-    The places are of the runs' own measurements, every so many of them where they are too many: so
-    they are dense where the measurements are, on an axis that is linear or logarithmic. A run has
-    no value beyond its ends, and the band ends where fewer than half of the runs go on: what is
-    left would jump as runs drop out.
+    The places are those of the runs' own measurements, thinned evenly if there are too many, so
+    they are dense where the measurements are, on linear and logarithmic axes. A run has no value
+    beyond its ends, and the band ends where fewer than half of the runs continue: what remains
+    would jump as runs drop out.
     """
     measured = [_measured(run.curves[metric], axis) for run in runs if metric in run.curves]
     measured = [(x, values) for x, values in measured if len(x)]
@@ -53,19 +53,19 @@ def band(runs: Sequence[Run], metric: str, axis: Axis, places: int = PLACES) -> 
     return Band(grid, middle, values[0], ranked(counts - 1))
 
 
-def thinned(curve: Curve, places: int) -> Curve:
-    """A curve with at most so many places: its ends, and the extremes of each stretch."""
+def thin(curve: Curve, places: int) -> Curve:
+    """A curve with at most so many places: its ends, and the extremes of each section."""
     count = len(curve.values)
     if count <= places:
         return curve
     width = -(-count // max(1, (places - 2) // 2))
-    stretches = -(-count // width)
-    padded = np.full(stretches * width, np.nan)
+    sections = -(-count // width)
+    padded = np.full(sections * width, np.nan)
     padded[:count] = curve.values
-    rows = padded.reshape(stretches, width)
+    rows = padded.reshape(sections, width)
     least = np.where(np.isnan(rows), np.inf, rows).argmin(axis=1)
     most = np.where(np.isnan(rows), -np.inf, rows).argmax(axis=1)
-    starts = np.arange(stretches) * width
+    starts = np.arange(sections) * width
     kept = np.unique(np.concatenate([[0, count - 1], starts + least, starts + most]))
     axes = (curve.steps, curve.examples, curve.seconds, curve.epochs, curve.values)
     return Curve(*(array[kept] for array in axes))
@@ -82,9 +82,9 @@ def _measured(curve: Curve, axis: Axis) -> tuple[_Array, _Array]:
 
 
 def _grid(places_of_runs: list[_Array], places: int) -> _Array:
-    """Every k-th of all measurements; of each run no more than can matter, since sorting costs.
+    """Every k-th of all measurements, with each run thinned first, since sorting is expensive.
 
-    Where half of the runs have begun, and where half of them still go on, are always among them.
+    The places where half of the runs have begun and where half of them still continue are kept.
     """
     few = np.unique(np.concatenate([_every(x, places) for x in places_of_runs]))
     if len(few) <= places:

@@ -1,4 +1,4 @@
-"""What each batch size did: the median of its seeds, and the least and most of them."""
+"""The figures of each batch size: median, minimum and maximum over its seeds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rightbatch._study.analysis.grouping import (
     last_place,
     mean_between,
 )
-from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, reached
-from rightbatch._study.records import Reached, Run, Status, Target
+from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, find_crossing
+from rightbatch._study.records import Crossing, Run, Status, Target
 
 _TRAINING_LOSSES = (TRAINING_LOSS, "train_loss")
 _NOISE_PART = 0.5
-"""Of a run, its later part, over which the noise of the way is averaged: early on it is less."""
+"""Later part of a run over which the noise is averaged, since it is lower early on."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and most of `count` seeds."""
+    """Median, minimum and maximum of `count` seeds."""
 
     middle: float
     low: float
@@ -38,12 +38,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of those that are known; None where none is."""
+        """The spread of the known values; None if there are none."""
         known = [value for value in values if value is not None and math.isfinite(value)]
         return cls(statistics.median(known), min(known), max(known), len(known)) if known else None
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the two bands have a place in common."""
+        """Whether the two bands overlap."""
         return self.low <= other.high and other.low <= self.high
 
     def to_dict(self) -> dict[str, float]:
@@ -52,14 +52,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class SizeFigures:
-    """Of the runs at the size's best learning rate; `statuses` are those of all its runs.
+    """Figures of the runs at the size's best learning rate; `statuses` counts all its runs.
 
-    `count` of `of` runs reached the target: of all that ended, and those under way that already
-    have; without a target, none of none.
-    `steps`, `examples` and `seconds` to the target are of those that reached it. `gap` is the
-    evaluation loss less the training loss at the end of runs that finished. `loss_spread` is the
-    standard deviation of the steps' losses, `gradient_variance_of_batch` that of a whole batch's
-    gradient, tr(Σ)/B; both over the later half of a run.
+    `count` of `of` runs reached the target; `of` are those that ended, and running ones that have
+    reached it; both are 0 without a target. `steps`, `examples` and `seconds` to the target are of
+    the runs that reached it. `gap` is the evaluation loss minus the training loss at the end of
+    finished runs. `loss_spread` is the standard deviation of the steps' losses,
+    `gradient_variance_of_batch` the variance of a batch's gradient, tr(Σ)/B; both over the later
+    half of a run.
     """
 
     batch_size: int
@@ -80,11 +80,11 @@ class SizeFigures:
 
     @property
     def is_reached(self) -> bool:
-        """By half of the runs at least: else its figures are those of the lucky ones."""
+        """Whether at least half of the runs reached it: fewer would be the lucky ones."""
         return self.count > 0 and 2 * self.count >= self.of
 
     def to_target(self, axis: str) -> Spread | None:
-        """`steps`, `examples` or `seconds`."""
+        """The spread of `steps`, `examples` or `seconds`."""
         spread: Spread | None = getattr(self, axis)
         return spread
 
@@ -103,12 +103,12 @@ class SizeFigures:
 
 
 def size_figures(size: SizeRuns, target: Target | None) -> SizeFigures:
-    """Of a batch size's runs."""
+    """The figures of a batch size's runs."""
     chosen = size.chosen
-    when = {run.id: reached(run, target) for run in chosen}
+    when = {run.id: find_crossing(run, target) for run in chosen}
     hits = [each for each in when.values() if each is not None]
     decided = [run for run in chosen if run.status != "running" or when[run.id] is not None]
-    ways = [_way(run, target) for run in chosen]
+    of_runs = [_run_figures(run, target) for run in chosen]
     limits = [run.limit_bytes for run in chosen if run.limit_bytes is not None]
     return SizeFigures(
         batch_size=size.batch_size,
@@ -123,15 +123,17 @@ def size_figures(size: SizeRuns, target: Target | None) -> SizeFigures:
         peak_bytes=Spread.of(run.peak_bytes for run in chosen),
         limit_bytes=min(limits, default=None),
         learning_rate=Spread.of(run.learning_rate for run in chosen),
-        gap=Spread.of(way.gap for way in ways),
-        loss_spread=Spread.of(way.loss_spread for way in ways),
-        gradient_variance_of_batch=Spread.of(way.gradient_variance_of_batch for way in ways),
+        gap=Spread.of(one.gap for one in of_runs),
+        loss_spread=Spread.of(one.loss_spread for one in of_runs),
+        gradient_variance_of_batch=Spread.of(one.gradient_variance_of_batch for one in of_runs),
     )
 
 
 def steps_to_target(size: SizeRuns, target: Target) -> list[float | None]:
-    """Of every run that ended or has reached it; None where it did not."""
-    when: list[tuple[Run, Reached | None]] = [(run, reached(run, target)) for run in size.chosen]
+    """Steps of every run that has ended or reached the target; None if it did not reach it."""
+    when: list[tuple[Run, Crossing | None]] = [
+        (run, find_crossing(run, target)) for run in size.chosen
+    ]
     return [
         each.steps if each else None
         for run, each in when
@@ -140,16 +142,16 @@ def steps_to_target(size: SizeRuns, target: Target) -> list[float | None]:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _RunFigures:
     gap: float | None
     loss_spread: float | None
     gradient_variance_of_batch: float | None
 
 
 @once_per_run
-def _way(run: Run, target: Target | None) -> _Way:
+def _run_figures(run: Run, target: Target | None) -> _RunFigures:
     variance = _over_last(run, "gradient_variance", _NOISE_PART)
-    return _Way(
+    return _RunFigures(
         gap=_gap(run),
         loss_spread=_over_last(run, "loss_spread", _NOISE_PART, power=2),
         gradient_variance_of_batch=(

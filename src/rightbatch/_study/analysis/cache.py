@@ -1,4 +1,4 @@
-"""What is computed of a run that ended is computed once, since it changes no more."""
+"""Caches what is computed from a run that has ended, which no longer changes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _OfRun = Callable[[Run, Target | None], _Answer]
 
 
 def once_per_run(function: _OfRun[_Answer]) -> _OfRun[_Answer]:
-    """Keep the answers by target for a run that ended, as long as that very object lives.
+    """Cache a function of a run and a target for runs that have ended, while the object lives.
 
-    Neither its curves, which may not have been read yet, nor its id, which another store may have
-    given as well, are looked at.
+    The key is the object itself: its curves may not have been read yet, and another store may use
+    the same id.
     """
     known: dict[int, tuple[weakref.ref[Run], dict[Target | None, _Answer]]] = {}
 
     @functools.wraps(function)
-    def remembering(run: Run, target: Target | None) -> _Answer:
+    def cached(run: Run, target: Target | None) -> _Answer:
         if run.status == "running":
             return function(run, target)
         key = id(run)
@@ -34,4 +34,4 @@ def once_per_run(function: _OfRun[_Answer]) -> _OfRun[_Answer]:
             answers[target] = function(run, target)
         return answers[target]
 
-    return remembering
+    return cached

@@ -30,10 +30,10 @@ def palette(sizes: Iterable[int]) -> dict[int, str]:
     return {size: _color(rank / steps) for rank, size in enumerate(ordered)}
 
 
-def faint(color: str, alpha: float) -> str:
-    """The same color, seen through.
+def with_opacity(color: str, alpha: float) -> str:
+    """The same color with an opacity.
 
-    >>> faint("#e4730b", 0.2)
+    >>> with_opacity("#e4730b", 0.2)
     'rgba(228, 115, 11, 0.2)'
     """
     red, green, blue = _channels(color)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 RESAMPLES = 1000
 LEVEL = 0.95
 LEAST_SIZES = 3
-"""The curve has two parameters: two sizes lie on it whatever they are."""
+"""The curve has two parameters, so any two sizes lie on it."""
 BEYOND = 1000.0
-"""A critical batch size so many times above or below all sizes is none that steps can tell."""
+"""A critical batch size so many times above or below all sizes cannot be measured by steps."""
 _PLACES, _REFINED = 300, 13
 _REFINEMENTS, _OF_RESAMPLES = 6, 2
 
@@ -29,8 +29,8 @@ _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Critical:
-    """`batch_size` with its 95% interval; `sizes` are those that it was fitted to."""
+class CriticalBatchSize:
+    """`batch_size` with its 95% interval, fitted to `sizes`."""
 
     steps_min: float
     examples_min: float
@@ -48,7 +48,7 @@ class Critical:
         return f"about {value} ({low} to {high})"
 
     def steps(self, batch_size: float) -> float:
-        """To the target, as fitted."""
+        """Steps to the target, as fitted."""
         return self.steps_min + self.examples_min / batch_size
 
     def to_dict(self, curve: Sequence[float] = ()) -> dict[str, Any]:
@@ -62,14 +62,14 @@ class Critical:
 
 def fit_critical(
     steps: Mapping[int, Sequence[float | None]], seed: int = 0
-) -> tuple[Critical | None, str]:
-    """The fit, or None, and what is to be said of it: what was left out, or why there is none.
+) -> tuple[CriticalBatchSize | None, str]:
+    """Fit the curve, and say what was left out; or None, and say why there is no fit.
 
-    `steps` has, by batch size, those of each run; None where it did not reach the target. A size
-    that fewer than half of its runs reached is left out: its steps would be those of the lucky
-    ones. The logarithms of steps are fitted by least squares, each run counting once. The interval
-    resamples the runs of each size; what the curve does not explain counts as noise of the sizes,
-    so it is no narrower for runs that agree on steps which do not fit.
+    `steps` has the steps to the target of each run by batch size, None if it did not reach it. A
+    size is left out if fewer than half of its runs reached the target: its steps would be those of
+    the lucky ones. The logarithms of steps are fitted by least squares, each run counting once. The
+    interval resamples the runs of each size. What the curve does not explain counts as noise of
+    the sizes, so the interval is not narrower for runs that agree on steps which do not fit.
     """
     taken: dict[int, list[float]] = {}
     remarks = []
@@ -94,7 +94,7 @@ def fit_critical(
     if verdict:
         return None, verdict + said
     steps_min = fitted.steps_min
-    critical = Critical(
+    critical = CriticalBatchSize(
         steps_min=steps_min,
         examples_min=steps_min * fitted.ratio,
         batch_size=fitted.ratio,
@@ -108,31 +108,31 @@ def fit_critical(
 
 
 def _verdict(fitted: _Fitted, low: float, high: float) -> str:
-    """Why there is no number; empty where there is one."""
+    """Why there is no number; empty if there is one."""
     least, most = min(fitted.steps), max(fitted.steps)
     if low == 0 and high == math.inf:
         return (
-            "the critical batch size cannot be told: the steps to the target scatter too much, or "
-            "do not fall with batch size as they should; more seeds may tell"
+            "the critical batch size cannot be estimated: the steps to the target scatter too "
+            "much, or do not fall with the batch size; more seeds may help"
         )
     if fitted.ratio > most or high == math.inf:
         return (
             f"the critical batch size is above {min(low, most):.3g}: up to {most}, the largest "
             "that reached the target, larger batches take fewer steps nearly in proportion; "
-            "larger ones would tell"
+            "add larger batch sizes"
         )
     if fitted.ratio < least or low == 0:
         return (
             f"the critical batch size is below {max(high, least):.3g}: from {least}, the smallest "
-            "that reached the target, larger batches hardly take fewer steps; smaller ones would "
-            "tell"
+            "that reached the target, larger batches hardly take fewer steps; add smaller batch "
+            "sizes"
         )
     return ""
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """`ratio` is E_min/S_min: 0 or infinite where the data say no more than that."""
+    """`ratio` is E_min/S_min; 0 or infinite if that fits best."""
 
     steps: Mapping[int, Sequence[float]]
     logs: _Array
@@ -158,18 +158,18 @@ class _Fitted:
 
     @property
     def rms_log_error(self) -> float:
-        """Of the sizes' median runs."""
+        """The root mean square of the log error of the sizes' median runs."""
         medians = np.log([np.median(each) for each in self.steps.values()])
         errors = self._unscaled(medians) - math.log(self.steps_min)
         return float(np.sqrt(np.mean(errors**2)))
 
     def _unscaled(self, logs: _Array) -> _Array:
-        """What would be log S_min at each size, were the curve's shape exact."""
+        """Log S_min at each size, if the curve's shape were exact."""
         sizes = _sizes(self.steps)
         return logs - (np.log1p(self.ratio / sizes) if self.ratio < math.inf else -np.log(sizes))
 
     def interval(self, seed: int) -> tuple[float, float]:
-        """0 or infinity where more of the resamples than the level leaves out say so."""
+        """The interval of the ratio; 0 or infinite if too many of the resamples are."""
         random = np.random.default_rng(seed)
         drawn, variances = np.tile(self.logs, (RESAMPLES, 1)), np.zeros(len(self.logs))
         # The mean of n resampled from n has (n − 1)/n of the variance of the mean of n new ones.
@@ -214,7 +214,7 @@ def _best_ratios(
     centred = logs - (logs @ share)[:, None]
 
     def misfits(places: _Array) -> _Array:
-        """Variance that is left, less what is alike for all places; `places` are by row."""
+        """The remaining variance at `places`, by row, without the part that all places share."""
         shapes = np.log1p(np.exp(places)[..., None] / sizes)
         shapes -= (shapes @ share)[..., None]
         if len(shapes) == 1:  # alike for all rows: one product of matrices, which is far faster

@@ -1,31 +1,31 @@
-"""The JSON documents of a study: what the page asks for, and what a report has in it."""
+"""The JSON documents of a study, for the page and for reports."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch._study.analysis.bands import PLACES, band, thinned
+from rightbatch._study.analysis.bands import PLACES, band, thin
 from rightbatch._study.analysis.colors import palette
-from rightbatch._study.analysis.grouping import count_runs, metrics_of
-from rightbatch._study.analysis.steps_to_target import reached
+from rightbatch._study.analysis.grouping import group_runs, metrics_of
+from rightbatch._study.analysis.steps_to_target import find_crossing
 from rightbatch._study.analysis.summary import summarize
+from rightbatch._study.json_text import finite
 from rightbatch._study.records import AXES, SCHEMA, Axis, Run, Target
 
 ALL_PLACES = 12_000
-"""Of all bands of a metric along an axis: with very many sizes, each has fewer."""
+"""Places of all bands of a metric along an axis: with very many sizes, each has fewer."""
 LEAST_PLACES = 50
 RUN_PLACES = 1000
 _DIGITS = 6
-"""Of a place or a value on a curve: more than a screen shows."""
+"""Significant digits on a curve: more than a screen shows."""
 
 
-class Source(Protocol):
-    """A study, or other runs that are compared."""
+class StudyRuns(Protocol):
+    """The runs of a study, or others that are compared."""
 
     @property
     def title(self) -> str: ...
@@ -36,8 +36,8 @@ class Source(Protocol):
     def runs(self) -> list[Run]: ...
 
 
-def study(source: Source) -> dict[str, Any]:
-    """All but the curves: runs, the answer's sentences, figures by batch size."""
+def study(source: StudyRuns) -> dict[str, Any]:
+    """Everything but the curves: runs, the answer's sentences, figures by batch size."""
     runs, target = tuple(source.runs()), source.target
     summary = summarize(runs, target)
     colors = palette(size.batch_size for size in summary.sizes)
@@ -54,19 +54,18 @@ def study(source: Source) -> dict[str, Any]:
         "runs": [_row(run, target) for run in runs],
         **plain,
     }
-    return _finite(document)  # type: ignore[no-any-return]
+    return finite(document)  # type: ignore[no-any-return]
 
 
 def curves(runs: Iterable[Run], metric: str, target: Target | None = None) -> dict[str, Any]:
-    """A metric by batch size as bands of its seeds; runs without a batch size are one each.
+    """A metric by batch size as bands of its seeds; a run without a batch size has its own.
 
-    The runs are those that the study's figures are of: with the target, the same learning rates
-    are chosen.
+    The target chooses the learning rates, so that the runs are those of the study's figures.
     """
-    counted = count_runs(runs, target)
+    grouped = group_runs(runs, target)
     groups: list[tuple[int | None, str, tuple[Run, ...]]] = [
-        *((size.batch_size, "", size.chosen) for size in counted.sizes),
-        *((None, run.name, (run,)) for run in counted.unsized),
+        *((size.batch_size, "", size.chosen) for size in grouped.sizes),
+        *((None, run.name, (run,)) for run in grouped.unsized),
     ]
     groups = [group for group in groups if any(metric in run.curves for run in group[2])]
     places = min(PLACES, max(LEAST_PLACES, ALL_PLACES // max(1, len(groups))))
@@ -80,8 +79,8 @@ def curves(runs: Iterable[Run], metric: str, target: Target | None = None) -> di
 
 def run(one: Run) -> dict[str, Any]:
     """One run with its curves."""
-    few = {metric: thinned(curve, RUN_PLACES) for metric, curve in one.curves.items()}
-    document = _finite(one.to_dict())
+    few = {metric: thin(curve, RUN_PLACES) for metric, curve in one.curves.items()}
+    document = finite(one.to_dict())
     document["curves"] = {
         metric: {
             **{axis: _numbers(curve.along(axis)) for axis in AXES},
@@ -93,12 +92,12 @@ def run(one: Run) -> dict[str, Any]:
 
 
 def _row(run: Run, target: Target | None) -> dict[str, Any]:
-    when = reached(run, target)
+    when = find_crossing(run, target)
     return {**run.to_dict(), "reached": vars(when) if when else None}
 
 
 def _band(runs: tuple[Run, ...], metric: str, axis: Axis, places: int) -> dict[str, Any]:
-    """Without places where the axis was not recorded."""
+    """A band; empty if the axis was not recorded."""
     found = band(runs, metric, axis, places)
     if found is None:
         return {"x": [], "middle": [], "low": [], "high": []}
@@ -106,7 +105,7 @@ def _band(runs: tuple[Run, ...], metric: str, axis: Axis, places: int) -> dict[s
 
 
 def _numbers(array: NDArray[np.float64]) -> list[float | None]:
-    """Rounded, since a float with all its digits is thrice as long; None for what is not finite."""
+    """Rounded, since all digits take three times the space; None for NaN and infinity."""
     is_finite = np.isfinite(array)
     known = np.where(is_finite & (array != 0), array, 1.0)
     # Powers of ten from 0 on are exact, so that a quotient by one is the nearest float: short.
@@ -117,14 +116,3 @@ def _numbers(array: NDArray[np.float64]) -> list[float | None]:
     if is_finite.all():
         return numbers
     return [value if known else None for value, known in zip(numbers, is_finite, strict=True)]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None in their place."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value

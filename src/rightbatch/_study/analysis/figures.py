@@ -1,4 +1,4 @@
-"""Pictures of a study for notebooks: curves, what the target took, what each size costs."""
+"""Plotly figures of a study: curves, the cost of the target, throughput and memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from rightbatch._errors import MissingExtraError
 from rightbatch._study.analysis.bands import band
 from rightbatch._study.analysis.by_size import Spread
-from rightbatch._study.analysis.colors import faint, palette
-from rightbatch._study.analysis.grouping import count_runs
+from rightbatch._study.analysis.colors import palette, with_opacity
+from rightbatch._study.analysis.grouping import group_runs
 from rightbatch._study.analysis.summary import COSTS, Cost, Summary
 from rightbatch._study.records import Axis, Run, Target
 
-# Told apart by people with any colour vision (Okabe and Ito).
+# Distinguishable with any color vision (Okabe and Ito).
 _THROUGHPUT, _MEMORY, _LIMIT, _FIT = "#0072B2", "#009E73", "#D55E00", "#E69F00"
 _GREY = "#808080"
 _BELOW = {"orientation": "h", "y": -0.2}
@@ -24,15 +24,15 @@ _UNITS = {"steps": "steps", "examples": "examples", "seconds": "seconds of train
 def curves_figure(
     runs: Iterable[Run], metric: str, axis: Axis = "examples", target: Target | None = None
 ) -> Any:
-    """A plotly figure: a metric along an axis, one color for each batch size, seeds as bands.
+    """Plot a metric along an axis with plotly: a color for each batch size, seeds as bands.
 
     Raises:
         MissingExtraError: without plotly.
     """
     figure = _figure()
-    counted = count_runs(runs, target)
-    colors = palette(size.batch_size for size in counted.sizes)
-    for size in counted.sizes:
+    groups = group_runs(runs, target)
+    colors = palette(size.batch_size for size in groups.sizes)
+    for size in groups.sizes:
         found = band(size.chosen, metric, axis)
         if found is None:
             continue
@@ -42,7 +42,7 @@ def curves_figure(
                 x=[*found.x, *found.x[::-1]],
                 y=[*found.high, *found.low[::-1]],
                 fill="toself",
-                fillcolor=faint(color, 0.2),
+                fillcolor=with_opacity(color, 0.2),
                 line={"width": 0},
                 hoverinfo="skip",
                 legendgroup=name,
@@ -61,7 +61,7 @@ def curves_figure(
             y=target.value, line={"color": _GREY, "dash": "dash"}, annotation_text="target"
         )
     figure.update_layout(
-        title=f"{metric} by batch size: median, least and most of the seeds",
+        title=f"{metric} by batch size: median, minimum and maximum of the seeds",
         xaxis_title=axis,
         yaxis_title=metric,
         legend_title="batch size",
@@ -70,9 +70,9 @@ def curves_figure(
 
 
 def target_figure(summary: Summary, cost: Cost = "steps") -> Any:
-    """A plotly figure: steps, examples or seconds to the target over batch size.
+    """Plot steps, examples or seconds to the target over batch size with plotly.
 
-    For steps and examples with the fitted curve, and the critical batch size with its interval.
+    Steps and examples come with the fitted curve and the critical batch size's interval.
 
     Raises:
         MissingExtraError: without plotly.
@@ -123,8 +123,8 @@ def target_figure(summary: Summary, cost: Cost = "steps") -> Any:
 
 
 def cost_figure(summary: Summary) -> Any:
-    """A plotly figure: throughput and peak memory over batch size, with the limit, and the sizes
-    that ran out of memory at it.
+    """Plot throughput and peak memory over batch size with plotly, the memory limit, and the sizes
+    that ran out of memory.
 
     Raises:
         MissingExtraError: without plotly.
@@ -167,11 +167,11 @@ def cost_figure(summary: Summary) -> Any:
             marker={"symbol": "x", "size": 12, "color": _LIMIT},
         )
     figure.update_layout(
-        title="what a batch size costs: median, least and most of the seeds",
+        title="throughput and memory: median, minimum and maximum of the seeds",
         xaxis=_size_axis([size.batch_size for size in summary.sizes]),
         yaxis={"title": "examples per second", "rangemode": "tozero"},
         yaxis2={
-            "title": "GiB at most",
+            "title": "peak memory in GiB",
             "rangemode": "tozero",
             "overlaying": "y",
             "side": "right",
@@ -197,13 +197,13 @@ def _size_axis(sizes: list[int]) -> dict[str, Any]:
         "tickvals": sizes,
         "ticktext": sizes,
     }
-    if sizes:  # shapes on a logarithmic axis lead its automatic range astray
+    if sizes:  # the automatic range of a logarithmic axis is wrong with shapes
         axis["range"] = [math.log10(min(sizes) / 1.5), math.log10(max(sizes) * 1.5)]
     return axis
 
 
 def _bars(spreads: Iterable[Spread | None], scale: float = 1.0) -> dict[str, Any]:
-    """Medians, with bars to the least and the most."""
+    """Medians, with error bars to the minimum and the maximum."""
     known = [spread for spread in spreads if spread is not None]
     return {
         "y": [scale * spread.middle for spread in known],

@@ -1,4 +1,4 @@
-"""Which runs count for which batch size, and a run's figures over a part of it."""
+"""Groups runs by batch size, and reads a metric of a run at a place or over a part of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, reached
+from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, find_crossing
 from rightbatch._study.records import AXES, Axis, Run, Target
 from rightbatch._training.targets import is_better
 
 EVALUATION_LOSSES = ("evaluation_loss", "eval_loss", "val_loss")
-"""Ours, Transformers' and Lightning's."""
+"""The names in a study, in Transformers and in Lightning."""
 LAST_PART = 0.1
-"""Of a run, over whose examples the training loss at the end is averaged."""
-_OF_THE_WAY = (
+"""Last part of a run, over whose examples the final training loss is averaged."""
+_OF_TRAINING = (
     TRAINING_LOSS,
     "loss_spread",
     "noise_scale",
@@ -31,9 +31,9 @@ _OF_THE_WAY = (
 
 @dataclass(frozen=True)
 class SizeRuns:
-    """`runs` are all of a batch size, `chosen` those with the learning rate that suits it best.
+    """All `runs` of a batch size, and those at its best learning rate: `chosen`.
 
-    `factors` are the learning rate factors that were tried, `factor` is that of the chosen ones.
+    `factors` are the learning rate factors that were tried, `factor` is the best of them.
     """
 
     batch_size: int
@@ -44,21 +44,21 @@ class SizeRuns:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """`superseded` were stopped and begun anew; `unsized` have no batch size that is known."""
+class RunGroups:
+    """`superseded` runs were stopped and restarted; `unsized` ones have no known batch size."""
 
     sizes: tuple[SizeRuns, ...]
     unsized: tuple[Run, ...]
     superseded: tuple[Run, ...]
 
 
-def count_runs(runs: Iterable[Run], target: Target | None = None) -> Counted:
-    """Sort runs by batch size, the newest of each key, and choose each size's learning rate.
+def group_runs(runs: Iterable[Run], target: Target | None = None) -> RunGroups:
+    """Group runs by batch size, the newest of each key, and choose each size's learning rate.
 
-    Sizes are compared at learning rates that suit them, or the comparison would be one of learning
-    rates: each size's factor is the one whose median run takes the fewest steps to the target, a
-    run that does not reach it counting as never; without a target, or where none reaches it, the
-    one whose median run ends best. Few seeds flatter the best of many factors a little.
+    Each size is compared at its best learning rate, or the comparison would be one of learning
+    rates. That is the factor whose median run takes the fewest steps to the target, infinitely many
+    if it does not reach it. Without a target, or if no run reaches it, it is the factor whose
+    median run ends best. With few seeds, the best of many factors looks slightly too good.
     """
     runs = tuple(runs)
     kept, superseded = _newest(runs)
@@ -76,16 +76,16 @@ def count_runs(runs: Iterable[Run], target: Target | None = None) -> Counted:
         chosen = tuple(by_factor[factor])
         sizes.append(SizeRuns(size, tuple(of_size), chosen, factor, tuple(sorted(by_factor))))
     unsized = tuple(run for run in kept if run.batch_size is None)
-    return Counted(tuple(sizes), unsized, superseded)
+    return RunGroups(tuple(sizes), unsized, superseded)
 
 
 def metrics_of(runs: Iterable[Run], target: Target | None = None) -> list[str]:
-    """Names of all curves, the most telling first: the target's, what was evaluated, the loss."""
+    """Names of all curves: the target's first, then evaluated metrics, then the training's."""
     first = target.metric if target else ""
 
     def order(name: str) -> tuple[object, ...]:
-        if name in _OF_THE_WAY:
-            return name != first, 2, _OF_THE_WAY.index(name), name
+        if name in _OF_TRAINING:
+            return name != first, 2, _OF_TRAINING.index(name), name
         is_trained = name.startswith(("train", "lr", "system"))
         return name != first, 3 if is_trained else 0 if name in EVALUATION_LOSSES else 1, 0, name
 
@@ -93,7 +93,7 @@ def metrics_of(runs: Iterable[Run], target: Target | None = None) -> list[str]:
 
 
 def common_axis(runs: Sequence[Run], metric: str) -> Axis | None:
-    """The first of examples, epochs and steps that all runs have for a metric."""
+    """The first axis of examples, epochs and steps that all runs have for a metric."""
     curves = [run.curves[metric] for run in runs if metric in run.curves]
     axes: tuple[Axis, ...] = ("examples", "epochs", "steps")
     for axis in axes:
@@ -103,7 +103,7 @@ def common_axis(runs: Sequence[Run], metric: str) -> Axis | None:
 
 
 def last_place(run: Run, metric: str, axis: Axis) -> float | None:
-    """Where a metric's last value lies."""
+    """The place of a metric's last value."""
     curve = run.curves.get(metric)
     if curve is None:
         return None
@@ -114,9 +114,9 @@ def last_place(run: Run, metric: str, axis: Axis) -> float | None:
 def mean_between(
     run: Run, metric: str, axis: Axis, begin: float, end: float, power: int = 1
 ) -> float | None:
-    """Mean of values that are means since the one before, each by its share of the way.
+    """The mean between two places, each value weighted by the distance from the one before.
 
-    The power mean where `power` says so: 2 for what is a standard deviation.
+    A power mean if `power` is not 1: 2 for a standard deviation.
     """
     curve = run.curves.get(metric)
     if curve is None or not len(curve.values):
@@ -132,7 +132,7 @@ def mean_between(
 
 
 def value_at(run: Run, metric: str, axis: Axis, place: float) -> float | None:
-    """A metric at a place: what was evaluated between its neighbours, the loss over the last part.
+    """A metric at a place, interpolated; the training loss averaged over the part before it.
 
     None beyond the last value.
     """
@@ -147,21 +147,21 @@ def value_at(run: Run, metric: str, axis: Axis, place: float) -> float | None:
 
 
 def final_value(run: Run, metric: str) -> float | None:
-    """At the end of the run; None for one that diverged, whose end is nowhere."""
+    """A metric at the end of a run; None for a run that diverged."""
     if run.status == "diverged":
         return None
-    told = run.metrics.get(metric, math.nan)
-    if metric != TRAINING_LOSS and math.isfinite(told):
-        return told
+    logged = run.metrics.get(metric, math.nan)
+    if metric != TRAINING_LOSS and math.isfinite(logged):
+        return logged
     axis = common_axis([run], metric)
     last = last_place(run, metric, axis) if axis else None
     return None if axis is None or last is None else value_at(run, metric, axis, last)
 
 
 def _newest(runs: tuple[Run, ...]) -> tuple[list[Run], tuple[Run, ...]]:
-    """A run that was stopped counts no longer once a newer one has its key.
+    """Separate the stopped runs that a newer run with the same key replaces.
 
-    Others of one key all count: another logger's runs may differ in what no key of ours tells.
+    All others of one key count: another logger's runs may differ in more than our key.
     """
     newest: dict[tuple[int | None, int | None, float], float] = {}
     for run in runs:
@@ -198,13 +198,13 @@ def _best_factor(
         return None if value is None else sign * value
 
     ends = {factor: median(factor, end, math.inf) for factor in by_factor}
-    # Of equals, and before anything is known, the factor that the rule gives.
+    # Among equals, and before anything is known, the rule's own factor.
     return min(sorted(ends, key=lambda factor: abs(math.log(factor))), key=ends.__getitem__)
 
 
 def _steps_to(target: Target) -> Callable[[Run], float | None]:
     def steps(run: Run) -> float | None:
-        when = reached(run, target)
+        when = find_crossing(run, target)
         return when.steps if when else None
 
     return steps

@@ -1,4 +1,4 @@
-"""Words that the answer's sentences are made of."""
+"""Parts of the answer's sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rightbatch._study.analysis.by_size import SizeFigures, Spread
-from rightbatch._study.analysis.grouping import Counted
+from rightbatch._study.analysis.grouping import RunGroups
 from rightbatch._study.records import Run, Status
 from rightbatch._units import format_bytes, format_seconds
 
@@ -17,16 +17,26 @@ _ENDED: dict[Status, str] = {
     "stopped": "stopped early",
 }
 _LISTED = 8
+"""Sizes whose memory a sentence lists; of more, only the smallest and the largest."""
 _SAME_LIMIT = 1.2
-"""Sizes whose memory a sentence lists; of more, the smallest and the largest."""
+"""Limits within this factor count as one: a CPU's free memory changes from run to run."""
 _REASONS = 2
-"""Different ones that a sentence gives; the runs have them all."""
-_UNLIKE = ("workload", "model", "data", "epochs", "imgsz", "optimizer", "precision", "processes")
+"""Different reasons that a sentence gives; the runs have them all."""
+_DIFFERENCES = (
+    "workload",
+    "model",
+    "data",
+    "epochs",
+    "imgsz",
+    "optimizer",
+    "precision",
+    "processes",
+)
 """Parameters that a comparison of batch sizes holds fixed."""
 
 
 def amount(value: float, kind: str = "") -> str:
-    """Three digits, seconds as people say them.
+    """A number with three digits, seconds in their usual units.
 
     >>> amount(20571.7), amount(0.25134), amount(12.13, "seconds"), amount(310, "steps")
     ('20,600', '0.251', '12.1 s', '310')
@@ -37,7 +47,7 @@ def amount(value: float, kind: str = "") -> str:
 
 
 def with_band(spread: Spread, kind: str = "") -> str:
-    """The middle with the band of its seeds.
+    """The median with the band of its seeds.
 
     >>> with_band(Spread(12.1, 11.8, 12.6, 3), "seconds")
     '12.1 s (11.8 to 12.6, 3 seeds)'
@@ -52,7 +62,7 @@ def with_band(spread: Spread, kind: str = "") -> str:
 
 
 def joined(parts: Sequence[str]) -> str:
-    """As in a sentence.
+    """Join as in a sentence.
 
     >>> joined(["8", "16", "32"])
     '8, 16 and 32'
@@ -61,9 +71,9 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def chance_of_apart(count: int, other: int) -> str:
-    """How often bands of so many seeds are apart where there is no difference, as 1 in so many.
+    """The probability that bands of so many seeds do not overlap if there is no difference.
 
-    All orders of the seeds are as likely, and in two of them one band lies above the other.
+    All orders of the seeds are equally likely, and in two of them the bands do not overlap.
 
     >>> chance_of_apart(3, 3)
     '1 in 10'
@@ -72,12 +82,11 @@ def chance_of_apart(count: int, other: int) -> str:
 
 
 def memory_sentence(figures: Sequence[SizeFigures]) -> str:
-    """The most of each size's seeds, with the limit."""
+    """The maximum of each size's seeds, and the limit."""
     peaks = [(size, size.peak_bytes) for size in figures if size.peak_bytes is not None]
     if not peaks:
         return ""
     limits = {size.limit_bytes for size, _ in peaks if size.limit_bytes is not None}
-    # What a CPU has free changes a little from run to run: that is one limit, and not many.
     is_one = bool(limits) and max(limits) <= _SAME_LIMIT * min(limits)
     shown = peaks if len(peaks) <= _LISTED else [peaks[0], peaks[-1]]
     each = []
@@ -90,29 +99,27 @@ def memory_sentence(figures: Sequence[SizeFigures]) -> str:
     return f"Peak memory: {text}{limit}."
 
 
-def endings(counted: Counted, figures: Sequence[SizeFigures]) -> list[str]:
-    """What is not in the comparison, or not alike in it: nothing is skipped silently."""
+def endings(groups: RunGroups, figures: Sequence[SizeFigures]) -> list[str]:
+    """What the comparison leaves out, and what else differs: nothing is skipped silently."""
     sentences = []
     for status, ended in _ENDED.items():
-        for size in counted.sizes:
+        for size in groups.sizes:
             runs = [run for run in size.runs if run.status == status]
             if runs:
                 share = f"in {len(runs)} of {len(size.runs)} runs"
                 sentences.append(f"Batch size {size.batch_size} {ended} {share}{_reasons(runs)}.")
     running = sum(size.statuses.get("running", 0) for size in figures)
     if running:
-        sentences.append(f"{_runs(running)} still going on.")
-    if counted.superseded:
-        sentences.append(f"{_runs(len(counted.superseded))} left out: stopped and begun anew.")
-    if counted.unsized:
-        sentences.append(f"{_runs(len(counted.unsized))} left out: no batch size is known of them.")
-    searched = [size for size in counted.sizes if len(size.factors) > 1]
+        sentences.append(f"{_runs(running)} still running.")
+    if groups.superseded:
+        sentences.append(f"{_runs(len(groups.superseded))} left out: stopped and restarted.")
+    if groups.unsized:
+        sentences.append(f"{_runs(len(groups.unsized))} left out: unknown batch size.")
+    searched = [size for size in groups.sizes if len(size.factors) > 1]
     if searched:
         best = joined([f"× {size.factor:g} at {size.batch_size}" for size in searched])
-        sentences.append(
-            f"Of the learning rates that were tried, the best of each size counts: {best}."
-        )
-    return sentences + _unlike([run for size in counted.sizes for run in size.chosen])
+        sentences.append(f"Each size is compared at the best learning rate that was tried: {best}.")
+    return sentences + _differences([run for size in groups.sizes for run in size.chosen])
 
 
 def _reasons(runs: Sequence[Run]) -> str:
@@ -128,17 +135,17 @@ def _runs(count: int) -> str:
     return f"{count} run is" if count == 1 else f"{count} runs are"
 
 
-def _unlike(runs: Sequence[Run]) -> list[str]:
+def _differences(runs: Sequence[Run]) -> list[str]:
     sentences = []
     devices = sorted({run.device for run in runs if run.device})
     if len(devices) > 1:
         sentences.append(
-            f"The runs were on different devices ({', '.join(devices)}): do not compare their "
+            f"The runs used different devices ({', '.join(devices)}): do not compare their "
             "seconds or memory."
         )
     differing = [
         f"{name} ({', '.join(values)})"
-        for name in _UNLIKE
+        for name in _DIFFERENCES
         if len(values := sorted({run.parameters.get(name, "") for run in runs} - {""})) > 1
     ]
     if differing:

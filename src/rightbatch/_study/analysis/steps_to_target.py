@@ -6,30 +6,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch._study.analysis.cache import once_per_run
-from rightbatch._study.records import Curve, Reached, Run, Target
+from rightbatch._study.records import Crossing, Curve, Run, Target
 from rightbatch._training.targets import is_better
 
 TRAINING_LOSS = "loss"
 WINDOW_SHARE = 0.2
-"""Of the examples seen so far, over which the training loss is averaged."""
+"""Share of the examples seen so far over which the training loss is averaged."""
 WINDOW_EXAMPLES = 512
-"""At least so many, or an epoch where that is less: a few examples reach any loss by chance."""
+"""The smallest window, or an epoch if that is less: few examples reach any loss by chance."""
 
 _Array = NDArray[np.float64]
 
 
 @once_per_run
-def reached(run: Run, target: Target | None) -> Reached | None:
-    """When the metric was first as good as wanted; None where it never was, or nothing is wanted.
+def find_crossing(run: Run, target: Target | None) -> Crossing | None:
+    """When the metric first reached the target; None if it did not, or there is no target.
 
-    Between that measurement and the one before, the metric is taken to change evenly with the
-    logarithm of the steps, as learning curves roughly do, and the run to have kept its speed. A
-    first measurement that is good enough counts as it stands.
+    Between that measurement and the one before, the metric is taken to be linear in the logarithm
+    of the steps, as learning curves roughly are, at constant speed. A first measurement that
+    reaches the target is not interpolated.
 
-    The training loss is noisy, and noisier the fewer examples a step has. It is averaged over a
-    window of examples, not of steps, so that one chance dip is as likely at every batch size, and
-    put at the window's middle, so that no batch size is late by its window. The window is a fifth
-    of the examples so far, so on a logarithmic axis it is as wide whenever the target is met.
+    The training loss is noisy, the more so the fewer examples a step has. It is averaged over a
+    window of examples, not of steps, so that a chance dip is equally likely at every batch size,
+    and assigned to the window's middle, so that no batch size is delayed by its window. The window
+    is a fifth of the examples so far, which has the same width everywhere on a logarithmic axis.
     """
     curve = run.curves.get(target.metric) if target else None
     if target is None or curve is None or not len(curve.values):
@@ -37,18 +37,18 @@ def reached(run: Run, target: Target | None) -> Reached | None:
     places = np.stack([curve.steps, curve.examples, curve.seconds])
     values = curve.values
     if target.metric == TRAINING_LOSS:
-        places, values = smoothed(run, curve)
+        places, values = smooth(run, curve)
     return _crossing(places, values, target)
 
 
-def smoothed(run: Run, curve: Curve) -> tuple[_Array, _Array]:
+def smooth(run: Run, curve: Curve) -> tuple[_Array, _Array]:
     """Steps, examples and seconds of each window's middle, and the mean of the values in it.
 
-    A value is the mean since the one before it, as `Point` has it. Without a record of examples,
-    steps by the batch size, epochs or seconds measure the window, the latter two without a least
-    one. It has one value at least, however large the batch is.
+    A value is the mean since the one before it, as in `Point`. If examples were not recorded, the
+    window is measured in steps times the batch size, in epochs or in seconds, the latter two
+    without a minimum. It has at least one value, however large the batch is.
     """
-    seen, least = _measure(run, curve)
+    seen, least = _window_axis(run, curve)
     seen = np.maximum.accumulate(seen)
     ends = np.concatenate([[0.0], seen])
     weights = np.where(np.isfinite(curve.values), np.diff(ends), 0.0)
@@ -65,8 +65,8 @@ def smoothed(run: Run, curve: Curve) -> tuple[_Array, _Array]:
     return np.stack(places), means
 
 
-def _measure(run: Run, curve: Curve) -> tuple[_Array, float]:
-    """What the window is measured in, and the least of it."""
+def _window_axis(run: Run, curve: Curve) -> tuple[_Array, float]:
+    """The axis in which the window is measured, and its smallest width."""
     if np.isfinite(curve.examples).all():
         epochs, examples = curve.epochs[-1], curve.examples[-1]
         epoch = examples / epochs if epochs > 0 else WINDOW_EXAMPLES
@@ -79,7 +79,7 @@ def _measure(run: Run, curve: Curve) -> tuple[_Array, float]:
     return np.arange(1.0, 1 + len(curve.values)), 0.0
 
 
-def _crossing(places: _Array, values: _Array, target: Target) -> Reached | None:
+def _crossing(places: _Array, values: _Array, target: Target) -> Crossing | None:
     """`places` has a row for steps, examples and seconds; a row may be NaN."""
     is_measured = np.isfinite(values)
     places, values = places[:, is_measured], values[is_measured]
@@ -90,7 +90,7 @@ def _crossing(places: _Array, values: _Array, target: Target) -> Reached | None:
     at = int(is_good.argmax())
     after = places[:, at]
     if at == 0:
-        return Reached(*after.tolist())
+        return Crossing(*after.tolist())
     before = places[:, at - 1]
     part = float((values[at - 1] - target.value) / (values[at - 1] - values[at]))
     begin, end = next(
@@ -98,4 +98,4 @@ def _crossing(places: _Array, values: _Array, target: Target) -> Reached | None:
     )
     if begin:
         part = (begin * (end / begin) ** part - begin) / (end - begin)
-    return Reached(*(before + part * (after - before)).tolist())
+    return Crossing(*(before + part * (after - before)).tolist())

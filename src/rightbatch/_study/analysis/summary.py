@@ -9,12 +9,15 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from rightbatch._study.analysis.by_size import SizeFigures, Spread, size_figures, steps_to_target
-from rightbatch._study.analysis.critical_batch_size import Critical, fit_critical
+from rightbatch._study.analysis.critical_batch_size import (
+    CriticalBatchSize,
+    fit_critical,
+)
 from rightbatch._study.analysis.grouping import (
-    Counted,
+    RunGroups,
     common_axis,
-    count_runs,
     final_value,
+    group_runs,
     last_place,
     metrics_of,
     value_at,
@@ -32,11 +35,11 @@ from rightbatch._training.targets import is_better
 
 Cost = Literal["seconds", "steps", "examples"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
-"""Of reaching a target: what a person waits for comes first."""
+"""Costs of reaching a target; seconds first, since people wait for them."""
 _NAMED = 4
-"""Sizes that are as good as the best, which a sentence names."""
+"""Sizes as good as the best that a sentence names."""
 _FEW_SEEDS = 5
-"""Up to so many, bands that overlap leave it open which is better; more may tell nevertheless."""
+"""With up to so many seeds, overlapping bands do not tell which size is better."""
 _LED = {
     "seconds": "reached {target} first in seconds: {amount}",
     "steps": "took the fewest steps to it: {amount}",
@@ -46,16 +49,16 @@ _LED = {
 
 @dataclass(frozen=True)
 class Summary:
-    """`first` has the batch size that reached the target at the least of each cost.
+    """`first` has the batch size that reached the target at the lowest value of each cost.
 
-    `critical` is None where it cannot be told; `critical_reason` says what it rests on, or why.
+    `critical` is None if it cannot be estimated; `critical_reason` says why, or what was fitted.
     """
 
     target: Target | None
     sizes: tuple[SizeFigures, ...]
     sentences: tuple[str, ...]
     first: Mapping[Cost, int | None]
-    critical: Critical | None
+    critical: CriticalBatchSize | None
     critical_reason: str
     gap_sentence: str
 
@@ -63,7 +66,7 @@ class Summary:
         return "\n".join(self.sentences)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, with the fitted curve over all sizes and a little beyond."""
+        """The JSON, with the fitted curve over all sizes and a little beyond."""
         return {
             "answer": {"sentences": list(self.sentences), "first": dict(self.first)},
             "sizes": [size.to_dict() for size in self.sizes],
@@ -78,28 +81,28 @@ class Summary:
 
 
 def summarize(runs: Iterable[Run], target: Target | None = None) -> Summary:
-    """Compare batch sizes by what it took them to reach a target, or by a metric without one."""
+    """Compare batch sizes by the cost of reaching a target, or without one by a metric."""
     runs = tuple(runs)
-    counted = count_runs(runs, target)
-    figures = tuple(size_figures(size, target) for size in counted.sizes)
+    groups = group_runs(runs, target)
+    figures = tuple(size_figures(size, target) for size in groups.sizes)
     critical, reason = None, "no target was set, so there are no steps to one to fit"
     if target is not None:
         critical, reason = _fit(
-            tuple((size.batch_size, tuple(steps_to_target(size, target))) for size in counted.sizes)
+            tuple((size.batch_size, tuple(steps_to_target(size, target))) for size in groups.sizes)
         )
     first = {cost: _order(figures, cost)[0].batch_size for cost in COSTS if _order(figures, cost)}
     gap = gap_sentence(figures)
     if not runs:
         sentences = ["There are no runs yet."]
     elif target is None:
-        sentences = _without_target(counted)
+        sentences = _without_target(groups)
     else:
-        sentences = _with_target(figures, target, counted)
+        sentences = _with_target(figures, target, groups)
         sentences.append(_critical_sentence(critical, reason))
     sentences += [
         memory_sentence(figures),
         gap if "overlap" in gap or "apart" in gap else "",
-        *endings(counted, figures),
+        *endings(groups, figures),
     ]
     return Summary(
         target=target,
@@ -113,16 +116,16 @@ def summarize(runs: Iterable[Run], target: Target | None = None) -> Summary:
 
 
 def gap_sentence(figures: Sequence[SizeFigures]) -> str:
-    """Whether the train/test gap differs by batch size, as far as the seeds can tell."""
+    """Whether the gap between evaluation and training loss differs by batch size."""
     gaps = {size.batch_size: size.gap for size in figures if size.gap is not None}
     if len(gaps) < 2:
         return (
-            "No gap between training and evaluation loss can be compared: it needs two batch sizes "
-            "with finished runs that measured both."
+            "The gap between training and evaluation loss cannot be compared: that needs two batch "
+            "sizes with finished runs that measured both."
         )
     seeds = min(gap.count for gap in gaps.values())
     if seeds < 2:
-        return "With one seed, a difference in the gap cannot be told from chance."
+        return "With one seed, a difference in the gap may be chance."
     lowest = min(gaps, key=lambda size: gaps[size].high)
     highest = max(gaps, key=lambda size: gaps[size].low)
     if gaps[lowest].overlaps(gaps[highest]):
@@ -130,7 +133,7 @@ def gap_sentence(figures: Sequence[SizeFigures]) -> str:
     low, high = with_band(gaps[lowest]), with_band(gaps[highest])
     return (
         f"The gap between evaluation and training loss is {low} at batch size {lowest} and {high} "
-        f"at {highest}: these bands are apart, as those of {seeds} seeds are by chance in "
+        f"at {highest}: these bands are apart, which with {seeds} seeds happens by chance in "
         f"{chance_of_apart(gaps[lowest].count, gaps[highest].count)} of such pairs."
     )
 
@@ -138,13 +141,13 @@ def gap_sentence(figures: Sequence[SizeFigures]) -> str:
 @lru_cache(maxsize=64)
 def _fit(
     steps: tuple[tuple[int, tuple[float | None, ...]], ...],
-) -> tuple[Critical | None, str]:
-    """Fitted anew only when a run has reached the target, or ended."""
+) -> tuple[CriticalBatchSize | None, str]:
+    """Cached, since the steps change only when a run reaches the target or ends."""
     return fit_critical(dict(steps))
 
 
 def _order(figures: Iterable[SizeFigures], cost: Cost) -> list[SizeFigures]:
-    """Sizes that reached the target, the least cost first."""
+    """Sizes that reached the target, the lowest cost first."""
     costs = [
         (spread.middle, size.batch_size, size)
         for size in figures
@@ -153,9 +156,9 @@ def _order(figures: Iterable[SizeFigures], cost: Cost) -> list[SizeFigures]:
     return [size for *_, size in sorted(costs, key=lambda each: each[:2])]
 
 
-def _with_target(figures: Sequence[SizeFigures], target: Target, counted: Counted) -> list[str]:
+def _with_target(figures: Sequence[SizeFigures], target: Target, groups: RunGroups) -> list[str]:
     if not any(size.count for size in figures):
-        return [_not_reached(counted, target)]
+        return [_not_reached(groups, target)]
     sentences = []
     for cost in COSTS:
         spreads = [
@@ -169,7 +172,7 @@ def _with_target(figures: Sequence[SizeFigures], target: Target, counted: Counte
             alike = _alike(least, others, cost)
             sentences.append(f"Batch size {best} {led}{alike}.")
     if any(size.count == 1 for size in figures if size.is_reached):
-        sentences.append("Where one seed is all there is, the order may be chance.")
+        sentences.append("With one seed, the order may be chance.")
     missed = [
         f"{size.count or 'none'} of {size.of} at {size.batch_size}"
         for size in figures
@@ -181,7 +184,7 @@ def _with_target(figures: Sequence[SizeFigures], target: Target, counted: Counte
 
 
 def _alike(best: Spread, others: Sequence[tuple[int, Spread]], cost: str = "") -> str:
-    """Which others cannot be told from the best."""
+    """The other sizes that cannot be distinguished from the best."""
     alike = [(size, each) for size, each in others if best.count > 1 and best.overlaps(each)]
     if not alike:
         return ""
@@ -194,17 +197,17 @@ def _alike(best: Spread, others: Sequence[tuple[int, Spread]], cost: str = "") -
     return f"; {names} cannot be told apart from it with {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def _not_reached(counted: Counted, target: Target) -> str:
-    is_going_on = any(run.status == "running" for size in counted.sizes for run in size.runs)
-    text = f"No run {'has yet reached' if is_going_on else 'reached'} {target}"
+def _not_reached(groups: RunGroups, target: Target) -> str:
+    is_running = any(run.status == "running" for size in groups.sizes for run in size.runs)
+    text = f"No run {'has yet reached' if is_running else 'reached'} {target}"
     ends = {
         size.batch_size: value
-        for size in counted.sizes
+        for size in groups.sizes
         for value in [Spread.of(final_value(run, target.metric) for run in size.chosen)]
         if value is not None
     }
     if not ends:
-        measured = metrics_of(run for size in counted.sizes for run in size.runs)
+        measured = metrics_of(run for size in groups.sizes for run in size.runs)
         known = f"; what was: {', '.join(measured)}" if measured else ""
         return f"{text}: {target.metric} was not measured{known}."
     falls = is_better(target.metric, 0.0, 1.0)
@@ -212,17 +215,17 @@ def _not_reached(counted: Counted, target: Target) -> str:
     return f"{text}; batch size {best} ended nearest: {with_band(ends[best])}."
 
 
-def _without_target(counted: Counted) -> list[str]:
-    """By the most telling metric, where all have seen as many examples.
+def _without_target(groups: RunGroups) -> list[str]:
+    """Compare by the first metric that all runs have, at equal examples.
 
-    Of a size's runs those that finished, or while none has, those that go on: others, which were
-    cut short, would cut the comparison short for all.
+    Only a size's finished runs count, or while none has finished, its running ones: a run that was
+    stopped early would limit the comparison for all.
     """
     said = "No target was set, so sizes are compared by a metric at equal examples."
     by_size = {
         size.batch_size: [run for run in size.chosen if run.status == "finished"]
         or [run for run in size.chosen if run.status == "running" and run.curves]
-        for size in counted.sizes
+        for size in groups.sizes
     }
     everyone = [run for runs in by_size.values() for run in runs]
     for metric in metrics_of(everyone):
@@ -248,7 +251,7 @@ def _without_target(counted: Counted) -> list[str]:
     return [said, "No metric was measured in every run yet."]
 
 
-def _critical_sentence(critical: Critical | None, reason: str) -> str:
+def _critical_sentence(critical: CriticalBatchSize | None, reason: str) -> str:
     if critical is None:
         return f"{reason[0].upper()}{reason[1:]}."
     return (

@@ -1,16 +1,16 @@
-"""JSON documents beside runs, as MLflow's artifacts: whole, or not there."""
+"""JSON documents of runs, stored as MLflow's artifacts."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rightbatch._study.store.database import quiet, tried
+from rightbatch._study.json_text import to_json
+from rightbatch._study.store.database import quiet, retry
 
 
 class Artifacts:
@@ -18,9 +18,9 @@ class Artifacts:
 
     Args:
         client: MLflow's.
-        root: the folder below which they are, if it is at hand. MLflow's own copy can be cut in two
-            by a kill, and goes to where the folder was when the study began, should it have moved
-            since; so they are written here, to the places that MLflow knows.
+        root: the folder of all artifacts, if it is on this machine. They are then written here, to
+            the paths that MLflow knows: a kill can leave half of a file that MLflow copies, and
+            MLflow writes to where the folder was when the study began.
     """
 
     def __init__(self, client: Any, root: Path | None) -> None:
@@ -28,26 +28,26 @@ class Artifacts:
         self._root = root
 
     def put(self, run: str, name: str, document: Mapping[str, Any]) -> None:
-        """Writes a document; one of that name is replaced."""
-        text = as_json(document)
+        """Write a document; one of that name is replaced."""
+        text = to_json(document)
         if self._root is not None:
-            write_whole(self._root / run / "artifacts" / name, text)
+            write_file(self._root / run / "artifacts" / name, text)
         else:
-            tried(lambda: self._client.log_text(run, text, name))
+            retry(lambda: self._client.log_text(run, text, name))
 
     def get(self, run: str, name: str) -> dict[str, Any] | None:
-        """Reads a document; None where there is none that reads."""
+        """Read a document; None if there is none that can be parsed."""
         try:
             if self._root is not None:
                 text = (self._root / run / "artifacts" / name).read_text("utf-8")
             else:
-                text = self._fetched(run, name)
-            found = json.loads(text)
+                text = self._download(run, name)
+            document = json.loads(text)
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return document if isinstance(document, dict) else None
 
-    def _fetched(self, run: str, name: str) -> str:
+    def _download(self, run: str, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
         with tempfile.TemporaryDirectory() as folder, quiet():
@@ -58,24 +58,9 @@ class Artifacts:
             return Path(path).read_text("utf-8")
 
 
-def as_json(document: Mapping[str, Any]) -> str:
-    """JSON, where what is no number is null."""
-    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole file, or what was there before."""
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole: another reader sees the new text or the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, "utf-8")
     beside.replace(path)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {str(name): _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content

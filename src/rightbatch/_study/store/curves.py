@@ -1,19 +1,14 @@
-"""The curves of a run, read when the first of them is looked at."""
+"""The curves of a run, read when the first of them is used."""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from rightbatch._study.records import Curve
-from rightbatch._study.store.metric_history import NO_ROWS, Counts, Database, History, Rows, ask
-
-Drawn = Callable[[str, Mapping[str, History]], Curve]
-"""A metric's curve, of the histories of it and of the axes."""
+from rightbatch._study.store.history import History
 
 _NOTHING = np.empty(0)
 EMPTY = Curve(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING)
@@ -23,49 +18,32 @@ class Curves(Mapping[str, Curve]):
     """A run's curves by metric. Safe to use from several threads.
 
     Args:
-        run: MLflow's id.
         names: of the metrics.
         axes: the metrics that tell where on the axes a step was.
-        drawn: makes a curve.
-        counts: which value of a step that was logged more than once.
-        client: MLflow's.
-        database: the same store's file, where it is one.
-        goes_on: whether the run may log more: then `rows` are kept, for the curves that come after
-            these to read only what is new.
-        rows: from the curves that came before these.
+        read: returns the histories of at least the metrics that it is given.
+        make: makes a metric's curve from its own history and those of the axes.
     """
 
     def __init__(
         self,
-        run: str,
         names: Sequence[str],
-        axes: Collection[str],
-        drawn: Drawn,
-        *,
-        client: Any,
-        database: Database | None,
-        counts: Counts = "last",
-        goes_on: bool = False,
-        rows: Rows = NO_ROWS,
+        axes: Sequence[str],
+        read: Callable[[Sequence[str]], Mapping[str, History]],
+        make: Callable[[str, Mapping[str, History]], Curve],
     ) -> None:
-        self.rows = rows
-        self._run = run
         self._names = dict.fromkeys(names)
-        self._axes = [name for name in axes if name not in self._names]
-        self._drawn, self._counts = drawn, counts
-        self._client = client
-        self._database = database
-        self._goes_on = goes_on
+        self._axes = axes
+        self._read, self._make = read, make
         self._lock = threading.Lock()
         self._made: dict[str, Curve] = {}
-        self._asked: dict[str, History] = {}
+        self._histories: dict[str, History] = {}
 
     def __getitem__(self, name: str) -> Curve:
         if name not in self._names:
             raise KeyError(name)
         with self._lock:
             if name not in self._made:
-                self._made |= self._make(name)
+                self._load(name)
             return self._made[name]
 
     def __contains__(self, name: object) -> bool:
@@ -80,22 +58,14 @@ class Curves(Mapping[str, Curve]):
     def __repr__(self) -> str:
         return f"Curves({', '.join(self._names)})"
 
-    def _make(self, name: str) -> dict[str, Curve]:
-        """Of a database all at once, which takes no longer than one of them."""
-        if self._database is not None:
-            try:
-                rows = self._database.rows(self._run, self.rows)
-            except (sqlite3.Error, ValueError, TypeError):
-                self._database = None  # not as expected: MLflow knows how to read it
-            else:
-                self.rows = rows if self._goes_on else NO_ROWS
-                histories = rows.histories(self._counts)
-                return {name: self._curve(name, histories) for name in self._names}
-        missing = [one for one in (name, *self._axes) if one not in self._asked]
-        self._asked |= ask(self._client, self._run, missing, self._counts)
-        return {name: self._curve(name, self._asked)}
-
-    def _curve(self, name: str, histories: Mapping[str, History]) -> Curve:
-        if name not in histories or not len(histories[name].steps):
-            return EMPTY
-        return self._drawn(name, histories)
+    def _load(self, name: str) -> None:
+        """Make every curve whose history comes with this one's."""
+        missing = [one for one in (name, *self._axes) if one not in self._histories]
+        self._histories |= self._read(missing)
+        for each in self._names:
+            if each in self._histories and each not in self._made:
+                has_values = len(self._histories[each].steps)
+                self._made[each] = self._make(each, self._histories) if has_values else EMPTY
+        self._made.setdefault(name, EMPTY)
+        if len(self._made) == len(self._names):
+            self._histories.clear()

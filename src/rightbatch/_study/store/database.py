@@ -1,4 +1,4 @@
-"""MLflow on SQLite: where a folder's database is, how it is made, what to do while it is locked."""
+"""MLflow's store: addresses, creating a database, and retrying while a store is busy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
 
@@ -22,7 +22,8 @@ POINTER = "store.json"
 """In a study's folder where its runs are elsewhere: which store, and which of the runs there."""
 
 PAUSES = (0.5, 2.0, 5.0)
-"""Seconds between tries at a store that says it is busy; MLflow itself waits 20 s for SQLite."""
+"""Seconds between attempts while a store says that it is busy; MLflow itself waits 20 s for
+SQLite."""
 
 SILENCE = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -30,80 +31,82 @@ SILENCE = {
 }
 
 _QUIET = threading.RLock()
-"""What `quiet` changes is the whole process's."""
+"""`quiet` changes what the whole process shares."""
 
 T = TypeVar("T")
 
 
-def chosen_uri() -> str | None:
-    """The store that the environment asks for."""
+def environment_uri() -> str | None:
+    """The store that the environment names."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def uri_of(database: Path) -> str:
-    """What MLflow calls a database file."""
+    """MLflow's URI of a database file.
+
+    Raises:
+        UsageError: if the path cannot be part of one.
+    """
     path = database.resolve()
-    uri = f"sqlite:///{path.as_posix()}"
-    if path_of(uri) != path:
+    if {"?", "%"} & set(path.as_posix()):
         raise UsageError(
             f"{path}: MLflow's database cannot be in a folder with `?` or `%` in its name; "
-            "name another"
+            "use another folder"
         )
-    return uri
+    return f"sqlite:///{path.as_posix()}"
 
 
 def path_of(uri: str) -> Path | None:
-    """The database file, where it is one of SQLite's."""
-    from sqlalchemy import make_url
-
+    """The database file of a SQLite URI; None for other stores and for databases in memory."""
     if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
         return None
-    database = make_url(uri).database
+    database = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
     return Path(database) if database and database != ":memory:" else None
 
 
-def shown(uri: str) -> str:
-    """Without a password."""
+def without_password(uri: str) -> str:
+    """A URI to show."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
     return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
 
 
-def pointer(folder: Path) -> dict[str, Any] | None:
-    """What is written in a folder whose runs are elsewhere."""
+def read_pointer(folder: Path) -> dict[str, Any] | None:
+    """The `store.json` of a folder whose runs are elsewhere; None if there is none."""
     try:
-        told = json.loads((folder / POINTER).read_text("utf-8"))
-        return {"uri": str(told["uri"]), "study": str(told["study"])}
+        content = json.loads((folder / POINTER).read_text("utf-8"))
+        return {"uri": str(content["uri"]), "study": str(content["study"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def open_client(uri: str) -> Any:
-    """A client of a store. A database that is missing is made, whole or not at all.
+    """MLflow's client of a store. A missing database is created, whole or not at all.
 
     Raises:
         MissingExtraError: MLflow is not installed.
-        UsageError: MLflow refuses the store; its own words say why.
+        UsageError: MLflow refuses the store; the message has its own.
     """
     try:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
-
-        database = path_of(uri)
     except ImportError as error:
         raise MissingExtraError("mlflow", "study") from error
+    database = path_of(uri)
     try:
         if database is not None and not database.exists():
             _create(database)
         with quiet():
             return MlflowClient(tracking_uri=uri)
     except MlflowException as error:
-        raise UsageError(f"MLflow cannot open the store {shown(uri)}: {error}") from error
+        raise UsageError(
+            f"MLflow cannot open the store {without_password(uri)}: {error}"
+        ) from error
 
 
-def tried(call: Callable[[], T]) -> T:
-    """Calls a store, and calls again while it is busy: every write of ours can be repeated.
+def retry(call: Callable[[], T]) -> T:
+    """Call a store, and call again while it is busy: all of our writes can be repeated.
 
     Raises:
         RightbatchError: the store refused, or was still busy after the last pause.
@@ -124,8 +127,8 @@ def tried(call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow prints addresses and progress, and tells of every step of making a database; what is
-    worse than that still comes."""
+    """Keep MLflow from printing addresses, progress and the steps of creating a database; warnings
+    and errors are still logged."""
     loggers = [logging.getLogger(name) for name in ("mlflow.store.db.utils", "alembic.runtime")]
     with _QUIET:
         levels = [logger.level for logger in loggers]
@@ -146,9 +149,11 @@ def quiet() -> Iterator[None]:
 
 
 def _create(database: Path) -> None:
-    """Made aside and put in place at the end: a process that is killed while MLflow builds the
-    tables would leave a database that MLflow can neither use nor complete. Nothing is synced on
-    the way, which is four fifths of the time."""
+    """Create it in a temporary folder and move it into place at the end.
+
+    A process that is killed while MLflow builds the tables would leave a database that MLflow can
+    neither use nor complete. Nothing is synced until the end, which saves four fifths of the time.
+    """
     from mlflow.tracking import MlflowClient
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -158,17 +163,17 @@ def _create(database: Path) -> None:
         new = Path(aside) / database.name
         engines: set[Any] = set()
 
-        def hurry(connection: Any) -> None:
+        def without_sync(connection: Any) -> None:
             if connection.engine.url.database == new.as_posix():
                 engines.add(connection.engine)
                 connection.connection.driver_connection.execute("PRAGMA synchronous = OFF")
 
-        event.listen(Engine, "engine_connect", hurry)
+        event.listen(Engine, "engine_connect", without_sync)
         try:
             with quiet():
                 MlflowClient(tracking_uri=uri_of(new))
         finally:
-            event.remove(Engine, "engine_connect", hurry)
+            event.remove(Engine, "engine_connect", without_sync)
             for engine in engines:
                 engine.dispose()
         with new.open("rb+") as file:
@@ -177,7 +182,7 @@ def _create(database: Path) -> None:
 
 
 def _place(new: Path, database: Path) -> None:
-    """Unless another process was first: its database may hold runs already."""
+    """Keep the database of another process that was first: it may already hold runs."""
     try:
         os.link(new, database)
     except FileExistsError:

@@ -1,41 +1,44 @@
-"""What can be opened to read runs, and which of its runs are meant."""
+"""Stores that can be opened to read runs, and which of their runs to read."""
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import ssl
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._errors import UsageError
 from rightbatch._study.records import Target
 from rightbatch._study.store.database import (
     DATABASE,
-    chosen_uri,
+    environment_uri,
     open_client,
     path_of,
-    pointer,
-    shown,
+    read_pointer,
     uri_of,
+    without_password,
 )
-from rightbatch._study.store.mlflow_runs import search
+from rightbatch._study.store.mlflow_source import MlflowSource, RunSource
+from rightbatch._study.store.sqlite_source import SqliteSource
 
 FILE_STORE = "mlruns"
 
 REMEDY = "`rightbatch study W --batches ... --out DIR` makes a store of runs in DIR"
 
-PATIENCE = 5.0
-"""Seconds in which a tracking server has to answer before MLflow, which tries for minutes, asks."""
+SERVER_TIMEOUT = 5.0
+"""Seconds in which a tracking server must answer; MLflow itself would retry for minutes."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A store. `database` is its file where it is one, `study` the run that a folder names."""
+class Location:
+    """A store. `database` is its file if it is one, `study` the run of a study that a folder
+    names."""
 
     uri: str
     name: str
@@ -45,20 +48,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Scope:
-    """Which runs are meant: of which `experiments`, and those that `wanted`, MLflow's filter,
-    lets through."""
+    """Which runs to read: those of `experiments` that have all of the `tags`."""
 
     experiments: list[str]
-    wanted: str
+    tags: dict[str, str]
     title: str
     target: Target | None = None
 
 
-def place_of(source: str | os.PathLike[str]) -> Place:
-    """Finds what there is to read.
+def locate(source: str | os.PathLike[str]) -> Location:
+    """Find the store in a folder, a file or a URI.
 
     Raises:
-        UsageError: if there is nothing.
+        UsageError: if there is none.
     """
     text = os.fspath(source)
     if "://" in text:
@@ -66,14 +68,14 @@ def place_of(source: str | os.PathLike[str]) -> Place:
     path = Path(text).expanduser().absolute()
     if path.is_file():
         return _of_database(path)
-    told = pointer(path)
-    if told is not None and (chosen_uri() or not (path / DATABASE).exists()):
-        return Place(chosen_uri() or told["uri"], path.name, study=told["study"])
+    pointed = read_pointer(path)
+    if pointed is not None and (environment_uri() or not (path / DATABASE).exists()):
+        return Location(environment_uri() or pointed["uri"], path.name, study=pointed["study"])
     if (path / DATABASE).exists():
         return _of_database(path / DATABASE)
     for folder in (path, path / FILE_STORE):
         if _is_file_store(folder):
-            return Place(folder.as_uri(), path.name)
+            return Location(folder.as_uri(), path.name)
     if not path.exists():
         raise UsageError(f"there is no {text!r}; {REMEDY}")
     raise UsageError(
@@ -81,88 +83,83 @@ def place_of(source: str | os.PathLike[str]) -> Place:
     )
 
 
-def client_of(place: Place) -> Any:
-    """A client of a store that is there.
+def open_source(location: Location) -> RunSource:
+    """Open a store to read its runs.
 
     Raises:
-        MissingExtraError: without MLflow.
+        MissingExtraError: without MLflow, where the store is not a database file.
         UsageError: if it cannot be read; the message says what to do.
     """
-    if place.uri.startswith(("http://", "https://")):
-        _check_answers(place.uri)
+    if location.database is not None:
+        with suppress(sqlite3.Error):  # its tables are others, or none: MLflow says so
+            return SqliteSource(location.database)
+    if location.uri.startswith(("http://", "https://")):
+        _check_answers(location.uri)
     try:
-        return open_client(place.uri)
-    except MissingExtraError:
-        raise
+        return MlflowSource(open_client(location.uri))
     except UsageError as error:
-        if not place.uri.startswith("file:"):
+        if not location.uri.startswith("file:"):
             raise
-        folder = Path(urllib.request.url2pathname(urlsplit(place.uri).path))
+        folder = Path(urllib.request.url2pathname(urlsplit(location.uri).path))
         target = folder.parent / DATABASE
         raise UsageError(
-            f"{folder} holds runs as files, which this MLflow does not open any more; "
+            f"{folder} holds runs as files, which this MLflow no longer opens; "
             f"`mlflow migrate-filestore --source {folder} --target sqlite:///{target.as_posix()}` "
             f"copies them to a database, which can be opened; or set MLFLOW_ALLOW_FILE_STORE=true"
         ) from error
 
 
-def scope_of(client: Any, name: str, experiment: str | None, study: str | None) -> Scope:
-    """Which runs of a store are meant: of a named experiment all, else those of a study, else all.
+def find_scope(source: RunSource, name: str, experiment: str | None, study: str | None) -> Scope:
+    """Which runs of a store to read: of a named experiment all, else those of a study, else all.
 
     Raises:
-        UsageError: if the experiment is not there.
+        UsageError: if there is no such experiment or study.
     """
-    experiments = list(client.search_experiments())
+    experiments = source.experiments()
     if experiment is not None:
-        for one in experiments:
-            if one.name == experiment:
-                return Scope([one.experiment_id], "", experiment)
-        names = ", ".join(repr(one.name) for one in experiments)
+        for id, title in experiments.items():
+            if title == experiment:
+                return Scope([id], {}, experiment)
+        names = ", ".join(map(repr, sorted(experiments.values())))
         raise UsageError(f"there is no experiment {experiment!r}; there are {names}")
-    every = [one.experiment_id for one in experiments]
-    if study is not None:
-        parent = client.get_run(study)
+    if study is None:
+        studies = source.search([*experiments], {"rightbatch.kind": "study"})
+        if not studies:
+            return Scope([*experiments], {}, name)
+        parent = studies[-1]
+    elif (found := source.get(study)) is not None:
+        parent = found
     else:
-        found = search(client, every, "tags.`rightbatch.kind` = 'study'", most=1)
-        if not found:
-            return Scope(every, "", name)
-        parent = found[0]
+        raise UsageError(f"the store has no run {study}, which {name} names as its study")
     return Scope(
-        [parent.info.experiment_id],
-        f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
-        parent.data.tags.get("rightbatch.title") or name,
-        _target(parent.data.tags.get("rightbatch.target", "")),
+        [parent.experiment],
+        {"mlflow.parentRunId": parent.id},
+        parent.tags.get("rightbatch.title") or name,
+        _target(parent.tags.get("rightbatch.target", "")),
     )
 
 
-def _target(told: str) -> Target | None:
+def _target(text: str) -> Target | None:
     try:
-        target = json.loads(told)
+        target = json.loads(text)
         return Target(str(target["metric"]), float(target["value"]))
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _of_uri(uri: str) -> Place:
+def _of_uri(uri: str) -> Location:
     if uri.startswith("sqlite:"):
-        try:
-            database = path_of(uri)
-        except ImportError as error:
-            raise MissingExtraError("mlflow", "study") from error
+        database = path_of(uri)
         if database is None:
             raise UsageError(f"{uri!r} names no file; expected sqlite:///PATH")
         return _of_database(database.absolute())
-    return Place(uri, shown(uri))
+    return Location(uri, without_password(uri))
 
 
-def _of_database(path: Path) -> Place:
+def _of_database(path: Path) -> Location:
     if not path.exists():
         raise UsageError(f"there is no database {path}; {REMEDY}")
-    try:
-        uri = uri_of(path)
-    except ImportError as error:
-        raise MissingExtraError("mlflow", "study") from error
-    return Place(uri, path.parent.name if path.name == DATABASE else path.name, path)
+    return Location(uri_of(path), path.parent.name if path.name == DATABASE else path.name, path)
 
 
 def _is_file_store(folder: Path) -> bool:
@@ -173,13 +170,14 @@ def _is_file_store(folder: Path) -> bool:
 
 def _check_answers(uri: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_TIMEOUT):
             return
-    except urllib.error.HTTPError:  # it answers; what it says of this address is its own
+    except urllib.error.HTTPError:  # it answers; a server need not have this address
         return
     except (OSError, ValueError) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return  # MLflow's own settings know which certificates to trust
         raise UsageError(
-            f"no tracking server answers at {shown(uri)} ({error}); `mlflow server` starts one"
+            f"no tracking server answers at {without_password(uri)} ({error}); "
+            "`mlflow server` starts one"
         ) from error

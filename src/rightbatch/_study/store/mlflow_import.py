@@ -1,20 +1,20 @@
-"""Runs that other loggers wrote to MLflow: what their parameters and steps mean.
+"""Runs that other loggers wrote to MLflow: the meaning of their parameters and steps.
 
-Ultralytics' callback, Transformers' `MLflowCallback`, and all others, of which Lightning's
-`MLFlowLogger` is one. None of them logs how many devices there were: one is assumed.
+Ultralytics' callback, Transformers' `MLflowCallback`, and all others, among them Lightning's
+`MLFlowLogger`. None of them logs the number of devices: one is assumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from rightbatch._study.records import Curve, Run
-from rightbatch._study.store.metric_history import Counts, History, Numbers, joined
-from rightbatch._study.store.mlflow_runs import Latest, status_of
+from rightbatch._study.store.history import History, Keep, Numbers, interpolate
+from rightbatch._study.store.run_record import RunRecord
 
 BATCH_SIZES = ("batch_size", "train_batch_size")
 ACCUMULATIONS = ("accumulate_grad_batches", "gradient_accumulation_steps")
@@ -22,12 +22,12 @@ LEARNING_RATES = ("learning_rate", "lr")
 SEEDS = ("seed", "random_seed")
 
 EPOCH = "epoch"
-"""The metric in which Transformers and Lightning log it."""
+"""The name of this metric in Transformers and Lightning."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What parameters tell of a run; None where they do not. `batch_size` is the effective one."""
+    """What the parameters of a run say; None if unknown. `batch_size` is the effective one."""
 
     logger: Literal["ultralytics", "transformers", "other"]
     batch_size: int | None
@@ -36,13 +36,13 @@ class Facts:
     learning_rate: float | None
 
     @property
-    def counts(self) -> Counts:
-        """Ultralytics logs its best weights at the end, at the step of the last epoch."""
+    def keep(self) -> Keep:
+        """Ultralytics logs its best weights again at the end, at the step of the last epoch."""
         return "first" if self.logger == "ultralytics" else "last"
 
 
 def facts(parameters: Mapping[str, str]) -> Facts:
-    """Reads the parameters of a run that is not ours."""
+    """Read the parameters of a run of another logger."""
     if {"batch", "nbs", "imgsz"} <= parameters.keys():
         return _of_ultralytics(parameters)
     if "per_device_train_batch_size" in parameters:
@@ -56,99 +56,108 @@ def facts(parameters: Mapping[str, str]) -> Facts:
         logger,
         batch_size=micro * accumulation if micro else None,
         micro_batch_size=micro,
-        seed=_whole(_named(parameters, SEEDS)),
+        seed=_integer(_named(parameters, SEEDS)),
         learning_rate=_number(_named(parameters, LEARNING_RATES)),
     )
 
 
 def _of_ultralytics(parameters: Mapping[str, str]) -> Facts:
-    """Its `batch` is a micro-batch, of which it accumulates as many as come nearest to `nbs`. An
-    `optimizer` that is `auto` has a learning rate that is not logged."""
+    """Its `batch` is a micro-batch; it accumulates as many as come closest to `nbs`. With
+    `optimizer=auto` the learning rate is not logged."""
     micro, nominal = _count(parameters["batch"]), _number(parameters["nbs"])
     rate = None if parameters.get("optimizer") == "auto" else _number(parameters.get("lr0"))
     effective = None
     if micro is not None and nominal is not None:
         effective = micro * max(round(nominal / micro), 1)
-    return Facts("ultralytics", effective, micro, _whole(parameters.get("seed")), rate)
+    return Facts("ultralytics", effective, micro, _integer(parameters.get("seed")), rate)
 
 
-def names(latest: Mapping[str, Latest]) -> list[str]:
-    """The metrics that have a curve: those of the machine are on a clock of their own."""
-    return [name for name in latest if name != EPOCH and not name.startswith("system/")]
+class ImportedRun:
+    """How another logger's record is read; `names` are the metrics that have a curve.
 
+    Those of the machine are left out, since they have a clock of their own. Seconds are counted
+    from the beginning of the run, when each of these loggers begins to train; only a run that was
+    copied begins after its values.
+    """
 
-def curve(facts: Facts, started: float, name: str, histories: Mapping[str, History]) -> Curve:
-    """A metric along a run, whose clock begins at `started`, Unix time: each of these loggers
-    begins its run when the training begins. Only a run that was copied began after its values."""
-    history = histories[name]
-    stamps = [one.stamps.min() for one in histories.values() if len(one.stamps)]
-    steps, examples, epochs = _places(facts, histories, history.steps)
-    seconds = (history.stamps - min(started * 1000, *stamps)) / 1000
-    return Curve(steps, examples, seconds, epochs, history.values)
+    def __init__(self, record: RunRecord) -> None:
+        self._record, self._facts = record, facts(record.parameters)
+        self.names = [
+            name for name in record.latest if name != EPOCH and not name.startswith("system/")
+        ]
+        self.axes, self.keep = (EPOCH,), self._facts.keep
 
+    def curve(self, name: str, histories: Mapping[str, History]) -> Curve:
+        """A metric along a run."""
+        history = histories[name]
+        stamps = [one.stamps.min() for one in histories.values() if len(one.stamps)]
+        steps, examples, epochs = _places(self._facts, histories, history.steps)
+        seconds = (history.stamps - min(self._record.started, *stamps)) / 1000
+        return Curve(steps, examples, seconds, epochs, history.values)
 
-def run(run: Any, latest: Mapping[str, Latest], curves: Mapping[str, Curve]) -> Run:
-    """What MLflow's run tells; 0 is what it does not."""
-    known = facts(run.data.params)
-    told = {name: latest[name] for name in names(latest)}
-    ends = {
-        name: History(*np.array([[one.step], [one.at], [one.value]]))
-        for name, one in latest.items()
-    }
-    last = np.array([max((one.step for one in told.values()), default=np.nan)], np.float64)
-    steps, examples, epochs = (np.nan_to_num(one).item() for one in _places(known, ends, last))
-    started = run.info.start_time / 1000
-    return Run(
-        id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        batch_size=known.batch_size,
-        seed=known.seed,
-        status=status_of(run),
-        started=started,
-        learning_rate=known.learning_rate,
-        micro_batch_size=known.micro_batch_size,
-        steps=steps,
-        examples=examples,
-        seconds=max(0.0, max((one.at for one in told.values()), default=0) / 1000 - started),
-        epochs=epochs,
-        parameters=dict(run.data.params),
-        metrics={name: one.value for name, one in told.items()},
-        curves=curves,
-    )
+    def run(self, curves: Mapping[str, Curve]) -> Run:
+        """The run; 0 is what the record does not tell."""
+        record = self._record
+        latest = {name: record.latest[name] for name in self.names}
+        ends = {
+            name: History(*np.array([[one.step], [one.at], [one.value]]))
+            for name, one in record.latest.items()
+        }
+        last = np.array([max((one.step for one in latest.values()), default=np.nan)], np.float64)
+        places = _places(self._facts, ends, last)
+        steps, examples, epochs = (np.nan_to_num(one).item() for one in places)
+        end = max((one.at for one in latest.values()), default=0)
+        return Run(
+            id=record.id,
+            name=record.name or record.id,
+            batch_size=self._facts.batch_size,
+            seed=self._facts.seed,
+            status=record.status,
+            started=record.started / 1000,
+            learning_rate=self._facts.learning_rate,
+            micro_batch_size=self._facts.micro_batch_size,
+            steps=steps,
+            examples=examples,
+            seconds=max(0, end - record.started) / 1000,
+            epochs=epochs,
+            parameters=dict(record.parameters),
+            metrics={name: one.value for name, one in latest.items()},
+            curves=curves,
+        )
 
 
 def _places(
     facts: Facts, histories: Mapping[str, History], steps: Numbers
 ) -> tuple[Numbers, Numbers, Numbers]:
-    """Updates, examples and epochs at the steps that were logged, NaN where nothing tells."""
-    untold = np.full(len(steps), np.nan)
-    told = histories.get(EPOCH)
-    if facts.logger == "ultralytics" or _is_step(told):
-        return untold, untold, steps + 1
+    """Updates, examples and epochs at the logged steps, NaN if unknown."""
+    unknown = np.full(len(steps), np.nan)
+    epoch = histories.get(EPOCH)
+    if facts.logger == "ultralytics" or _is_step(epoch):
+        return unknown, unknown, steps + 1
     size = facts.batch_size or np.nan
-    epochs = joined(histories, EPOCH, steps)
+    epochs = interpolate(histories, EPOCH, steps)
     if facts.logger == "transformers":
         return steps, steps * size, epochs
-    if told is None or not _is_whole(told):
-        return steps, untold, epochs
+    if epoch is None or not _is_integer(epoch):
+        return steps, unknown, epochs
     done = steps + 1
-    length = _epoch_length(told)
+    length = _epoch_length(epoch)
     return done, done * size, epochs if length is None else done / length
 
 
 def _is_step(epoch: History | None) -> bool:
-    """Whether a logger's steps are epochs."""
+    """Whether the logger's steps are epochs."""
     return epoch is not None and np.array_equal(epoch.steps, epoch.values)
 
 
-def _is_whole(epoch: History) -> bool:
-    """Whether it is the epoch that a run is in, as with Lightning, whose first step is 0, and not
-    how many are done."""
+def _is_integer(epoch: History) -> bool:
+    """Whether it is the number of the current epoch, as in Lightning, whose first step is 0, and
+    not how many are done."""
     return bool(np.all((epoch.values >= 0) & (epoch.values % 1 == 0)))
 
 
 def _epoch_length(epoch: History) -> float | None:
-    """Steps of an epoch, given that something was logged at the last step of one."""
+    """Steps of an epoch; something must have been logged at the last step of one."""
     began = epoch.values > 0
     at_least = np.max((epoch.steps + 1) / (epoch.values + 1))
     at_most = np.min(epoch.steps[began] / epoch.values[began], initial=np.inf)
@@ -156,7 +165,7 @@ def _epoch_length(epoch: History) -> float | None:
 
 
 def _named(parameters: Mapping[str, str], wanted: tuple[str, ...]) -> str | None:
-    """A parameter by its own name, or by the last part of one such as `data/batch_size`."""
+    """A parameter by its name, or by the last part of a name such as `data/batch_size`."""
     for name in wanted:
         if name in parameters:
             return parameters[name]
@@ -178,12 +187,12 @@ def _number(text: str | None) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _whole(text: str | None) -> int | None:
+def _integer(text: str | None) -> int | None:
     number = _number(text)
     return int(number) if number is not None and number == int(number) else None
 
 
 def _count(text: str | None) -> int | None:
-    """A whole number above 0: Ultralytics' -1 and 0.7 are not sizes, but ask for one."""
-    number = _whole(text)
+    """A whole number above 0: Ultralytics' -1 and 0.7 are not sizes but request one."""
+    number = _integer(text)
     return number if number is not None and number > 0 else None

@@ -1,8 +1,7 @@
-"""The runs of a study, written to MLflow as they go.
+"""Writes a study to MLflow: a run for the study, and below it one for every attempt at a `RunKey`.
 
-One run of MLflow's for the study, and below it one for every try at a `RunKey`. A process that is
-killed at any moment leaves a store that reads: a try counts as ended only once MLflow's own status
-says so, and that is written last.
+A process that is killed at any moment leaves a readable store: an attempt counts as ended only
+after MLflow's own status says so, which is written last.
 """
 
 from __future__ import annotations
@@ -10,35 +9,37 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rightbatch._errors import RightbatchError
+from rightbatch._study.json_text import to_json
 from rightbatch._study.records import SCHEMA, RunKey, Target
-from rightbatch._study.store.artifacts import Artifacts, as_json, write_whole
+from rightbatch._study.store.artifacts import Artifacts, write_file
 from rightbatch._study.store.database import (
     DATABASE,
     POINTER,
-    chosen_uri,
+    environment_uri,
     open_client,
     path_of,
-    pointer,
-    shown,
-    tried,
+    read_pointer,
+    retry,
     uri_of,
+    without_password,
 )
-from rightbatch._study.store.mlflow_runs import StoredRun, search, stored
+from rightbatch._study.store.mlflow_source import MlflowSource
 from rightbatch._study.store.run_log import RunLog, as_tags, end
+from rightbatch._study.store.run_record import RunRecord
 
 if TYPE_CHECKING:
     from rightbatch._study.store.reader import Reader
 
 
 class Store:
-    """Where a study keeps its runs. Safe to use from several threads.
+    """The store of a study's runs. Safe to use from several threads.
 
-    The tracking address and the active run that the user's own code sees are left alone.
+    The tracking URI and the active run of the user's own code are not changed.
     """
 
     def __init__(self, client: Any, uri: str, folder: Path, title: str) -> None:
@@ -46,6 +47,7 @@ class Store:
         self.folder = folder
         self.title = title
         self._client = client
+        self._source = MlflowSource(client)
         self._own = path_of(uri) == folder / DATABASE
         self._artifacts = Artifacts(client, folder / "artifacts" if self._own else None)
         self._newest = 0
@@ -55,11 +57,11 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], title: str) -> Self:
-        """The store of a folder: its own database, or what `MLFLOW_TRACKING_URI` says.
+        """Open the store of a folder: its own database, or that of `MLFLOW_TRACKING_URI`.
 
         Args:
-            folder: of the study; made where it is missing.
-            title: names the experiment of a study that is new.
+            folder: of the study; created if it is missing.
+            title: the name of a new study's experiment.
 
         Raises:
             MissingExtraError: without MLflow.
@@ -67,83 +69,86 @@ class Store:
         """
         folder = Path(folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        uri = chosen_uri() or uri_of(folder / DATABASE)
+        uri = environment_uri() or uri_of(folder / DATABASE)
         return cls(open_client(uri), uri, folder, title)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """There is nothing to close: what was logged is in the store already."""
+        """There is nothing to close: everything logged is already in the store."""
 
     def __str__(self) -> str:
-        return shown(self.uri)
+        return without_password(self.uri)
 
     def asked(self) -> dict[str, Any] | None:
-        """What the folder's study was asked for; None where it is new."""
+        """The configuration of the folder's study; None if it is new."""
         found = None if self._study is None else self.document("study.json")
         asked = found.get("asked") if found else None
         return asked if isinstance(asked, dict) else None
 
     def study(self, asked: Mapping[str, Any], target: Target | None = None) -> str:
-        """Begins the study's own run, or finds it, and keeps in `study.json` what is asked for.
+        """Begin the study's own run, or find it, and write its configuration to `study.json`.
 
         Returns:
             The run's id.
         """
-        self._look()  # another process may have begun it meanwhile
+        self._look()  # another process may have begun it in the meantime
         if self._study is None:
             run = self._begin(self.title, {"rightbatch.kind": "study"})
             self._study = run.info.run_id
             if not self._own:
-                told = {"schema": SCHEMA, "uri": shown(self.uri), "study": self._study}
-                write_whole(self.folder / POINTER, as_json(told))
+                content = {
+                    "schema": SCHEMA,
+                    "uri": without_password(self.uri),
+                    "study": self._study,
+                }
+                write_file(self.folder / POINTER, to_json(content))
         else:
-            tried(lambda: self._client.update_run(self._id, status="RUNNING"))
-        if self.asked() != json.loads(as_json(asked)):
+            retry(lambda: self._client.update_run(self._id, status="RUNNING"))
+        if self.asked() != json.loads(to_json(asked)):
             tags = {
                 "rightbatch.title": self.title,
-                "rightbatch.target": "" if target is None else as_json(vars(target)),
+                "rightbatch.target": "" if target is None else to_json(vars(target)),
             }
-            tried(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
+            retry(lambda: self._client.log_batch(self._id, tags=as_tags(tags)))
             self.artifact("study.json", {"title": self.title, "asked": dict(asked)})
         return self._id
 
     def finish(self) -> None:
-        """The study's own run has ended, until more of it is asked for."""
-        tried(lambda: self._client.set_terminated(self._id, "FINISHED"))
+        """End the study's own run; a later call may continue it."""
+        retry(lambda: self._client.set_terminated(self._id, "FINISHED"))
 
     def artifact(self, name: str, document: Mapping[str, Any]) -> None:
-        """Keeps a JSON document with the study's run. What is no number becomes null."""
+        """Write a JSON document of the study; NaN and infinity become null."""
         self._artifacts.put(self._id, name, {"schema": SCHEMA, **document})
 
     def document(self, name: str, run: str | None = None) -> dict[str, Any] | None:
-        """Reads one back, of the study or of one of its runs; None where there is none."""
+        """Read a document of the study or of one of its runs; None if there is none."""
         return self._artifacts.get(run or self._id, name)
 
-    def runs(self) -> dict[str, StoredRun]:
-        """The newest try at each run, by `RunKey.name`."""
-        newest: dict[str, StoredRun] = {}
-        for run in self._children():
-            self._newest = max(self._newest, run.info.start_time)
-            found = stored(run)
-            if found is not None:
-                newest.setdefault(found.key.name, found)
+    def runs(self) -> dict[str, RunRecord]:
+        """The newest attempt at each run, by `RunKey.name`."""
+        newest: dict[str, RunRecord] = {}
+        for record in self._children():
+            self._newest = max(self._newest, record.started)
+            if record.key is not None:
+                newest[record.key.name] = record
         return newest
 
-    def abandon(self, reason: str = "the sweep that ran it is gone") -> list[StoredRun]:
-        """Marks what still counts as running as stopped: for a sweep that is the only one.
+    def abandon(self, reason: str = "the sweep that ran it has ended") -> list[RunRecord]:
+        """Mark runs that still count as running as stopped: for a sweep that is the only one.
 
         Returns:
-            The tries that were marked, as they were.
+            The attempts that were marked, as they were.
         """
-        running = self._children(" and attributes.status = 'RUNNING'")
-        for run in running:
-            end(self._client, run.info.run_id, "stopped", reason)
-        return [found for run in running if (found := stored(run)) is not None]
+        running = [one for one in self._children() if one.mlflow_status == "RUNNING"]
+        for record in running:
+            end(self._client, record.id, "stopped", reason)
+        return [record for record in running if record.key is not None]
 
     def begin(self, key: RunKey, parameters: Mapping[str, Any]) -> RunLog:
-        """Begins a try at a run; `parameters` that are None may follow later."""
+        """Begin an attempt at a run; `parameters` that are None may follow later."""
         tags = {
             "rightbatch.kind": "run",
             "rightbatch.key": key.name,
@@ -157,7 +162,7 @@ class Store:
         return log
 
     def reader(self) -> Reader:
-        """Of this study's runs."""
+        """A reader of this study's runs."""
         from rightbatch._study.store.reader import Reader
 
         return Reader(self.uri, study=self._id)
@@ -165,43 +170,29 @@ class Store:
     @property
     def _id(self) -> str:
         if self._study is None:
-            raise RuntimeError("study() comes first")
+            raise RuntimeError("call study() first")
         return self._study
 
     def _look(self) -> None:
         if self._study is None and (parent := self._parent()) is not None:
-            self._study = parent.info.run_id
-            self._experiment = parent.info.experiment_id
+            self._study = parent.id
+            self._experiment = parent.experiment
 
-    def _parent(self) -> Any:
-        """The study's run, or None. A store that others use too is asked only for the one that is
-        written down in the folder."""
-        from mlflow.exceptions import MlflowException
-
+    def _parent(self) -> RunRecord | None:
+        """The study's run. In a store that others use too, only the one that the folder names."""
         if self._own:
-            wanted = "tags.`rightbatch.kind` = 'study'"
-            return next(iter(search(self._client, self._experiments(), wanted, most=1)), None)
-        told = pointer(self.folder)
-        if told is None:
-            return None
-        try:
-            run = self._client.get_run(told["study"])
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
+            experiments = [*self._source.experiments()]
+            studies = self._source.search(experiments, {"rightbatch.kind": "study"})
+            return studies[-1] if studies else None
+        pointed = read_pointer(self.folder)
+        return None if pointed is None else self._source.get(pointed["study"])
 
-    def _children(self, also: str = "") -> Iterable[Any]:
+    def _children(self) -> list[RunRecord]:
         experiments = [self._experiment] if self._experiment else []
-        wanted = f"tags.`mlflow.parentRunId` = '{self._id}'{also}"
-        return search(self._client, experiments, wanted)
-
-    def _experiments(self) -> list[str]:
-        return [found.experiment_id for found in self._client.search_experiments()]
+        return self._source.search(experiments, {"mlflow.parentRunId": self._id})
 
     def _home(self) -> str:
-        """The experiment of the study, made where it is missing."""
+        """The experiment of the study, created if it is missing."""
         from mlflow.exceptions import MlflowException
 
         if self._experiment is None:
@@ -219,7 +210,7 @@ class Store:
         return str(self._experiment)
 
     def _begin(self, name: str, tags: Mapping[str, str]) -> Any:
-        """Of two tries at a run the newest counts, whatever becomes of the clock meanwhile."""
+        """Begin a run that is newer than all others, even if the clock was set back."""
         self._newest = started = max(self._newest + 1, time.time_ns() // 10**6)
         home = self._home()
-        return tried(lambda: self._client.create_run(home, started, dict(tags), name))
+        return retry(lambda: self._client.create_run(home, started, dict(tags), name))

@@ -1,4 +1,4 @@
-"""What one run tells, on its way into the store."""
+"""Logs one run to the store."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rightbatch._study.json_text import to_json
 from rightbatch._study.records import SCHEMA, Ended, Point, RunKey, Status
-from rightbatch._study.store.artifacts import Artifacts, as_json
-from rightbatch._study.store.database import quiet, tried
-from rightbatch._study.store.mlflow_runs import ENDS
+from rightbatch._study.store.artifacts import Artifacts
+from rightbatch._study.store.database import quiet, retry
+from rightbatch._study.store.run_record import MLFLOW_STATUS
 
 METRICS_PER_CALL = 1000
 """MLflow's limit."""
 
 LONGEST_TAG = 4000
-"""Characters; MLflow's limit was 5000 before it was 8000."""
+"""Characters; MLflow's limit was 5000 and is 8000."""
 
 LONGEST_PARAMETER = 500
 
 AXES_LOGGED = ("examples", "seconds", "epochs")
-"""Metrics beside the values of every point, whose `steps` are MLflow's own step."""
+"""Metrics that are logged with every point; its `steps` are MLflow's own step."""
 
 
 class RunLog:
-    """Where one run is written down. Safe to use from a thread of its own."""
+    """Logs one run. Different runs may be logged from different threads."""
 
     def __init__(self, client: Any, artifacts: Artifacts, run: str, key: RunKey) -> None:
         self.id = run
@@ -37,7 +38,7 @@ class RunLog:
         self._steps: int | None = None
 
     def points(self, points: Sequence[Point]) -> None:
-        """Logs measurements: the more of them in one call, the cheaper each."""
+        """Log measurements; many in one call are cheaper."""
         from mlflow.entities import Metric
 
         metrics: list[Any] = []
@@ -54,42 +55,44 @@ class RunLog:
             self._batch(metrics=metrics[first : first + METRICS_PER_CALL])
 
     def parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Logs what the run is run with, each once; what is None is not known yet."""
+        """Log parameters of the run, each once; None is for one that is not known yet."""
         from mlflow.entities import Param
 
         known = {name: str(value) for name, value in parameters.items() if value is not None}
-        self._batch(params=[Param(name, told[:LONGEST_PARAMETER]) for name, told in known.items()])
+        self._batch(
+            params=[Param(name, value[:LONGEST_PARAMETER]) for name, value in known.items()]
+        )
 
     def ended(self, ended: Ended, events: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Says how the run ended: it counts as ended once this is done, and not before."""
-        told = asdict(ended)
-        document = {"schema": SCHEMA, "key": asdict(self.key), "ended": told, "events": [*events]}
+        """Log how the run ended; only then does it count as ended."""
+        fields = asdict(ended)
+        document = {"schema": SCHEMA, "key": asdict(self.key), "ended": fields, "events": [*events]}
         self._artifacts.put(self.id, "run.json", document)
-        end(self._client, self.id, ended.status, ended.reason, {"rightbatch.ended": _short(told)})
+        end(self._client, self.id, ended.status, ended.reason, {"rightbatch.ended": _short(fields)})
 
     def _batch(self, **content: Any) -> None:
-        tried(lambda: self._client.log_batch(self.id, **content))
+        retry(lambda: self._client.log_batch(self.id, **content))
 
 
 def end(
     client: Any, run: str, status: Status, reason: str, tags: Mapping[str, str] | None = None
 ) -> None:
-    """Ends a run, MLflow's own status last: a kill in between leaves it running."""
-    told = {**(tags or {}), "rightbatch.status": status, "rightbatch.reason": reason}
-    tried(lambda: client.log_batch(run, tags=as_tags(told)))
+    """End a run, MLflow's own status last: after a kill in between it still counts as running."""
+    tags = {**(tags or {}), "rightbatch.status": status, "rightbatch.reason": reason}
+    retry(lambda: client.log_batch(run, tags=as_tags(tags)))
     with quiet():
-        tried(lambda: client.set_terminated(run, ENDS[status]))
+        retry(lambda: client.set_terminated(run, MLFLOW_STATUS[status]))
 
 
 def as_tags(tags: Mapping[str, str]) -> list[Any]:
-    """As MLflow takes them."""
+    """MLflow's tags, cut to its limit."""
     from mlflow.entities import RunTag
 
-    return [RunTag(name, told[:LONGEST_TAG]) for name, told in tags.items()]
+    return [RunTag(name, value[:LONGEST_TAG]) for name, value in tags.items()]
 
 
 class Names:
-    """What MLflow takes for the names of metrics. Names that differ stay different.
+    """Names of metrics that MLflow accepts. Different names stay different.
 
     >>> names = Names(["seconds"])
     >>> [names[name] for name in ("mAP@50 (B)", "mAP 50 (B)", "mAP@50 {B}", "seconds", "/x")]
@@ -114,10 +117,10 @@ class Names:
 
 
 def _short(ended: dict[str, Any]) -> str:
-    """Fits a tag; messages that are long are whole in `run.json`, and so are very many metrics."""
+    """JSON that fits a tag; `run.json` has long messages and very many metrics in full."""
     error = ended["error"] and {name: text[:300] for name, text in ended["error"].items()}
     short = {**ended, "reason": ended["reason"][:300], "error": error}
     for name, nothing in (("error", None), ("metrics", {})):
-        if len(as_json(short)) > LONGEST_TAG:
+        if len(to_json(short)) > LONGEST_TAG:
             short[name] = nothing
-    return as_json(short)
+    return to_json(short)

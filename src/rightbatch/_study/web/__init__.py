@@ -1,5 +1,6 @@
-"""The page of a study, for a browser.
+"""The page of a study, and the report in one file.
 
-app         the routes                         documents   what the page is drawn from
-template    its HTML, and Plotly's script      static/     the page's scripts and sheets
+commands    `rightbatch ui`, the server        report, bundle    one HTML file
+app         the routes                         documents         the JSON that the page draws
+template    its HTML, and Plotly's script      static/           the page's scripts and styles
 """

@@ -1,15 +1,15 @@
-"""The routes: the page, its files, and the documents that it is drawn from.
+"""The routes of the page: its HTML, its files, and the JSON documents that it draws.
 
 | path | what |
 |---|---|
 | `GET /` | the page |
-| `GET /api/study` | the runs, what was reached, the answer |
+| `GET /api/study` | the runs, the figures by batch size, the answer |
 | `GET /api/curves?metric=NAME` | a metric along the training, by batch size |
 | `GET /api/runs/ID` | one run with all its curves |
-| `GET /health` | whether it answers |
+| `GET /health` | `{"state": "serving"}` |
 
-Documents bear an `ETag`; asked for with `If-None-Match`, one that is as it was is answered 304.
-Whatever is refused is answered with `{"error": ...}`.
+Documents have an `ETag`; if `If-None-Match` has it, an unchanged one is answered with 304. Errors
+are answered with `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._study.web import template
-from rightbatch._study.web.documents import Documents, Kept, OfSource, Source
+from rightbatch._study.web.documents import CachedDocuments, Documents, LiveRuns, StudyDocuments
 from rightbatch._web.access import AccessControl, App, Message, Receive, Scope, Send
 from rightbatch._web.files import media_type
 
@@ -42,28 +42,28 @@ if TYPE_CHECKING:
 __all__ = ["app", "app_of"]
 
 _YEAR = "public, max-age=31536000, immutable"
-# Plotly sets attributes of style; its rules go into a sheet of ours, see index.html.
+# Plotly sets style attributes; its rules are in our own style sheet, see index.html.
 _STYLES = b"; style-src-attr 'unsafe-inline'"
 
 
-def app(source: Source, *, token: str | None = None, hosts: Collection[str] | None = None) -> App:
+def app(source: LiveRuns, *, token: str | None = None, hosts: Collection[str] | None = None) -> App:
     """The application for a store of runs, for `HttpServer` or any other ASGI server.
 
     Args:
         source: the store.
-        token: that requests bear; the page is opened with `/?token=...` then.
-        hosts: the names by which it is asked for; see `AccessControl`.
+        token: required from every request; the page is then opened with `/?token=...`.
+        hosts: the host names that requests may use; see `AccessControl`.
     """
-    return app_of(OfSource(source), token=token, hosts=hosts)
+    return app_of(StudyDocuments(source), token=token, hosts=hosts)
 
 
 def app_of(
     documents: Documents, *, token: str | None = None, hosts: Collection[str] | None = None
 ) -> App:
-    """The application for documents, wherever they come from."""
-    routes = [*_page(), *_documents(Kept(documents))]
-    handlers = {HTTPException: _refused}
-    return _Styled(
+    """The application for any documents."""
+    routes = [*_page(), *_documents(CachedDocuments(documents))]
+    handlers = {HTTPException: _http_error}
+    return _AllowPlotlyStyles(
         AccessControl(
             Starlette(routes=routes, exception_handlers=handlers), token=token, hosts=hosts
         )
@@ -95,21 +95,21 @@ def _page() -> list[Route]:
     return [Route("/", page), Route("/static/{name}", static), Route("/health", health)]
 
 
-def _documents(kept: Kept) -> list[Route]:
-    started = secrets.token_hex(4)  # a revision says nothing of another process's documents
+def _documents(cached: CachedDocuments) -> list[Route]:
+    started = secrets.token_hex(4)  # a revision is of this process's documents only
 
     def route(path: str, body: Callable[[Request], bytes]) -> Route:
         def respond(request: Request) -> Response:
             try:
-                # Before the body: what comes in between is told by the next question.
-                revision = f"{started} {kept.revision()}"
+                # Before the body: a change in between is seen by the next request.
+                revision = f"{started} {cached.revision()}"
                 tag = f'"{hashlib.sha256(revision.encode()).hexdigest()[:20]}"'
                 if request.headers.get("if-none-match") == tag:
                     return _answer(304, b"", tag)
                 return _answer(200, body(request), tag)
             except UsageError as error:
                 return _error(404, str(error))
-            except Exception as error:  # the store's; the page says so, and asks again
+            except Exception as error:  # of the store; the page shows it, and asks again
                 return _error(500, f"{type(error).__name__}: {error}")
 
         async def endpoint(request: Request) -> Response:
@@ -118,9 +118,9 @@ def _documents(kept: Kept) -> list[Route]:
         return Route(path, endpoint)
 
     return [
-        route("/api/study", lambda request: kept.study()),
-        route("/api/curves", lambda request: kept.curves(request.query_params.get("metric", ""))),
-        route("/api/runs/{id:path}", lambda request: kept.run(request.path_params["id"])),
+        route("/api/study", lambda request: cached.study()),
+        route("/api/curves", lambda request: cached.curves(request.query_params.get("metric", ""))),
+        route("/api/runs/{id:path}", lambda request: cached.run(request.path_params["id"])),
     ]
 
 
@@ -133,14 +133,14 @@ def _error(status: int, text: str) -> Response:
     return _answer(status, json.dumps({"error": text}).encode())
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: "there is nothing at this path", 405: f"{request.method} is not for this path"}
-    return _error(error.status_code, said.get(error.status_code, str(error.detail)))
+    texts = {404: "there is nothing at this path", 405: f"{request.method} is not allowed here"}
+    return _error(error.status_code, texts.get(error.status_code, str(error.detail)))
 
 
-class _Styled:
-    """Allows the page, and nothing else of what the door lets through, what Plotly needs."""
+class _AllowPlotlyStyles:
+    """Adds what Plotly needs to the content security policy of the page, and of nothing else."""
 
     def __init__(self, inner: App) -> None:
         self._inner = inner

@@ -1,8 +1,9 @@
-"""The page's modules as one script, for a file: from there, a browser loads no module.
+"""The page's modules as one script, for a report: a page from a file cannot import modules.
 
-Each becomes a function that returns what it exports. Only the forms that the page's modules use
-are understood, and every other is an error: `import { a, b } from './other.js'` at the beginning of
-a line, and `export` before a `const`, a `function` or a `class`.
+Each module becomes a function that returns its exports. Only the forms that the page's modules use
+are supported, and every other is an error: `import { a, b } from './other.js'` at the beginning of
+a line, and `export` before a `const`, a `function` or a `class`. Data URLs in an import map would
+not do: relative imports cannot be resolved against a data URL.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ _OTHER = re.compile(
 )
 
 
-def as_one(modules: Mapping[str, str], start: str) -> str:
-    """One script that does what loading the module `start` does.
+def bundle(modules: Mapping[str, str], start: str) -> str:
+    """Build a script that does the same as importing the module `start`.
 
     Args:
         modules: the modules' texts by name.
-        start: the name of the one that is loaded.
+        start: the name of the module that is imported.
 
     Raises:
-        ValueError: if a module has a form that is not understood, is missing, or needs itself.
+        ValueError: if a module has an unsupported form, is missing, or imports itself.
     """
     done: dict[str, str] = {}
     _add(start, modules, done, ())
@@ -38,7 +39,7 @@ def _add(
     if name in done:
         return
     if name in above:
-        raise ValueError(f"modules need each other: {' -> '.join((*above, name))}")
+        raise ValueError(f"modules import each other: {' -> '.join((*above, name))}")
     if name not in modules:
         raise ValueError(f"there is no module {name!r}, which {above[-1:] or 'nothing'} imports")
     text = modules[name]
@@ -49,7 +50,7 @@ def _add(
     body = _EXPORT.sub("", body)
     other = _OTHER.search(body)
     if other:
-        raise ValueError(f"{name} has {other[0]!r}, which cannot be made part of one script")
+        raise ValueError(f"{name} has {other[0]!r}, which is not supported")
     result = ", ".join(exported)
     done[name] = f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {result} }};\n}})();"
 

@@ -1,4 +1,4 @@
-"""`rightbatch ui` and `rightbatch report`: a store that is opened, and shown."""
+"""`rightbatch ui` and `rightbatch report`: open a store, and show it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from rightbatch._errors import UsageError
 from rightbatch._progress import Live
 from rightbatch._study.records import Run, Target
 from rightbatch._study.store.reader import Reader
-from rightbatch._study.web.documents import Source
+from rightbatch._study.web.documents import LiveRuns
 from rightbatch._training.targets import parse_target
 from rightbatch._web.access import is_this_machine
 from rightbatch._web.listening import HttpServer
 
-PAGE_PORT = 8471  # where the page is looked for, if nobody said where
+PAGE_PORT = 8471  # the default
 
 
 def opened(
     folder: str | None, store: str | None, experiment: str | None, target: str | None
-) -> Source:
-    """A study's folder, or another store, once all of it has been read.
+) -> LiveRuns:
+    """Open a study's folder or another store, and read all of it.
 
     Raises:
         UsageError: if there is no such study.
     """
     if (folder is None) == (store is None):
-        raise UsageError("name the folder of a study (runs/parts), or another store with --store")
+        raise UsageError(
+            "give either the folder of a study (runs/parts) or another store with --store"
+        )
     place = store if folder is None else folder
     assert place is not None
     reader = Reader(place, experiment=experiment)
     with Live("reading") as live:
         reader.read(lambda done, total: live.show(f"{done} of {total} runs"))
-    return reader if target is None else Aimed(reader, Target(*parse_target(target)))
+    return reader if target is None else WithTarget(reader, Target(*parse_target(target)))
 
 
-class Aimed:
-    """A store whose runs are compared by another target than the one they were trained to."""
+class WithTarget:
+    """Runs that are compared by another target than the one they were trained to."""
 
     def __init__(self, source: Reader, target: Target) -> None:
         self._source, self.target = source, target
@@ -62,17 +64,17 @@ class Aimed:
 
 
 def show(
-    source: Source,
+    source: LiveRuns,
     *,
     port: int | None,
     host: str,
     token: str | None,
     say: Callable[[str], object],
 ) -> None:
-    """Show the page until Ctrl-C.
+    """Serve the page until Ctrl-C.
 
     Raises:
-        UsageError: if it cannot listen there.
+        UsageError: if the port cannot be opened.
     """
     from rightbatch._study.web.app import app
 
@@ -87,26 +89,26 @@ def show(
         if port is not None:
             raise
         server = HttpServer("study", "--port").start(page, host, 0)
-    _make_ready(server.url, token)
+    _warm_up(server.url, token)
     address = server.url if token is None else f"{server.url}/?token={token}"
     say(f"{source.title}: the page is {address} (Ctrl-C ends it)")
     try:
         while True:
             time.sleep(1)
     except KeyboardInterrupt:
-        say("ended; the runs are as they were")
+        say("ended; the runs are unchanged")
     finally:
         server.stop(1.0)
 
 
-def _make_ready(url: str, token: str | None) -> None:
-    """Ask for what a visitor sees first, so that it is there when the address is said."""
+def _warm_up(url: str, token: str | None) -> None:
+    """Request what a visitor sees first, so that it is cached when the address is printed."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
-    def asked(path: str) -> Any:
+    def get(path: str) -> Any:
         with urlopen(Request(url + path, headers=headers), timeout=60) as answer:
             return json.load(answer)
 
-    with suppress(OSError, ValueError):  # the page itself says what is wrong
-        for metric in asked("/api/study")["metrics"][:1]:
-            asked(f"/api/curves?metric={quote(metric)}")
+    with suppress(OSError, ValueError):  # the page itself shows the error
+        for metric in get("/api/study")["metrics"][:1]:
+            get(f"/api/curves?metric={quote(metric)}")

@@ -1,28 +1,27 @@
-"""What the page is drawn from: the study, the curves of a metric, one run closely."""
+"""The documents that the page draws: the study, the curves of a metric, one run."""
 
 from __future__ import annotations
 
-import json
-import math
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from rightbatch._errors import UsageError
 from rightbatch._study.analysis import document
+from rightbatch._study.json_text import to_json
 
 
 @runtime_checkable
-class Source(document.Source, Protocol):
-    """A store of runs."""
+class LiveRuns(document.StudyRuns, Protocol):
+    """Runs that may change, as in a store that a study writes to."""
 
     def revision(self) -> str:
-        """Cheap, and another one once anything has changed."""
+        """Another text after every change; cheap."""
         ...
 
 
 class Documents(Protocol):
-    """The documents of a study, as JSON has them.
+    """The JSON documents of a study.
 
     Raises:
         UsageError: from `curves` and `run`, if there is no such metric or run.
@@ -37,10 +36,10 @@ class Documents(Protocol):
     def run(self, id: str) -> dict[str, Any]: ...
 
 
-class OfSource:
+class StudyDocuments:
     """The documents of a store."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: LiveRuns) -> None:
         self._source = source
 
     def revision(self) -> str:
@@ -63,8 +62,8 @@ class OfSource:
         raise UsageError(f"there is no run {id!r}")
 
 
-class Kept:
-    """Documents as JSON, each made once for a revision, whoever asks for it and how often."""
+class CachedDocuments:
+    """Encoded documents, each made once for a revision."""
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
@@ -73,42 +72,24 @@ class Kept:
         self._bodies: dict[tuple[str, ...], bytes] = {}
 
     def revision(self) -> str:
-        """Of the newest documents."""
+        """The revision of the newest documents."""
         return self._documents.revision()
 
     def study(self) -> bytes:
-        return self._kept(("study",), self._documents.study)
+        return self._cached(("study",), self._documents.study)
 
     def curves(self, metric: str) -> bytes:
-        return self._kept(("curves", metric), lambda: self._documents.curves(metric))
+        return self._cached(("curves", metric), lambda: self._documents.curves(metric))
 
     def run(self, id: str) -> bytes:
-        return self._kept(("run", id), lambda: self._documents.run(id))
+        return self._cached(("run", id), lambda: self._documents.run(id))
 
-    def _kept(self, key: tuple[str, ...], make: Callable[[], dict[str, Any]]) -> bytes:
+    def _cached(self, key: tuple[str, ...], make: Callable[[], dict[str, Any]]) -> bytes:
         with self._lock:
-            # Asked for first: a document may be newer than its revision, never older.
+            # Read first: a document may be newer than its revision, never older.
             revision = self._documents.revision()
             if revision != self._revision:
                 self._revision, self._bodies = revision, {}
             if key not in self._bodies:
                 self._bodies[key] = to_json(make()).encode()
             return self._bodies[key]
-
-
-def to_json(content: Any) -> str:
-    """JSON, where what is no number is null."""
-    try:
-        return json.dumps(content, allow_nan=False, separators=(",", ":"))
-    except ValueError:
-        return json.dumps(_finite(content), separators=(",", ":"))
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content

@@ -1,4 +1,4 @@
-"""The page's HTML and files, and the script of Plotly, which its package brings."""
+"""The page's HTML and files, and Plotly's script, which is in its package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rightbatch._web.files import read_files
 
 _HERE = Path(__file__).parent
 SHEETS = ("base.css", "page.css", "answer.css", "charts.css", "runs.css", "narrow.css")
-"""In the order in which they overrule each other."""
+"""In the order in which they override each other."""
 
 
 def files() -> dict[str, bytes]:
@@ -23,13 +23,13 @@ def files() -> dict[str, bytes]:
 
 
 def plotly_name() -> str:
-    """What Plotly's script is called here: another name for another version."""
+    """The file name of Plotly's script, which has the version in it."""
     _plotly_file()
     return f"plotly-{importlib.metadata.version('plotly')}.min.js"
 
 
 def plotly_script() -> bytes:
-    """Plotly for a browser, 4.8 MB.
+    """Plotly's script for browsers, 4.8 MB.
 
     Raises:
         MissingExtraError: if Plotly is not installed.
@@ -38,15 +38,15 @@ def plotly_script() -> bytes:
 
 
 def plotly_marks() -> list[str]:
-    """Ids by which Plotly knows that a sheet of its, all of it for maps, is there already.
+    """Ids of Plotly's own style sheets, all of them for maps.
 
-    An element of that id keeps it from adding an inline one, which the page does not allow.
+    An element with such an id keeps Plotly from adding an inline sheet, which the page forbids.
     """
     return re.findall(r'getElementById\("([0-9a-f]{64})"\)', plotly_script().decode())
 
 
 def _plotly_file() -> Path:
-    # Found without importing it, which takes a second.
+    # Importing it would take a second.
     found = importlib.util.find_spec("plotly")
     if found is None or not found.submodule_search_locations:
         raise MissingExtraError("Plotly", "study")
@@ -54,7 +54,7 @@ def _plotly_file() -> Path:
 
 
 def html(**values: Any) -> str:
-    """The page; `report` says whether it is a file of its own.
+    """Render the page; `report` is whether it is a file of its own.
 
     Raises:
         MissingExtraError: if Jinja2 is not installed.

@@ -1,7 +1,7 @@
-"""The learning rate that suits each batch size, searched for with Optuna's TPE.
+"""Search for the best learning rate of each batch size with Optuna's TPE sampler.
 
-A rule for the learning rate may be wrong for one size more than for another, which would be taken
-for an effect of the size. So each size gets the same number of trials, with one seed.
+A rule for the learning rate may fit one size better than another, and the difference would look
+like an effect of the size. So each size gets the same number of trials, with one seed.
 """
 
 from __future__ import annotations
@@ -9,38 +9,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, reached, smoothed
+from rightbatch._errors import MissingExtraError
+from rightbatch._study.analysis.steps_to_target import TRAINING_LOSS, find_crossing, smooth
 from rightbatch._study.config import StudyConfig
-from rightbatch._study.optuna_studies import optuna_module, study_in_memory
 from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._training.targets import is_better
 
 LOW, HIGH = 0.1, 10.0
 """Bounds of the factor on the learning rate that the rule gives."""
 DIGITS = 3
-"""Of a factor: a rate matters by its logarithm, and keys are to be readable."""
+"""Significant digits of a factor: a rate matters by its logarithm, and keys should be readable."""
 RANDOM_TRIALS = 3
-"""With the rule's own rate the first; the estimator has something to go by from then on."""
-_DRAWS = 100  # for a factor that was not tried, before there seem to be no more
+"""Trials before the estimator is used; the first has the rule's own rate."""
+_DRAWS = 100  # attempts to draw a factor that was not tried yet
 
 Trial = tuple[float, Run]
-"""A factor, and the run that was trained with it."""
+"""A factor, and the run that trained with it."""
 
 
-def searched(
+def search_learning_rates(
     config: StudyConfig,
     trials: int,
     train: Callable[[Sequence[RunKey]], Mapping[RunKey, Run]],
     known: Sequence[Run] = (),
 ) -> list[RunKey]:
-    """The runs of a study, each size with the best of so many learning rates for it.
+    """Find the best of so many learning rates for each size, and return the runs of the study.
 
-    The trials have the first seed. They are trained in rounds of one for each size, which may go
-    on at the same time. The next trial depends on nothing but those before it, so a search that was
-    interrupted goes on as if it had not been, and repeats nothing.
+    The trials have the first seed. They are trained in rounds of one for each size, which may train
+    at the same time. A trial depends only on those before it, so an interrupted search continues
+    where it was and repeats nothing.
 
     Args:
         config: sizes, seeds and the target.
@@ -51,7 +52,7 @@ def searched(
     Raises:
         MissingExtraError: without optuna.
     """
-    optuna_module()
+    _optuna()
     grid, seed, found = config.keys(), config.seeds[0], _known_trials(config, known)
     sizes = [key.batch_size for key in grid if key.seed == seed]
     while True:
@@ -75,23 +76,28 @@ def searched(
 def next_factor(
     tried: Sequence[Trial], config: StudyConfig, trials: int, size: int
 ) -> float | None:
-    """Which factor a size should try after those; None where the search for it is over.
+    """The next factor to try for a size; None if its search is over.
 
-    It is over after so many `trials`, and where memory does not suffice, whatever the rate.
+    It is over after so many `trials`, and after an out-of-memory error, which no rate changes.
     """
     factors = [factor for factor, _ in tried]
     if len(tried) >= trials or any(run.status == "out_of_memory" for _, run in tried):
         return None
     if 1.0 not in factors:
         return 1.0
-    optuna = optuna_module()
+    optuna = _optuna()
     factor_of = {"factor": optuna.distributions.FloatDistribution(LOW, HIGH, log=True)}
     source = np.random.SeedSequence([abs(config.seeds[0]), size, len(tried)])
     sampler = optuna.samplers.TPESampler(
         seed=int(source.generate_state(1)[0]), n_startup_trials=RANDOM_TRIALS
     )
-    study = study_in_memory(sampler=sampler)
-    # Of one objective TPE takes the order of the trials only, so their ranks are values as good.
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    try:
+        study = optuna.create_study(sampler=sampler)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    # With one objective TPE uses only the order of the trials, so their ranks can be the values.
     for factor, rank in zip(factors, ranks([run for _, run in tried], config.target), strict=True):
         study.add_trial(
             optuna.trial.create_trial(
@@ -106,7 +112,7 @@ def next_factor(
 
 
 def best_factor(tried: Sequence[Trial], target: Target | None) -> float:
-    """The factor of the best trial; of equals the one that is nearest to the rule."""
+    """The factor of the best trial; among equals the one closest to the rule's."""
     order = ranks([run for _, run in tried], target)
     best = min(zip(order, tried, strict=True), key=lambda one: (one[0], abs(math.log(one[1][0]))))
     return best[1][0]
@@ -133,11 +139,19 @@ def rounded(factor: float) -> float:
     return min(max(float(f"{factor:.{DIGITS}g}"), LOW), HIGH)
 
 
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError("optuna", "search") from None
+    return optuna
+
+
 def _score(run: Run, target: Target | None) -> tuple[int, float]:
-    """The less the better."""
+    """Smaller is better."""
     if run.status not in ("finished", "stopped"):
         return 3, 0.0
-    at = reached(run, target)
+    at = find_crossing(run, target)
     if at is not None and math.isfinite(at.steps):
         return 0, at.steps
     names = ("evaluation_loss", TRAINING_LOSS) if target is None else (target.metric,)
@@ -149,11 +163,11 @@ def _score(run: Run, target: Target | None) -> tuple[int, float]:
 
 
 def _last(run: Run, name: str) -> float | None:
-    """The training loss over as many examples as elsewhere, since a step's own is chance."""
+    """The last value; the training loss is smoothed, since a single step's is noisy."""
     curve = run.curves.get(name)
     value = run.metrics.get(name, math.nan)
     if curve is not None and len(curve.values):
-        _, means = smoothed(run, curve) if name == TRAINING_LOSS else ((), curve.values)
+        _, means = smooth(run, curve) if name == TRAINING_LOSS else ((), curve.values)
         value = float(means[-1]) if len(means) else value
     return value if math.isfinite(value) else None
 
