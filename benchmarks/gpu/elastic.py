@@ -244,7 +244,9 @@ def _warning(report: Report) -> None:
     makes the micro-batch smaller before memory runs out."""
     rows = 64 if report.tiny else 4096
     lengths = [rows, rows + rows // 7, rows + rows // 5, rows + rows // 3]
-    task = Task(report.device, 64, 256, 2, 4) if report.tiny else Task(report.device, 512, 4096, 4, 4)
+    task = (
+        Task(report.device, 64, 256, 2, 4) if report.tiny else Task(report.device, 512, 4096, 4, 4)
+    )
     width = task.batches[0][0].shape[1]
     step = task.elastic(max(lengths))
     batches = [(torch.randn(n, width), torch.zeros(n, dtype=torch.long)) for n in lengths]

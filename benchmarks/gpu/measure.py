@@ -72,7 +72,6 @@ def main() -> None:
     import torch  # noqa: F401  what every job needs is imported once
     from torch.utils.data import default_collate  # noqa: F401
 
-    import benchmarks.gpu.workloads
     import rightbatch as rb  # noqa: F401
 
     for package in ("torchvision", "transformers"):

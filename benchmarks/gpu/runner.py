@@ -65,9 +65,7 @@ def run(
     return written
 
 
-def run_part(
-    part: Part, folder: Path, *, device: str, tiny: bool, limit: float
-) -> dict[str, Any]:
+def run_part(part: Part, folder: Path, *, device: str, tiny: bool, limit: float) -> dict[str, Any]:
     """One part in its process: its rows so far, and how it ended."""
     rows_path, log = folder / "rows.jsonl", folder / "log.txt"
     (folder / "files").mkdir(exist_ok=True)
@@ -80,7 +78,7 @@ def run_part(
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=_environment(part, folder),
+            env=_environment(part, folder, tiny),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -119,7 +117,7 @@ def slug(name: str) -> str:
     return plain.removeprefix("nvidia-") or "unknown"
 
 
-def _environment(part: Part, folder: Path) -> dict[str, str]:
+def _environment(part: Part, folder: Path, tiny: bool) -> dict[str, str]:
     """The checkout is found by its path, installed or not, and nothing is left in the user's home:
     caches, Ultralytics' settings and temporary files go to the part's folder."""
     scratch = folder / "scratch"
@@ -131,6 +129,8 @@ def _environment(part: Part, folder: Path) -> dict[str, str]:
         "YOLO_CONFIG_DIR": str(scratch),
         "TMPDIR": str(scratch),
     }
+    if tiny:
+        own["OMP_NUM_THREADS"] = "1"  # for small operators a second thread costs more than it does
     return os.environ | _OFFLINE | own | dict(part.environment)
 
 
