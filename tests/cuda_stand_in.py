@@ -25,6 +25,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rightbatch._memory.allocator import Allocator, AllocatorOutOfMemory
 
 MIB = 2**20
+_CAPTURE_CHECKS = (
+    "_accelerator_graph_capture_health_check",
+    "_cuda_graph_capture_health_check",
+)
+"""Where optimizers ask the driver whether a CUDA graph is being captured, by version of torch."""
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear", "_addmm_activation"}
 
 
@@ -232,6 +237,10 @@ class StandIn:
                 ("_snapshot", self.snapshot),
             ):
                 stack.enter_context(mock.patch.object(torch.cuda.memory, name, recording))
+            for name in _CAPTURE_CHECKS:
+                if hasattr(torch.optim.Optimizer, name):
+                    check = mock.patch.object(torch.optim.Optimizer, name, lambda self: None)
+                    stack.enter_context(check)
             stack.enter_context(_Storages(self))
             stack.enter_context(_Devices(self))
             yield self
@@ -248,6 +257,8 @@ class _Devices(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         gpu, kwargs = self._gpu, kwargs or {}
+        if func is torch.device:
+            return func(*args, **kwargs)
         tensor = args[0] if args and isinstance(args[0], Tensor) else None
         if func is Tensor.device.__get__ and tensor is not None and gpu.holds(tensor):
             return torch.device("cuda", 0)

@@ -51,10 +51,9 @@ def main() -> int:
             device="cpu" if asked.tiny else "cuda",
             tiny=asked.tiny,
             scale=scale,
+            at_once=2 if asked.tiny else 1,
             show=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        if written is None:
-            return 1
         print(written.with_suffix(".md").read_text())
         if asked.out or not asked.tiny:
             print(f"written to {written}")

@@ -167,7 +167,7 @@ def _injected(report: Report) -> None:
 def _real(report: Report) -> None:
     """Steps for which the allocator (on the CPU: the system) gives less than their size needs."""
     failures = 2 if report.tiny else REAL
-    shape = (64, 16384, 2, 256) if report.tiny else (1024, 8192, 8, 4096)
+    shape = (32, 16384, 2, 128) if report.tiny else (1024, 8192, 8, 4096)
     size = shape[3]
     needed = _activations(report, shape)
     kinds: dict[str, int] = {}

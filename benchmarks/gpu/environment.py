@@ -42,11 +42,11 @@ def run(report: Report) -> None:
     if is_cuda:
         with report.measuring("limits"):
             _limits(report, driver)
-    with report.measuring("device tests"):
-        _tests(report)
-    # Last: the CPU's devices go on sampling the memory of this process' children.
-    with report.measuring("device contract"):
-        _contract(report)
+    steps = {"device contract": _contract, "device tests": _tests}
+    # The CPU's devices go on sampling the memory of this process' children, so there it is last.
+    for what in steps if is_cuda else reversed(steps):
+        with report.measuring(what):
+            steps[what](report)
 
 
 def _versions(report: Report, driver: dict[str, Any]) -> None:
@@ -164,7 +164,14 @@ def _tests(report: Report) -> None:
         settings.write_text("[pytest]\n")
         command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]
         command += ["-c", str(settings), "--rootdir", str(ROOT), *files]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=max(report.left - 2, 1),
+        )
     lines = done.stdout.strip().splitlines()
     report.row(
         f"device tests ({', '.join(files)})",

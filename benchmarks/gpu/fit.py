@@ -24,7 +24,9 @@ GIB = 2**30
 MIB = 2**20
 FINE = 0.01
 """How far apart the largest size that survives and the smallest that fails may be, as a share."""
-SECONDS_PER_EDGE_TRIAL = 5.0
+SECONDS_PER_EDGE = 25.0
+"""After which the search for one workload's edge ends where it is."""
+SECONDS_PER_TRIAL = 8.0
 SECONDS_PER_CASE, SECONDS_FOR_OTHERS, SECONDS_FOR_YOLO = 30.0, 20.0, 30.0
 TINY_MAX = 4
 
@@ -104,9 +106,13 @@ def _fit_and_edge(report: Report, server: Server, question: Question) -> None:
         return answer["outcome"] == "ok"
 
     most = TINY_MAX if report.tiny else len(case.factory(report.tiny)().data)  # type: ignore[arg-type]
-    edge, is_exact = largest_surviving(
-        survives, found.batch_size, most, lambda: report.tiny or report.left > 2 * SECONDS_PER_CASE
-    )
+    until = time.monotonic() + SECONDS_PER_EDGE
+
+    def goes_on() -> bool:
+        in_time = time.monotonic() < until and report.left > SECONDS_PER_TRIAL
+        return report.tiny or in_time
+
+    edge, is_exact = largest_surviving(survives, found.batch_size, most, goes_on)
     share = f"{found.batch_size / edge:.1%}" if edge else "none survived"
     report.row(
         f"{what}: batch size",

@@ -1,4 +1,4 @@
-"""Runs parts one after the other, each in a process of its own, and writes results after each."""
+"""Runs parts, each in a process of its own with a time limit, and writes results after each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import Part
+from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.rows import Row, read_rows
 from benchmarks.gpu.table import table
 
@@ -35,34 +37,70 @@ def run(
     device: str = "cuda",
     tiny: bool = False,
     scale: float = 1.0,
+    at_once: int = 1,
     show: Callable[[str], None] = lambda text: None,
-) -> Path | None:
+) -> Path:
     """Run `parts`; the file of results, written anew after each of them.
 
     A part's limit is its seconds times `scale`. Results of other parts that the file has are kept.
-    None if no part could say what this machine has.
+    More than one part `at_once` is for runs whose figures nobody reads.
     """
     out.mkdir(parents=True, exist_ok=True)
-    written: Path | None = None
-    waiting: dict[str, Any] = {}  # results of parts that ended before they said where they run
-    for part in parts:
+    results = _Results(out)
+
+    def one(part: Part) -> None:
         limit = part.seconds * scale
         show(f"{time.strftime('%H:%M:%S')} {part.name}: {part.about} (at most {limit:.0f} s)")
-        with tempfile.TemporaryDirectory(prefix="rightbatch-gpu-") as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="rightbatch-gpu-", ignore_cleanup_errors=True
+        ) as folder:
             found = run_part(part, Path(folder), device=device, tiny=tiny, limit=limit)
-            name = found["about"].get("gpu")
-            waiting[part.name] = found
-            if name is None and written is None:
-                continue
-            if written is None:
-                written = out / f"gpu-{slug(name)}.json"
-            _merge(written, name, waiting)
-            waiting.clear()
-            _keep_files(Path(folder) / "files", written.with_suffix(""))
-    if written is None and waiting:
-        written = out / "gpu-unknown.json"
-        _merge(written, "unknown", waiting)
-    return written
+            results.add(part.name, found, Path(folder) / "files")
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(one, parts))
+    return results.written()
+
+
+class _Results:
+    """The file of results. Its name is the GPU's, which the first part says that can."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+        self._waiting: dict[str, Any] = {}  # of parts that ended before anyone said the name
+        self._lock = threading.Lock()
+
+    def add(self, name: str, found: dict[str, Any], files: Path) -> None:
+        with self._lock:
+            self._waiting[name] = found
+            gpu = found["about"].get("gpu")
+            if gpu is not None or self._path is not None:
+                self._write(gpu)
+                assert self._path is not None
+                for file in sorted(files.iterdir()):
+                    kept = self._path.with_suffix("")
+                    kept.mkdir(exist_ok=True)
+                    (kept / file.name).write_bytes(file.read_bytes())
+
+    def written(self) -> Path:
+        if self._waiting:
+            self._write(None)
+        assert self._path is not None
+        return self._path
+
+    def _write(self, gpu: str | None) -> None:
+        self._path = self._path or self._folder / f"gpu-{slug(gpu or '')}.json"
+        document: dict[str, Any] = {"gpu": gpu or "an unknown GPU", "parts": {}}
+        if self._path.exists():
+            document = json.loads(self._path.read_text())
+        found = document["parts"] | self._waiting
+        order = {part.name: number for number, part in enumerate(PARTS)}
+        names = sorted(found, key=lambda name: order.get(name, len(order)))
+        document["parts"] = {name: found[name] for name in names}
+        self._waiting.clear()
+        self._path.write_text(json.dumps(document, indent=1) + "\n")
+        self._path.with_suffix(".md").write_text(table(document))
 
 
 def run_part(part: Part, folder: Path, *, device: str, tiny: bool, limit: float) -> dict[str, Any]:
@@ -141,18 +179,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass  # all of them have ended
     process.wait()
-
-
-def _merge(path: Path, name: str | None, parts: dict[str, Any]) -> None:
-    document: dict[str, Any] = {"gpu": name, "parts": {}}
-    if path.exists():
-        document = json.loads(path.read_text())
-    document["parts"] |= parts
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(document))
-
-
-def _keep_files(source: Path, target: Path) -> None:
-    for file in sorted(source.iterdir()):
-        target.mkdir(exist_ok=True)
-        (target / file.name).write_bytes(file.read_bytes())

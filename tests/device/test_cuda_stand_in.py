@@ -80,10 +80,9 @@ def test_what_is_charged_reaches_the_capacity_when_the_device_is_full(gpu: Stand
     device.prepare()
     device.reset_peak()
     gpu.outside += 150 * MIB
-    held = []
+    held: list[torch.Tensor] = []
     with suppress(torch.OutOfMemoryError):
-        for _ in range(100):
-            held.append(allocated(100 * MIB))
+        held.extend(allocated(100 * MIB) for _ in range(100))
     assert len(held) < 100
     assert 0 <= device.capacity() - device.read().charged_bytes < 100 * MIB
 
