@@ -239,8 +239,7 @@ class StandIn:
                 stack.enter_context(mock.patch.object(torch.cuda.memory, name, recording))
             for name in _CAPTURE_CHECKS:
                 if hasattr(torch.optim.Optimizer, name):
-                    check = mock.patch.object(torch.optim.Optimizer, name, lambda self: None)
-                    stack.enter_context(check)
+                    stack.enter_context(mock.patch.object(torch.optim.Optimizer, name))
             stack.enter_context(_Storages(self))
             stack.enter_context(_Devices(self))
             yield self
@@ -257,17 +256,18 @@ class _Devices(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         gpu, kwargs = self._gpu, kwargs or {}
-        if func is torch.device:
+        if func in (torch.device, torch._C._nn._parse_to):  # they only read names
             return func(*args, **kwargs)
         tensor = args[0] if args and isinstance(args[0], Tensor) else None
-        if func is Tensor.device.__get__ and tensor is not None and gpu.holds(tensor):
+        # Wrappers of getters are made anew whenever they are asked for, so they are compared by ==.
+        if func == Tensor.device.__get__ and tensor is not None and gpu.holds(tensor):
             return torch.device("cuda", 0)
-        if func is Tensor.is_cuda.__get__ and tensor is not None:
+        if func == Tensor.is_cuda.__get__ and tensor is not None:
             return gpu.holds(tensor)
-        is_cuda = func is Tensor.cuda or any(map(_names_cuda, tree_leaves((args, kwargs))))
+        is_cuda = func == Tensor.cuda or any(map(_names_cuda, tree_leaves((args, kwargs))))
         if func in (Tensor.to, Tensor.cuda, Tensor.cpu) and tensor is not None:
-            is_cpu = func is Tensor.cpu or any(map(_names_cpu, tree_leaves((args[1:], kwargs))))
-            if func is Tensor.to:
+            is_cpu = func == Tensor.cpu or any(map(_names_cpu, tree_leaves((args[1:], kwargs))))
+            if func == Tensor.to:
                 args, kwargs = tree_map(_on_cpu, (args, kwargs))
                 moved = func(*args, **kwargs)
             else:

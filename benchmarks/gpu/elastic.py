@@ -250,6 +250,9 @@ def _warning(report: Report) -> None:
     width = task.batches[0][0].shape[1]
     step = task.elastic(max(lengths))
     batches = [(torch.randn(n, width), torch.zeros(n, dtype=torch.long)) for n in lengths]
+    if report.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # what went before was larger
     step(batches[-1])
     device, context = torch.device(report.device), nullcontext()
     if report.device == "cuda":

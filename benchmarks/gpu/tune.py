@@ -82,7 +82,7 @@ def task(tiny: bool = False, seed: int = 0) -> rb.Workload:
 def _choice(report: Report) -> None:
     plan = rb.tune(
         partial(task, report.tiny),
-        budget=6.0 if report.tiny else BUDGET,
+        budget=3.0 if report.tiny else BUDGET,
         max_batch=32 if report.tiny else None,
         device=report.device,
         progress=False,
