@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import nvidia
 from benchmarks.gpu.loop import STEPS
-from benchmarks.gpu.measure import Server
+from benchmarks.gpu.measure import JOB_SECONDS, TINY_SECONDS, Server
 from benchmarks.gpu.rows import Report
 from benchmarks.gpu.workloads import CASES, YOLO, yolo_factory
 
@@ -49,7 +49,7 @@ TINY_QUESTIONS = (Question("3D U-Net fp32", 300 * MIB),)
 
 
 def run(report: Report) -> None:
-    with Server() as server:
+    with Server(TINY_SECONDS if report.tiny else JOB_SECONDS) as server:
         for question in TINY_QUESTIONS if report.tiny else QUESTIONS:
             what = _in_words(question)
             if not report.has(what, *CASES[question.case].requires):

@@ -19,15 +19,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-JOB_SECONDS = 60.0
+JOB_SECONDS, TINY_SECONDS = 60.0, 600.0
+"""Of a job; a tiny run may have a busy machine."""
 _FORKED_TOO_LATE = ("in forked subprocess", "initialization error")
 """What CUDA says if a library started it while it was imported: before the fork."""
 
 
 class Server:
-    """Runs jobs one after the other; a context manager that ends the process."""
+    """Runs jobs one after the other, each in `seconds` at most; a context manager that ends the
+    process."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = JOB_SECONDS) -> None:
+        self._seconds = seconds
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.measure"],
             stdin=subprocess.PIPE,
@@ -51,7 +54,8 @@ class Server:
 
     def send(self, kind: str, **job: Any) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"kind": kind} | job) + "\n")
+        job |= {"kind": kind, "seconds": self._seconds}
+        self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
         finally:
             os._exit(code)
     os.close(writing)
-    seconds = job.get("seconds", JOB_SECONDS)
+    seconds = job["seconds"]
     text = _read(reading, seconds)
     os.close(reading)
     if text is None:
