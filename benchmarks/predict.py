@@ -1,8 +1,8 @@
 """`predict` against what happened: recordings of real GPUs, and real steps on the CPU.
 
 `python -m benchmarks.predict` replays the recorded traces, follows a transformer like the one that
-was recorded, compares fake steps with real ones event by event, and times predictions. Where there
-is a GPU, `python -m benchmarks.predict gpu` runs there what was predicted.
+was recorded, compares fake steps with real ones event by event, and times predictions. What was
+predicted is run on a GPU by `python -m benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ TIMED = {
     "ResNet-50, batch 64": ("resnet50", 64, "RTX 4090"),
     "decoder of 7 billion, batch 1": ("decoder7b", 1, "B200"),
 }
-ON_GPU = {"resnet50": (32, 128), "bert": (64, 256), "lm_medium": (4, 8)}
 REPEATS = 5
 
 
@@ -155,33 +154,11 @@ def timed(command: list[str]) -> dict[str, float]:
     }
 
 
-def on_gpu() -> list[dict[str, Any]]:
-    """What was predicted, run on the GPU that is here; nothing where there is none."""
-    if not torch.cuda.is_available():
-        return []
-    found = []
-    total = torch.cuda.get_device_properties(0).total_memory
-    for file, batches in ON_GPU.items():
-        subject = FileFactory(WORKLOADS / f"{file}.py", "workload")
-        for batch in batches:
-            predicted = rb.predict(subject, batch=batch, memory=total, remedies=False)
-            ran = rb.fit(subject, max_batch=batch, margin=0.0, device="cuda", progress=False)
-            probe = next(p for p in ran.probes if p.batch_size == ran.batch_size and p.is_ok)
-            found.append(
-                {"workload": file, "batch": batch, "ran": probe.to_dict()}
-                | {"gpu": torch.cuda.get_device_name(), "predicted": predicted.to_dict()}
-            )
-        largest = rb.fit(subject, margin=0.0, device="cuda", progress=False).batch_size
-        found.append({"workload": file, "largest": largest})
-    return found
-
-
 PARTS = {
     "replays": replays,
     "transformer": transformer,
     "fakes": fakes,
     "times": times,
-    "gpu": on_gpu,
 }
 
 
@@ -232,8 +209,6 @@ def table(results: dict[str, Any]) -> str:
             ]
             memory = max(max(one["peak_mib"]) for one in r.values())
             text += f"| {name} | {' | '.join(cells)} | {memory:,.0f} MiB |\n"
-    if not results.get("gpu"):
-        text += "\nNot yet run on a GPU: `python -m benchmarks.predict gpu` does, where one is.\n"
     return text
 
 

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 class TestCUDA(DeviceContract):
+    tolerance = 48 * 2**20  # cuBLAS's workspace is reserved memory, 32 MiB of it on Hopper
+
     @pytest.fixture
     def device(self) -> Iterator[Device]:
         yield CUDA(0)

@@ -80,6 +80,27 @@ def test_the_gpu_that_is_here_is_measured(cache: Path) -> None:
     assert found.cublas_bytes in (8_519_680, 32 * MIB)
 
 
+def test_figures_are_kept_where_windows_keeps_caches(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(cache / "local"))
+    found = calibrate(a_gpu(cache))
+    assert (cache / "local" / "rightbatch" / "calibrations.json").is_file()
+    assert calibrated(8.9) == found
+
+
+def test_a_process_that_is_gone_before_it_is_asked_is_an_error_of_its_own(cache: Path) -> None:
+    with pytest.raises(rb.WorkloadError, match="no driver"):
+        calibrate([sys.executable, "-c", "import os; os.close(0); raise SystemExit('no driver')"])
+
+
+def test_a_calibration_says_its_figures_in_words(cache: Path) -> None:
+    text = str(calibrate(a_gpu(cache)))
+    assert "Test GPU" in text
+    assert "context 300 MiB to 340 MiB, cuBLAS workspace 8.00 MiB per thread" in text
+
+
 def test_a_process_that_dies_is_an_error_of_its_own(cache: Path) -> None:
     with pytest.raises(rb.WorkloadError, match="out of luck"):
         calibrate([sys.executable, "-c", "raise SystemExit('out of luck')"])

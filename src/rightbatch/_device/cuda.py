@@ -17,7 +17,6 @@ class CUDA:
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.name = f"cuda:{index}"
-        self._base_free = 0
         self._capacity = 0
 
     @property
@@ -34,11 +33,14 @@ class CUDA:
 
         torch.cuda.set_device(self.index)
         x = torch.ones(64, 64, device=self.name)
-        (x @ x).sum().item()  # creates the context and the cuBLAS handle
+        x @ x  # creates the context, and cuBLAS's handle and workspace
+        torch.cuda.synchronize(self.index)
         del x
         torch.cuda.empty_cache()
-        self._base_free, _ = torch.cuda.mem_get_info(self.index)
-        self._capacity = self._base_free + torch.cuda.memory_reserved(self.index)
+        free, _ = torch.cuda.mem_get_info(self.index)
+        # cuBLAS keeps its workspace (32 MiB on Hopper), which is reserved memory like any other:
+        # the limit counts it, so capacity and charge do as well.
+        self._capacity = free + torch.cuda.memory_reserved(self.index)
 
     def capacity(self) -> int:
         """Free memory by the driver's account, so other processes are seen.
@@ -56,7 +58,10 @@ class CUDA:
     def enforce(self, limit: int) -> bool:
         import torch
 
-        total = torch.cuda.get_device_properties(self.index).total_memory
+        # The share is of the driver's total in older releases of PyTorch and of the properties' in
+        # newer ones. They are equal on most devices; of the larger one it is never too much.
+        _, total = torch.cuda.mem_get_info(self.index)
+        total = max(total, torch.cuda.get_device_properties(self.index).total_memory)
         torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), self.index)
         return True
 
@@ -74,7 +79,7 @@ class CUDA:
         free, _ = torch.cuda.mem_get_info(self.index)
         allocated = torch.cuda.max_memory_allocated(self.index)
         reserved = torch.cuda.max_memory_reserved(self.index)
-        process = max(self._base_free - free, 0)
+        process = max(self._capacity - free, 0)
         return Reading(
             peak_bytes=reserved,
             charged_bytes=max(reserved, process),

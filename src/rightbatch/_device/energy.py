@@ -8,21 +8,23 @@ import torch
 
 
 def joules_so_far(device: torch.device) -> float | None:
-    """Since the driver was loaded, of the whole GPU; None where nobody counts.
+    """Since the driver was loaded, of the whole GPU; None where it is not counted.
 
     NVML counts in millijoules and updates some ten times a second, so differences over less than a
     second are coarse.
     """
     if device.type != "cuda":
         return None
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        return None  # run from a checkout, on a machine without nvidia-ml-py
     try:
         pynvml.nvmlInit()
         handle = _handle_of(pynvml, device)
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
     except pynvml.NVMLError:
-        return None  # GPUs before Volta do not count
+        return None  # ROCm, GPUs before Volta, and parts of a GPU (MIG) have no counter
 
 
 def _handle_of(pynvml: Any, device: torch.device) -> Any:

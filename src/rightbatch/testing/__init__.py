@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 from rightbatch._errors import MissingExtraError
 from rightbatch.testing._device import DeviceContract
 from rightbatch.testing._faults import Injected, inject_out_of_memory, limited_memory
-from rightbatch.testing._integration import IntegrationContract
-from rightbatch.testing._training import TrainingContract
 
 if TYPE_CHECKING:
     from rightbatch.testing._frame_source import FrameSourceContract
+    from rightbatch.testing._integration import IntegrationContract
     from rightbatch.testing._model import ModelContract
+    from rightbatch.testing._training import TrainingContract
 
 __all__ = [
     "DeviceContract",
@@ -45,17 +45,23 @@ __all__ = [
     "limited_memory",
 ]
 
-_OF_SERVE = {"FrameSourceContract": "_frame_source", "ModelContract": "_model"}
+_LAZY = {
+    "FrameSourceContract": "_frame_source",
+    "IntegrationContract": "_integration",
+    "ModelContract": "_model",
+    "TrainingContract": "_training",
+}
+_NEED_NUMPY = ("FrameSourceContract", "ModelContract")
 
 
 def __getattr__(name: str) -> Any:
-    """The contracts of `serve`, when they are first used: the others are to be had without numpy.
+    """Import the contracts that need numpy or pytest when they are first used.
 
     Raises:
         MissingExtraError: if numpy is not installed.
     """
-    if name not in _OF_SERVE:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if find_spec("numpy") is None:
+    if name in _NEED_NUMPY and find_spec("numpy") is None:
         raise MissingExtraError("numpy", "serve")
-    return getattr(import_module(f"{__name__}.{_OF_SERVE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
