@@ -23,7 +23,7 @@ from rightbatch._units import format_bytes, parse_bytes
 DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
 """Of allocated and reserved peaks. The one whole step that could be compared with a recording came
-out 0.1% above in allocated and 0.4% below in reserved memory (benchmarks/results/predict.md)."""
+out 0.1% above in allocated and 0.4% below in reserved memory (docs/benchmarks.md)."""
 _MODULES_SHOWN = 5
 _VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 precision": {"precision": "bf16"},
