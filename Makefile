@@ -19,14 +19,14 @@ export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test benchmark peers clean
+.PHONY: help setup demo test benchmark page peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  VENV=DIR     use this virtual environment (default $(VENV))"
 	@echo "  PYTHON=EXE   make it with this Python, 3.11 or newer (default $(PYTHON))"
-	@echo "  ARGS=...     passed on by demo, test (to pytest) and benchmark"
+	@echo "  ARGS=...     passed on by demo, test (to pytest), benchmark and page"
 
 setup: $(VENV)/.installed ## Install everything that demo and test need (about 7 GB, some minutes)
 
@@ -41,6 +41,9 @@ test: $(VENV)/.installed ## Lint, check types, run the tests
 
 benchmark: $(BENCHMARK_VENV)/.installed ## Compare with other ways to choose a batch size
 	$(BENCHMARK_VENV)/bin/python -m benchmarks $(ARGS)
+
+page: $(VENV)/.installed ## Write docs/benchmarks.md from benchmarks/results
+	$(VENV)/bin/python -m benchmarks.page $(ARGS)
 
 peers: $(PEERS_VENV)/.installed ## Install the servers that benchmarks.serve.real_model compares with
 	@echo "now, on a machine that does nothing else: $(VENV)/bin/python -m benchmarks.serve.real_model"

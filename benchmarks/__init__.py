@@ -1,1 +1,1 @@
-"""What the README claims, measured."""
+"""Measurements: each benchmark stores raw samples in `results`; `page` makes docs/benchmarks.md."""

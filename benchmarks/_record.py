@@ -57,10 +57,10 @@ def about() -> dict[str, Any]:
 
 
 def save(name: str, document: dict[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and the table beside it."""
+    """Write `results/NAME.json`, and print the table that `benchmarks.page` makes of it."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(about() | document, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table)
+    print(table)
 
 
 def _processor() -> str:
@@ -93,7 +93,6 @@ def run_parts(
     for part in asked:
         results[part] = {"about": about(), "found": parts[part]()}
         save(name, {"results": results}, table(results))
-    print(table(results))
 
 
 def interval(found: dict[str, float]) -> str:

@@ -43,7 +43,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measure(name, Path(folder), arguments.epochs)
         save("fit", {"limit_bytes": LIMIT, "results": results}, table(results))
-    print(table(results))
 
 
 def measure(name: str, scratch: Path, epochs: int) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def job(subject: Any, scratch: Path, kind: str, **more: Any) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The table of README and docs."""
+    """Compare what was found with the true largest size, one workload in a row."""
     columns = (
         "workload",
         "true largest",

@@ -29,9 +29,7 @@ COST_STEPS = 60
 
 def main() -> None:
     results = {"regression": regression(), "cnn": cnn(), "cost": cost()}
-    text = table(results)
-    save("noise", {"results": results}, text)
-    print(text)
+    save("noise", {"results": results}, table(results))
 
 
 def regression() -> dict[str, Any]:
@@ -177,11 +175,9 @@ def table(results: dict[str, Any]) -> str:
     )
     for name, kinds in results["cost"].items():
         for kind, seconds in kinds.items():
-            again = zip(seconds["plain"], seconds["plain again"], strict=True)
-            plain = [(one + other) / 2 for one, other in again]
-            over = _interval([w / p - 1 for w, p in zip(seconds["watched"], plain, strict=True)])
+            over = _cell(overhead(seconds))
             pairs = zip(seconds["plain again"], seconds["plain"], strict=True)
-            band = _interval([other / one - 1 for other, one in pairs])
+            band = _cell(_interval([other / one - 1 for other, one in pairs]))
             accumulates = kind == "accumulating"
             how = f"{name}, {PARTS} parts" if accumulates else f"{name}, {kind}"
             watcher = "`NoiseScale`" if accumulates else "`NormalizationNoise`"
@@ -189,12 +185,22 @@ def table(results: dict[str, Any]) -> str:
     return text
 
 
-def _interval(values: list[float]) -> str:
+def overhead(seconds: dict[str, list[float]]) -> tuple[float, float, float]:
+    """How much longer a watched step takes than a plain one: median, low and high end."""
+    again = zip(seconds["plain"], seconds["plain again"], strict=True)
+    plain = [(one + other) / 2 for one, other in again]
+    return _interval([w / p - 1 for w, p in zip(seconds["watched"], plain, strict=True)])
+
+
+def _interval(values: list[float]) -> tuple[float, float, float]:
     """Median with its 95% interval by order statistics."""
     ordered, count = sorted(values), len(values)
     half = 0.98 * count**0.5
-    low, high = ordered[int(count / 2 - half)], ordered[int(count / 2 + half)]
-    return f"{ordered[count // 2]:+.2%} ({low:+.2%} to {high:+.2%})"
+    return ordered[count // 2], ordered[int(count / 2 - half)], ordered[int(count / 2 + half)]
+
+
+def _cell(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:+.2%} ({found[1]:+.2%} to {found[2]:+.2%})"
 
 
 def _images(count: int = POPULATION) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,6 @@ def main() -> None:
         print(f"{time.strftime('%H:%M:%S')} {part}", file=sys.stderr, flush=True)
         results[part] = PARTS[part]()
         save("predict", {"results": results}, table(results))
-    print(table(results))
 
 
 def replays() -> list[dict[str, Any]]:
@@ -163,7 +162,7 @@ PARTS = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The tables of README and docs."""
+    """Compare predictions with recordings, with real steps, and with the goals for time."""
     text = ""
     if "replays" in results:
         text += "| recording | addresses | new segments | peak reserved |\n|---|---|---|---|\n"

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rightbatch._memory.allocator import Allocator, AllocatorOutOfMemory
+from rightbatch._predict.allocator import Allocator, AllocatorOutOfMemory
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

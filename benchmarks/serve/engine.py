@@ -49,9 +49,7 @@ def main() -> None:
         "costs": {way: cost(runs, way) for way in BASELINES},
         "runs": runs,
     }
-    text = table(document)
-    save("serve_engine", document, text)
-    print(text)
+    save("serve_engine", document, table(document))
 
 
 # -- the load
@@ -235,10 +233,10 @@ def _microseconds(run: dict[str, Any]) -> float:
 def table(document: dict[str, Any]) -> str:
     lines = [
         "# What the engine costs\n",
-        f"Processor time per item, {document['rate']:,} items a second offered for "
-        f"{document['seconds']:g} s in {STREAMS} streams, a model that does nothing; the median of "
-        f"{REPEATS} runs (least to most), less the load's own. The goal: at most {GOAL_US:g} µs.\n",
-        "| by | µs an item | of the load alone, µs | items a batch | in time or served |",
+        f"Processor time per item with a model that does nothing: {document['rate']:,} items per "
+        f"second for {document['seconds']:g} s in {STREAMS} streams, less the load generator's "
+        f"own time; median of {REPEATS} runs (minimum to maximum). Goal: at most {GOAL_US:g} µs.\n",
+        "| by | µs per item | load generator alone, µs | items per batch | in time or served |",
         "|---|---|---|---|---|",
     ]
     for way, found in document["costs"].items():
@@ -252,7 +250,8 @@ def table(document: dict[str, Any]) -> str:
             f"{batch:.1f} | {good:.2%} |"
         )
     if document["busy_before"] > 0.1:
-        lines.append(f"\nThe machine was busy before it began: {document['busy_before']:.0%}.")
+        busy = document["busy_before"]
+        lines.append(f"\nThe machine was {busy:.0%} busy before the run began.")
     return "\n".join(lines) + "\n"
 
 

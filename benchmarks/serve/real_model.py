@@ -307,7 +307,8 @@ def main() -> None:
             found = document | {"service": campaign.service, "cells": campaign.cells}
             if not asked.quick:
                 _record.save(NAME, found, table(found))
-    print(table(found))
+    if asked.quick:
+        print(table(found))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,7 @@ def main() -> None:
     document |= soak(60 * asked.minutes, parse_seconds(asked.latency))
     document["verdict"] = verdict(document["samples"])
     _record.RESULTS = asked.to
-    text = table(document)
-    _record.save("serve_soak", document, text)
-    print(text)
+    _record.save("serve_soak", document, table(document))
 
 
 def soak(seconds: float, target: float) -> dict[str, Any]:
@@ -283,11 +281,11 @@ def theil_sen(points: list[tuple[float, float]]) -> tuple[float, float, float]:
 # -- what a person reads
 
 _NAMES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "rss": ("memory", lambda value: f"{value / 2**20:.1f} MiB"),
-    "own": ("of it no file's", lambda value: f"{value / 2**20:.1f} MiB"),
+    "rss": ("resident memory", lambda value: f"{value / 2**20:.1f} MiB"),
+    "own": ("of that, not backed by files", lambda value: f"{value / 2**20:.1f} MiB"),
     "p50_ms": ("median latency", lambda value: f"{value:.1f} ms"),
     "p99_ms": ("99th percentile", lambda value: f"{value:.1f} ms"),
-    "level": ("seconds of a batch ÷ calibrated", lambda value: f"{value:.2f}"),
+    "level": ("batch time ÷ calibrated batch time", lambda value: f"{value:.2f}"),
 }
 
 
@@ -299,12 +297,12 @@ def table(document: dict[str, Any]) -> str:
         "# A long run\n",
         f"{document['model']}, {samples[-1]['at'] / 60:.3g} minutes at {LOAD:.0%} of "
         f"{document['calibration']['items_per_second']:.3g} images/s: {offered['cameras']} cameras "
-        f"of {offered['per_camera']:g}/s and {offered['requests']:.3g} requests/s, in "
-        f"{1000 * document['target']:g} ms.\n",
-        f"Memory grew by {grown['rss']:.2%}, that of no file by {grown['own']:.2%} (goal: at most "
-        f"{GOAL:.0%}), from the median of minutes 3 to 8 to that of the last 5, or those shares of "
-        "a shorter run. In time: "
-        f"{found['attainment']:.2%} of what was offered.\n",
+        f"at {offered['per_camera']:g} frames/s and {offered['requests']:.3g} requests/s, latency "
+        f"target {1000 * document['target']:g} ms.\n",
+        f"Resident memory grew by {grown['rss']:.2%}, the part not backed by files by "
+        f"{grown['own']:.2%} (goal: at most {GOAL:.0%}), from the median of minutes 3 to 8 to that "
+        "of the last 5 (a shorter run: the same shares of it). "
+        f"{found['attainment']:.2%} of the offered load was in time.\n",
         "| | first | last | change over the run, 95% interval | drifts |",
         "|---|---|---|---|---|",
     ]
@@ -319,7 +317,8 @@ def table(document: dict[str, Any]) -> str:
         )
         lines.append(f"| {name} | {show(values[0])} | {show(values[-1])} | {cells} |")
     if document["busy_before"] > 0.1:
-        lines.append(f"\nThe machine was busy before it began: {document['busy_before']:.0%}.")
+        busy = document["busy_before"]
+        lines.append(f"\nThe machine was {busy:.0%} busy before the run began.")
     return "\n".join(lines) + "\n"
 
 

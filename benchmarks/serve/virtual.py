@@ -40,9 +40,7 @@ def main() -> None:
     document = {"share": SHARE, "items": ITEMS, "seeds": len(SEEDS), "rows": rows} | {
         "overload": overload()
     }
-    text = table(document)
-    save("serve_virtual", document, text)
-    print(text)
+    save("serve_virtual", document, table(document))
 
 
 # -- loads
@@ -254,10 +252,11 @@ _NAMES = {
 def table(document: dict[str, Any]) -> str:
     parts = [
         "# The scheduler on a virtual clock\n\n"
-        f"The most items a second with {SHARE:.0%} in target, by bisection to {WITHIN:.1%}, over "
-        f"{len(SEEDS)} seeds and {ITEMS:,} items. A batch of n takes a n + b; all but `best fixed` "
-        "take as many as of which two fit into the target. Milliseconds; the goal, and the size "
-        "and wait of the best fixed ones, in brackets.\n"
+        f"The highest rate (items per second) with {SHARE:.0%} within the target, by bisection to "
+        f"{WITHIN:.1%}, over {len(SEEDS)} seeds and {ITEMS:,} items. A batch of n takes a·n + b. "
+        "All policies but `best fixed` form at most the largest batch of which two fit into the "
+        "target. a, b and target are in milliseconds; in brackets the goal, and the size and wait "
+        "of the best fixed batch.\n"
     ]
     for kind, name in _NAMES.items():
         policies = list(document["rows"][0]["loads"][kind]["rates"])
@@ -270,15 +269,15 @@ def table(document: dict[str, Any]) -> str:
         ]
     most, shares = document["overload"]["capacity"], document["overload"]["share_in_time"]
     parts += [
-        f"## Overload: the first row, offered {OVERLOAD:g}/s, of which it can serve {most:g}\n",
+        f"## Overload: the first row, offered {OVERLOAD:g}/s with a capacity of {most:g}/s\n",
         "| in time | " + " | ".join(_NAMES.values()) + " |",
         "|---|" + "---|" * len(_NAMES),
         *(
             f"| {name} | " + " | ".join(f"{by_kind[kind]:.1%}" for kind in _NAMES) + " |"
             for name, by_kind in shares.items()
         ),
-        f"\n## Offered {OVERLOAD_FACTOR:g} times its capacity, rightbatch serves in time\n",
-        "| a, b, target | " + " | ".join(f"of capacity, {name}" for name in _NAMES.values()) + " |",
+        f"\n## Share of the capacity served in time, offered {OVERLOAD_FACTOR:g} times as much\n",
+        "| a, b, target | " + " | ".join(_NAMES.values()) + " |",
         "|---|" + "---|" * len(_NAMES),
         *(
             f"| {_setting(one)} | "
@@ -327,12 +326,12 @@ def _verdicts(document: dict[str, Any]) -> list[str]:
         if load["rates"]["rightbatch"] < max(load["rates"].values()) * (1 - 2 * WITHIN)
     ]
     return [
-        f"- at the goal's rate {SHARE:.0%} in time: "
-        + (f"not with {'; '.join(missed)}" if missed else "everywhere"),
-        f"- in overload at least {KEPT:.0%} of capacity: "
-        + (f"not with {'; '.join(lost)}" if lost else "everywhere"),
-        "- the most of all policies: "
-        + (f"not with {'; '.join(behind)}" if behind else "everywhere"),
+        f"- {SHARE:.0%} in time at the goal's rate: "
+        + (f"not at {'; '.join(missed)}" if missed else "everywhere"),
+        f"- at least {KEPT:.0%} of the capacity served in overload: "
+        + (f"not at {'; '.join(lost)}" if lost else "everywhere"),
+        "- the highest rate of all policies: "
+        + (f"not at {'; '.join(behind)}" if behind else "everywhere"),
     ]
 
 

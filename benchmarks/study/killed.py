@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks._record import say
-from benchmarks.study.part import Part, plural, spread
+from benchmarks.study.part import Part, figures, plural, spread
 from benchmarks.study.processes import RIGHTBATCH, end, environment
 from benchmarks.study.stored import Kept, runs_of
 from benchmarks.study.workload import UNHURRIED
@@ -148,11 +148,19 @@ def main() -> None:
         studies.append(ended | {"kills": len(mine)})
         say(f"study {len(studies)}: {ended}; {len(kills)} kills so far")
     found = {"expected_seconds": expected, "seed": SEED, "kills": kills, "studies": studies}
-    told = (
-        f"{len(BATCHES)} sizes × {plural(seeds, 'seed')}, {expected:.0f} s undisturbed; kills at "
-        f"moments drawn evenly from that, in {len(studies)} fresh studies. {_where(kills)}"
+    part.save(found, table)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Show what kills did to the store, and whether the same command finished the study."""
+    kills, studies = document["kills"], document["studies"]
+    seeds = QUICK_SEEDS if document["quick"] else SEEDS
+    introduction = (
+        f"`kill -9` at random moments of a study of {len(BATCHES)} sizes × "
+        f"{plural(seeds, 'seed')} that takes {document['expected_seconds']:.0f} s undisturbed; "
+        f"{len(kills)} kills in {len(studies)} studies. {_where(kills)}"
     )
-    part.save(found, "A study that is killed", told, _rows(kills, studies))
+    return figures(document, introduction, _rows(kills, studies))
 
 
 def _fresh() -> tempfile.TemporaryDirectory[str]:
@@ -202,8 +210,8 @@ def _where(kills: Sequence[dict[str, Any]]) -> str:
     between = sum(bool(kill.get("tries")) and not kill.get("running") for kill in kills)
     in_flight = len(kills) - early - between
     return (
-        f"{in_flight} of them met a run in flight, {early} came before the first run had begun, "
-        f"{between} between two."
+        f"{in_flight} kills interrupted a run, {early} came before the first run had started, "
+        f"{between} between two runs."
     )
 
 
@@ -216,17 +224,19 @@ def _rows(kills: Sequence[dict[str, Any]], studies: Sequence[dict[str, Any]]) ->
     went_on = sum(kill["went_on"] and not kill["unreadable"] for kill in kills)
     again = sum(study["tries"] - study["finished"] for study in studies if "tries" in study)
     folders = sum(study["temporary_folders_left"] for study in studies)
+    gone = spread([kill["gone_after"] for kill in kills])
     return [
-        f"| the same command goes on | {went_on} of {len(kills)} | {len(kills)} of {len(kills)} |",
+        f"| kills after which the same command finished the study | {went_on} of {len(kills)} | "
+        f"{len(kills)} of {len(kills)} |",
         f"| finished runs lost | {count('lost')} | 0 |",
         f"| finished runs whose values changed | {count('changed')} | 0 |",
         f"| finished runs repeated | {count('repeated')} | 0 |",
-        f"| runs missing in the end | {sum(study.get('missing', 0) for study in studies)} | 0 |",
-        f"| learning rates beyond one a size | {sum(s['learning_rates'] for s in studies)} | 0 |",
-        f"| processes left {_GONE:.0f} s after a kill | {count('left')} | 0 |",
-        f"| the last process is gone after | {spread([kill['gone_after'] for kill in kills])} | |",
-        f"| runs in flight that were begun anew | {again} | |",
-        f"| temporary folders left by kills | {folders} | |",
+        f"| runs missing at the end | {sum(study.get('missing', 0) for study in studies)} | 0 |",
+        f"| learning rates beyond one per size | {sum(s['learning_rates'] for s in studies)} | 0 |",
+        f"| processes alive {_GONE:.0f} s after a kill | {count('left')} | 0 |",
+        f"| time until the last process has ended | {gone} | |",
+        f"| interrupted runs that were started again | {again} | |",
+        f"| temporary folders left behind by kills | {folders} | |",
     ]
 
 

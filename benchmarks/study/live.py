@@ -13,7 +13,7 @@ from benchmarks._record import interval, say
 from benchmarks.study.beside import beside
 from benchmarks.study.delay import delay
 from benchmarks.study.own import own
-from benchmarks.study.part import Part
+from benchmarks.study.part import Part, figures
 
 GOAL_DELAY, GOAL_OWN = 2.0, 0.01
 BATCHES, EPOCHS = (32, 64, 128), 40
@@ -28,21 +28,26 @@ def main() -> None:
     say(f"own processor time: {found['own']['own_share']:.3%} of a step's")
     found["delay"] = delay(QUICK_BATCHES, QUICK_EPOCHS) if part.quick else delay(BATCHES, EPOCHS)
     found["beside"] = beside(part.counts["turns"], QUICK_TURN if part.quick else EPOCHS_OF_A_TURN)
-    part.save(found, "A study that is watched while it trains", _told(found), _rows(found))
+    part.save(found, table)
 
 
-def _told(found: dict[str, Any]) -> str:
+def table(document: dict[str, Any]) -> str:
+    """Show the delay of the page, and what measuring costs the training."""
+    return figures(document, _introduction(document), _rows(document))
+
+
+def _introduction(found: dict[str, Any]) -> str:
     mine, batch = found["own"], found["own"]["batch_size"]
     points = found["delay"]["points"]
     return (
-        f"Delay: {len(points)} points of {len(found['delay']['batches'])} runs, from when the run "
-        "measured them to the frame in which the page's main chart has them.\n\n"
+        f"Delay: {len(points)} points of {len(found['delay']['batches'])} runs, from the "
+        "measurement in the run to the frame in which the page's main chart shows it.\n\n"
         f"Cost: {len(mine['steps']['alone'])} steps of {1000 * mine['step_seconds']:.0f} ms of "
-        f"processor time at batch {batch}, one thread, in turns with a training that nobody "
-        "watches. Evaluations and looks at the noise are no training: the run's clock stands still "
-        "meanwhile, and they are held to a fifth and a twentieth of it, and 2 s each. A step on "
-        "the run's own clock, in processes of their own, shares the cores with all that is beside "
-        "it."
+        f"processor time at batch size {batch}, one thread, alternating with a training that is "
+        "not measured. Evaluations and noise measurements do not count as training: the run's "
+        "clock is stopped meanwhile. They may take a fifth and a twentieth of the training's time, "
+        "and 2 s each. *On the run's clock*: the training has a process of its own and shares the "
+        "cores with the study and the page."
     )
 
 
@@ -54,14 +59,14 @@ def _rows(found: dict[str, Any]) -> list[str]:
         f"| delay, median | {hundredths[49]:.2f} s | ≤ {GOAL_DELAY:g} s |",
         f"| delay, 99th percentile | {hundredths[98]:.2f} s | |",
         f"| delay, worst | {max(delays):.2f} s | ≤ {GOAL_DELAY:g} s |",
-        f"| points that were never shown | {found['delay']['never_shown']} | 0 |",
-        f"| own processor time ÷ a step's | {mine['own_share']:.2%} | ≤ {GOAL_OWN:.0%} |",
-        f"| watched step ÷ step alone, processor time | {interval(mine['step_ratio'])} | |",
+        f"| points that never appeared | {found['delay']['never_shown']} | 0 |",
+        f"| processor time of measuring ÷ a step's | {mine['own_share']:.2%} | ≤ {GOAL_OWN:.0%} |",
+        f"| measured step ÷ plain step, processor time | {interval(mine['step_ratio'])} | |",
         f"| the same again (A/A) | {interval(mine['same_again'])} | |",
-        f"| evaluations ÷ training, no part of it | {mine['evaluation_share']:.1%} | |",
-        f"| looks at the noise ÷ training, no part of it | {mine['noise_share']:.1%} | |",
-        f"| a step in a study ÷ alone, on the run's clock | {interval(turns['study'])} | |",
-        f"| and with the page open | {interval(turns['page'])} | |",
+        f"| evaluations ÷ training, not counted as training | {mine['evaluation_share']:.1%} | |",
+        f"| noise measurements ÷ training, not counted as training | {mine['noise_share']:.1%} | |",
+        f"| step in a study ÷ step alone, on the run's clock | {interval(turns['study'])} | |",
+        f"| the same with the page open | {interval(turns['page'])} | |",
         f"| the same again (A/A) | {interval(turns['again'])} | |",
     ]
 

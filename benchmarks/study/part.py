@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,20 +43,23 @@ class Part:
         if self._busy > _BUSY:
             say(f"this machine is busy ({self._busy:.0%}): times will be too long")
 
-    def save(self, document: dict[str, Any], title: str, told: str, rows: Sequence[str]) -> None:
-        """As `study_NAME.json` and a table of figures, what was found, and goals."""
-        lines = [f"# {title}\n", f"{told}\n", "| figure | found | goal |", "|---|---|---|", *rows]
-        if self.quick:
-            lines.append("\nA quick run, to see that it works: its numbers are none to quote.")
-        if self._busy > _BUSY:
-            lines.append(f"\nThe machine was busy before it began: {self._busy:.0%}.")
-        text = "\n".join(lines) + "\n"
+    def save(self, document: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+        """Write `study_NAME.json`, and print the table of it."""
         self._to.mkdir(parents=True, exist_ok=True)
         _record.RESULTS = self._to
         head = {"versions": _record.about()["versions"] | _versions()}
-        head |= {"quick": self.quick, "busy_before": self._busy}
-        _record.save(f"study_{self.name}", head | document, text)
-        print(text)
+        document = head | {"quick": self.quick, "busy_before": self._busy} | document
+        _record.save(f"study_{self.name}", document, table(document))
+
+
+def figures(document: dict[str, Any], introduction: str, rows: Sequence[str]) -> str:
+    """Lay out what was measured: a paragraph, the figures beside their goals, and reservations."""
+    lines = [f"{introduction}\n", "| figure | measured | goal |", "|---|---|---|", *rows]
+    if document["quick"]:
+        lines.append("\nThis was a small run (`--quick`): fewer sizes or seeds than the full one.")
+    if document["busy_before"] > _BUSY:
+        lines.append(f"\nThe machine was {document['busy_before']:.0%} busy before the run began.")
+    return "\n".join(lines) + "\n"
 
 
 def _versions() -> dict[str, str]:

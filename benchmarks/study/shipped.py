@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from benchmarks._record import say
 from benchmarks.study.browser import chromium, noted, opened, settle, wait_for_curves
-from benchmarks.study.part import Part, plural, spread
+from benchmarks.study.part import Part, figures, plural, spread
 from benchmarks.study.processes import RIGHTBATCH, environment
 from rightbatch._study.analysis import document
 from rightbatch._study.store.reader import Reader
@@ -39,12 +39,7 @@ def main() -> None:
             found.append(_study(Path(folder) / "digits", seeds))
         one = found[-1]
         say(f"{number + 1}: {one['seconds']:.0f} s, critical {one['critical']}")
-    told = (
-        f"`python -m rightbatch.examples.digits`: {len(BATCHES)} sizes × "
-        f"{plural(seeds, 'seed')}, {plural(len(found), 'time')}, each from an empty folder. "
-        "The last one said:\n\n" + "\n".join(f"> {sentence}" for sentence in found[-1]["sentences"])
-    )
-    part.save({"studies": found}, "The shipped study", told, _rows(found))
+    part.save({"studies": found}, table)
 
 
 def _study(out: Path, seeds: int) -> dict[str, Any]:
@@ -118,6 +113,19 @@ def _offline(report: Path, sentences: list[str]) -> dict[str, Any]:
     }
 
 
+def table(document: dict[str, Any]) -> str:
+    """Show what the study answered, and the figures beside their goals."""
+    found = document["studies"]
+    seeds = len({run["seed"] for run in found[-1]["runs"]})
+    sizes = len({run["batch_size"] for run in found[-1]["runs"]})
+    introduction = (
+        f"`python -m rightbatch.examples.digits`, {sizes} sizes × {plural(seeds, 'seed')}, run "
+        f"{plural(len(found), 'time')}, each from an empty folder. The last answer:\n\n"
+        + "\n".join(f"> {sentence}" for sentence in found[-1]["sentences"])
+    )
+    return figures(document, introduction, _rows(found))
+
+
 def _rows(found: list[dict[str, Any]]) -> list[str]:
     minutes = [one["seconds"] / 60 for one in found]
     offline = [one["offline"] for one in found]
@@ -130,7 +138,7 @@ def _rows(found: list[dict[str, Any]]) -> list[str]:
     rows = [
         f"| from the command to its answer | {spread(minutes, 'minutes')} | ≤ {GOAL_MINUTES:g} |",
         f"| runs that finished | {statuses.count('finished')} of {len(statuses)} | |",
-        f"| critical batch size fitted | {len(fitted)} of {len(found)} times | |",
+        f"| studies that fitted a critical batch size | {len(fitted)} of {len(found)} | |",
     ]
     rows += [
         f"| critical batch size, 95% interval, rms log error | {fit['batch_size']:.0f} "
@@ -143,15 +151,15 @@ def _rows(found: list[dict[str, Any]]) -> list[str]:
         *rows,
         f"| rms log error of the fit | {spread(errors, '%')} | ≤ {GOAL_ERROR:.0%} |",
         f"| report file | {spread(sizes, 'MB')} | ≤ {GOAL_BYTES / 1e6:g} MB |",
-        f"| writing it | {spread([one['report_seconds'] for one in found])} | |",
-        f"| opens with the network off: the sentences, no request, no complaint | "
-        f"{good} of {len(found)} times | all |",
-        f"| its curves are seen after | {spread(curves)} | |",
+        f"| writing the report | {spread([one['report_seconds'] for one in found])} | |",
+        f"| reports that open with the network off: all sentences, no request, no error | "
+        f"{good} of {len(found)} | all |",
+        f"| from opening the report to its first curves | {spread(curves)} | |",
     ]
 
 
 def _end(value: float | None) -> str:
-    return "no end" if value is None else f"{value:.0f}"
+    return "unbounded" if value is None else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The script people already have, literally, after one added line."""
+"""The script of the README, which people already have, after one added line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from snippets import ROOT, blocks
+
 pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
 
-ADDED_LINE = "import rightbatch.integrations.ultralytics as measured; measured.install()\n"
-SCRIPT = """\
-from ultralytics import YOLO
-model = YOLO("yolo26n.pt")
-results = model.train(data="coco8.yaml", epochs=5, batch={batch})
-"""
+(SCRIPT,) = [
+    block.text
+    for block in blocks(ROOT / "README.md", "python")
+    if block.text.startswith("import rightbatch.integrations.ultralytics")
+]
 SAVE_WEIGHTS = "from ultralytics import YOLO; YOLO('yolo26n.yaml').save('yolo26n.pt')"
 
 
@@ -67,7 +68,8 @@ def run(
 def test_the_script_trains_unchanged_after_one_added_line(place: Path, batch: str) -> None:
     script = place / f"script{batch}.py"
     script.write_text(
-        ADDED_LINE + SCRIPT.format(batch=batch) + "print('TRAINED', model.trainer.args.batch)\n"
+        SCRIPT.replace("batch=-1", f"batch={batch}")
+        + "print('TRAINED', model.trainer.args.batch)\n"
     )
     before = {path.name for path in (place / "runs" / "detect").glob("*")}
     settings = (place / "configuration" / "Ultralytics" / "settings.json").read_text()

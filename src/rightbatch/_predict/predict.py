@@ -28,7 +28,7 @@ DEFAULT_CAPABILITY = 8.0
 BAND = (0.99, 1.01)
 """Bounds of allocated and reserved peaks, as factors. The one whole step that was compared with a
 recording was 0.1% above in allocated and 0.4% below in reserved memory
-(benchmarks/results/predict.md)."""
+(docs/benchmarks.md)."""
 _MODULES_SHOWN = 5
 _VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 precision": {"precision": "bf16"},
