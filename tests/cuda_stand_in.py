@@ -17,11 +17,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rightbatch._predict.allocator import Allocator, AllocatorOutOfMemory
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from rightbatch._predict.allocator import Allocator, AllocatorOutOfMemory
 
 MIB = 2**20
 _CAPTURE_CHECKS = (

@@ -22,7 +22,6 @@ from benchmarks.study.part import Part, figures, plural, spread
 from benchmarks.study.processes import RIGHTBATCH, environment
 from rightbatch._study.analysis import document
 from rightbatch._study.store.reader import Reader
-from rightbatch.examples.digits import BATCHES
 
 SEEDS, QUICK_SEEDS = 3, 1
 GOAL_MINUTES, GOAL_ERROR, GOAL_BYTES = 4.0, 0.10, 6_000_000
