@@ -71,7 +71,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._process.communicate()  # closes the pipes
 
 
 def main() -> None:

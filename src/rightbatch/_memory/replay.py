@@ -17,7 +17,7 @@ from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._memory.allocator import Allocator, AllocatorSettings
-from rightbatch._memory.blocks import SMALL_SEGMENT, SMALL_SIZE
+from rightbatch._memory.blocks import MIN_BLOCK, SMALL_SEGMENT, SMALL_SIZE
 from rightbatch._units import format_bytes
 
 
@@ -155,7 +155,8 @@ def _adopt(allocator: Allocator, initial: dict[str, Any]) -> None:
         at = bisect_right(starts, address) - 1
         if at < 0 or address + size > segments[at][0] + segments[at][1]:
             raise UsageError(f"the initial block at {address} lies in no segment")
-        live[starts[at]].append((address, size))
+        # A recording may have what was asked for; a block is at least that, rounded.
+        live[starts[at]].append((address, -(-size // MIN_BLOCK) * MIN_BLOCK))
     for start, size in segments:
         blocks = live[start]
         # 2 MiB segments are the small pool's, unless a large request made one of just that size.
