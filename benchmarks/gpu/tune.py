@@ -20,7 +20,7 @@ from benchmarks.gpu.rows import Report
 
 BASE_BATCH, BASE_RATE = 16, 0.05
 EXAMPLES, UNSEEN = 16_384, 2048
-NOISE = 1.5
+NOISE = 1.2
 """Standard deviation; that of the patterns is 1."""
 TARGET = 0.5
 """Loss on unseen examples. Without learning it is ln 10 = 2.30."""
