@@ -49,11 +49,15 @@ TINY_QUESTIONS = (Question("3D U-Net fp32", 300 * MIB),)
 
 
 def run(report: Report) -> None:
-    with Server(TINY_SECONDS if report.tiny else JOB_SECONDS) as server:
-        for question in TINY_QUESTIONS if report.tiny else QUESTIONS:
+    questions = [
+        question
+        for question in (TINY_QUESTIONS if report.tiny else QUESTIONS)
+        if report.has(_in_words(question), *CASES[question.case].requires)
+    ]
+    packages = {package for question in questions for package in CASES[question.case].requires}
+    with Server(TINY_SECONDS if report.tiny else JOB_SECONDS, packages) as server:
+        for question in questions:
             what = _in_words(question)
-            if not report.has(what, *CASES[question.case].requires):
-                continue
             if report.has_time(what, SECONDS_PER_CASE):
                 with report.measuring(what):
                     _fit_and_edge(report, server, question)

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ _FORKED_TOO_LATE = ("in forked subprocess", "initialization error")
 
 class Server:
     """Runs jobs one after the other, each in `seconds` at most; a context manager that ends the
-    process."""
+    process. `packages` are imported once, for all jobs."""
 
-    def __init__(self, seconds: float = JOB_SECONDS) -> None:
+    def __init__(self, seconds: float = JOB_SECONDS, packages: Iterable[str] = ()) -> None:
         self._seconds = seconds
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu.measure"],
+            [sys.executable, "-m", "benchmarks.gpu.measure", *packages],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,7 +73,8 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._process.communicate()  # closes the pipes
 
 
 def main() -> None:
@@ -80,12 +83,12 @@ def main() -> None:
 
     import rightbatch as rb  # noqa: F401
 
-    for package in ("torchvision", "transformers"):
-        with suppress(ImportError):
-            __import__(package)
+    is_alone = sys.argv[1:] == ["--alone"]
+    for package in () if is_alone else sys.argv[1:]:
+        import_module(package)
     for line in sys.stdin:
         job = json.loads(line)
-        if sys.argv[1:] == ["--alone"]:
+        if is_alone:
             print(json.dumps(_answer(job)), flush=True)
             return
         answer = _forked(job)

@@ -30,10 +30,12 @@ def run(report: Report) -> None:
     can_predict = report.has("predictions", *PROBES)
     threads = 2 if report.tiny else max((os.cpu_count() or 2) // 3, 2)
     seconds = TINY_SECONDS if report.tiny else JOB_SECONDS
+    cases = _installed(report)
+    packages = {package for case in cases for package in case.requires}
     # Predictions use the processor and measurements the GPU, so both go on at once.
-    with ThreadPoolExecutor(threads) as pool, Server(seconds) as server:
+    with ThreadPoolExecutor(threads) as pool, Server(seconds, packages) as server:
         predicted: dict[tuple[str, int], Future[Any]] = {}
-        jobs = list(itertools.product(_installed(report), (0, 1)))
+        jobs = list(itertools.product(cases, (0, 1)))
         jobs.sort(key=lambda job: job[1])  # one batch of every workload first
         if report.tiny:
             jobs = [job for job in jobs if not job[1] or job[0].name in PREDICTED_IF_TINY]

@@ -53,14 +53,14 @@ def recording_of(
         for entry in trace
         if entry["action"] in _KINDS
     ]
-    live = [(address, asked, size) for address, asked, size in _live(before, device)]
     return {
         "what": what,
         "settings": _plain(after.get("allocator_settings", {})),
         "streams": len({entry.get("stream", 0) for entry in trace}),
         "initial": {
             "segments": _segments(before, device),
-            "live": [[address, asked] for address, asked, _ in live],
+            # Whole blocks: what was not split off is not free either.
+            "live": [[address, size] for address, _, size in _live(before, device)],
         },
         "events": events,
         "final": {

@@ -246,7 +246,7 @@ def test_snapshots_without_addresses_of_blocks_and_with_other_devices_are_unders
     after = before | {"device_traces": [[], events]}
     recording = recording_of(before, after, "a test", device=1)
     assert recording["initial"]["segments"] == [[4 * MIB, 2 * MIB]]
-    assert recording["initial"]["live"] == [[4 * MIB, 100], [4 * MIB + 1536, 7]]
+    assert recording["initial"]["live"] == [[4 * MIB, 512], [4 * MIB + 1536, 2 * MIB - 1536]]
     assert recording["events"] == [["f", 4 * MIB, 100]]
 
 

@@ -177,6 +177,16 @@ def test_a_recording_is_not_changed() -> None:
     assert recording == before
 
 
+def test_initial_blocks_are_rounded_where_a_recording_has_what_was_asked_for() -> None:
+    start = 1 << 40
+    recording = {
+        "initial": {"segments": [[start, 2 * MIB]], "live": [[start, 1700], [start + 2048, 4]]},
+        "events": [["a", start + 2560, 100], ["f", start, 1700], ["a", start, 2000]],
+    }
+
+    assert is_as_recorded(replay(recording))
+
+
 def test_peaks_are_those_of_the_recording() -> None:
     start = 1 << 40
     recording = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._predict.allocator import Allocator, AllocatorSettings
-from rightbatch._predict.blocks import SMALL_SEGMENT, SMALL_SIZE
+from rightbatch._predict.blocks import MIN_BLOCK, SMALL_SEGMENT, SMALL_SIZE
 from rightbatch._units import format_bytes
 
 
@@ -158,7 +158,8 @@ def _adopt(allocator: Allocator, initial: dict[str, Any]) -> None:
         at = bisect_right(starts, address) - 1
         if at < 0 or address + size > segments[at][0] + segments[at][1]:
             raise UsageError(f"the initial block at {address} is not inside a segment")
-        live[starts[at]].append((address, size))
+        # A recording may have the requested sizes; a block has at least that, rounded up.
+        live[starts[at]].append((address, -(-size // MIN_BLOCK) * MIN_BLOCK))
     for start, size in segments:
         blocks = live[start]
         # A segment of 2 MiB is in the small pool, unless it has a block of a large request.
