@@ -402,7 +402,7 @@ def test_a_store_that_cannot_be_read_is_said_until_it_can(look: Look) -> None:
     with look.at(made, pictures=False) as page:
         notice = page.locator("#notice")
         expect(notice).to_contain_text("The study cannot be read: OSError: unable to open")
-        expect(notice).to_contain_text("Look whether the folder is there")
+        expect(notice).to_contain_text("Check that the folder exists")
         made.error = None
         expect(page.locator("#rows tr")).to_have_count(6)
         expect(notice).to_be_hidden()

@@ -73,7 +73,9 @@ const NOTICES = {
 function showLost(error) {
   failures += 1
   const why =
-    error instanceof Refused ? `The server answers: ${error.message}.` : 'The server does not answer.'
+    error instanceof Refused
+      ? `The server answers: ${error.message}.`
+      : 'The server does not answer.'
   showNotice(`${why}${lastUpdate(updated)} Trying again…`, true)
   showState('lost', 'no connection')
 }

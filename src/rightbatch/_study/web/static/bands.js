@@ -1,4 +1,4 @@
-// Curves along the training: one colour per batch size, a band over the seeds, a line for the median.
+// Curves along the training: a colour per batch size, a band over the seeds, a line for the median.
 
 import { colorOf, faded } from './colors.js'
 import { count, drawn, number, plural, rough, sizeName } from './text.js'

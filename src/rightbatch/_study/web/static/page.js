@@ -3,7 +3,14 @@
 import { runsSaid, showAnswer } from './answer.js'
 import { Refused, takeToken } from './ask.js'
 import { colorsOf, onTheme, theme } from './colors.js'
-import { askForToken, hideTokenForm, lastUpdate, onToken, showNotice, showState } from './connection.js'
+import {
+  askForToken,
+  hideTokenForm,
+  lastUpdate,
+  onToken,
+  showNotice,
+  showState,
+} from './connection.js'
 import { showCurves, startCurves } from './curves.js'
 import { showDetail, startDetail } from './detail.js'
 import { documents } from './documents.js'
@@ -69,7 +76,8 @@ function showLost(error) {
   if (documents.isFixed) showNotice(error.message, true)
   else {
     const text = isAnswer
-      ? `The study cannot be read: ${error.message}. Check that the folder exists and was written by rightbatch study.`
+      ? `The study cannot be read: ${error.message}. ` +
+        'Check that the folder exists and was written by rightbatch study.'
       : 'The server does not answer. Restart it with rightbatch ui DIR.'
     showNotice(`${text}${lastUpdate(study ? updated : null)} Trying again…`, true)
   }
