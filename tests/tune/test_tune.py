@@ -36,7 +36,7 @@ def test_a_plan_has_the_size_its_reasons_and_all_that_was_measured(plan: rb.Plan
     assert len(document["samples"]) >= 3 and document["observations"]
     assert document["averaged_noise_scale"]["low"] > 0 and document["observations_at_average"]
     assert all(each["code"] and each["text"] for each in document["advice"])
-    assert "expected to reach the target" in document["reason"]
+    assert "reaches the target soonest" in document["reason"]
 
 
 def test_a_plan_can_be_read_and_drawn(plan: rb.Plan) -> None:

@@ -211,7 +211,6 @@ class _Search:
         text = f"it ran; {format_bytes(charged)} were charged against {self._limit_in_words()}"
         if probe.growing_bytes > 0.002 * charged:
             text += f", and still growing by {format_bytes(probe.growing_bytes)}"
-        above = [p.batch_size for p in self._probes if not p.is_ok and p.outcome != "failed"]
         if probe.batch_size == question.largest:
             bound = "the data set's size"
             if question.largest == self._max_batch:
@@ -219,10 +218,31 @@ class _Search:
             elif question.largest != self._ready.examples:
                 bound = "the largest that leaves enough updates"
             return f"{text}; it is {bound}, so nothing larger was tried"
-        if above:
-            return f"{text}; {min(above)} ran out of memory"
-        room = question.ceiling_bytes - probe.claimed_bytes
-        return f"{text}; the {format_bytes(room)} left would hold less than 3% more"
+        return f"{text}; {self._what_is_above(probe, question)}"
+
+    def _what_is_above(self, probe: Probe, question: _search.Question) -> str:
+        """Say what is known of larger sizes, and whether the search ended before its tolerance."""
+        above = [
+            p
+            for p in self._probes
+            if p.batch_size > probe.batch_size and not _search.fits(p, question)
+        ]
+        ended = f"the search ended after {max(p.process for p in self._probes)} processes"
+        if not above:
+            room = question.ceiling_bytes - probe.claimed_bytes
+            if room < 2 * _search.TOLERANCE * question.ceiling_bytes:
+                return f"the {format_bytes(room)} left would hold less than 3% more"
+            return f"{format_bytes(room)} are left, and no larger size was tried: {ended}"
+        first = min(above, key=lambda p: p.batch_size)
+        if first.is_ok:
+            text = f"{first.batch_size} was charged {format_bytes(first.claimed_bytes)}"
+            text += ", with the growth that is expected" if first.growing_bytes else ""
+        else:
+            text = f"{first.batch_size} ran out of memory"
+        gap = first.batch_size - 1 - probe.batch_size
+        if gap > max(2 * _search.TOLERANCE * probe.batch_size, 1):
+            text += f"; no size between was tried: {ended}"
+        return text
 
     def _limit_in_words(self) -> str:
         ready = self._ready

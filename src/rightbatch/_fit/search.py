@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, linear_regression
 
 from rightbatch._fit.probe import Probe
 
@@ -104,13 +105,10 @@ def fit_line(probes: Sequence[Probe]) -> Line | None:
     points = [(p.batch_size, p.needed_bytes) for p in probes if p.is_ok and p.process == 1][-3:]
     if len(points) < 2:
         return None
-    n = len(points)
-    mean_x = sum(x for x, _ in points) / n
-    mean_y = sum(y for _, y in points) / n
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-    slope = max(slope, 0.0)
-    return Line(slope, mean_y - slope * mean_x)
+    slope, intercept = linear_regression(*zip(*points, strict=True))
+    if slope < 0:
+        return Line(0.0, fmean(needed for _, needed in points))
+    return Line(slope, intercept)
 
 
 def _chord(probes: Sequence[Probe], best: Probe) -> Line:
@@ -138,8 +136,8 @@ def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
     broken = _broken(probes)
     if broken is not None:
         return Found(None, None, broken)
-    fitting = [p for p in probes if _fits(p, question)]
-    too_large = [p for p in probes if not _fits(p, question) and p.outcome != "failed"]
+    fitting = [p for p in probes if fits(p, question)]
+    too_large = [p for p in probes if not fits(p, question) and p.outcome != "failed"]
     smallest = min((p.batch_size for p in fitting), default=None)
     low = max((p.batch_size for p in fitting), default=0)
     high = min((p.batch_size for p in too_large), default=None)
@@ -167,7 +165,8 @@ def _broken(probes: Sequence[Probe]) -> Probe | None:
     return None
 
 
-def _fits(probe: Probe, question: Question) -> bool:
+def fits(probe: Probe, question: Question) -> bool:
+    """Whether a size survived, with its charge and the growth to come below the ceiling."""
     return probe.is_ok and probe.claimed_bytes <= question.ceiling_bytes
 
 

@@ -48,7 +48,7 @@ class StudyOptions(DeviceOptions):
         float | None, Help("for SGD's rule; default: measured by a run at the base size")
     ] = None
     micro_batch: Annotated[int | str, Help("auto, or examples per forward pass")] = "auto"
-    prune: Annotated[bool, Help("end runs without a chance to be best (Optuna)")] = False
+    prune: Annotated[bool, Help("end runs without a chance to be best (median rule)")] = False
     sharpness: Annotated[bool, Help("also measure the Hessian's largest eigenvalue")] = False
     processes: Annotated[int, Help("that train each run together (torchrun)")] = 1
     jobs: Annotated[int, Help("runs at a time")] = 1

@@ -56,7 +56,8 @@ class Decision:
     """The sizes that were weighed, the chosen one, and those that cannot be told from the best.
 
     `price` is what the chosen one costs, in a unit that is the same for the same observations;
-    `noise_scale` the median of those that sizes were weighed with.
+    `noise_scale` the median of those that sizes were weighed with. No size above `most` may be
+    chosen; None for no bound.
     """
 
     expected: tuple[Expected, ...]
@@ -64,6 +65,7 @@ class Decision:
     alike: tuple[int, ...]
     price: float
     noise_scale: float
+    most: int | None = None
 
     @property
     def chosen(self) -> Expected:
@@ -123,9 +125,8 @@ def decide(
     )
     sizes = [s.batch_size for s in steps]
     price_of_chosen = float(middle[chosen])
-    return Decision(
-        expected, sizes[chosen], tuple(sizes[i] for i in alike), price_of_chosen, float(phi)
-    )
+    alike_sizes = tuple(sizes[i] for i in alike)
+    return Decision(expected, sizes[chosen], alike_sizes, price_of_chosen, float(phi), most)
 
 
 def _seconds(

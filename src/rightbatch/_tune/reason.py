@@ -1,4 +1,4 @@
-"""Why a size was chosen, in a sentence."""
+"""The reason of a plan, in sentences."""
 
 from __future__ import annotations
 
@@ -6,41 +6,54 @@ import math
 
 from rightbatch._fit.result import FitResult
 from rightbatch._training.updates import DEFAULT_BATCH
-from rightbatch._tune.decision import Decision
+from rightbatch._tune.decision import Decision, Expected
 from rightbatch._tune.plan import Branch
 
 NOT_WORSE = 0.01
 """Of the loss: what a branch may end above the best one and still be as good."""
-_WHAT = {"time": "reach the target soonest", "cost": "cost least", "energy": "take least energy"}
+_BEST = {
+    "time": "reaches the target soonest",
+    "cost": "costs least",
+    "energy": "takes least energy",
+}
+_WOULD = {"time": "take {} times as long", "cost": "cost {} times as much"}
+_WOULD["energy"] = "take {} times the energy"
 
 
 def reason(
     decision: Decision, largest: FitResult, objective: str, branches: tuple[Branch, ...]
 ) -> str:
-    """With the sizes that cannot be told apart from it, and what others would take."""
-    size, what = decision.batch_size, _WHAT[objective]
+    """Return why the size was chosen, which others may be as good, and what two others would take.
+
+    The two are the default size and the largest that was tried.
+    """
+    size = decision.batch_size
+    text = f"expected to be the size that {_BEST[objective]}"
+    if any(each.relative_time < 1 for each in decision.expected if _is_above(each, decision)):
+        text += f" of those up to {decision.most}, which leave enough updates"
     others = [str(other) for other in decision.alike if other != size]
-    text = f"it is expected to {what}"
     if others:
-        text += f", as far as can be told ({', '.join(others)} may do as well, at a larger size)"
+        text += f" ({', '.join(others)} may be as good, at a larger size)"
+    names = {DEFAULT_BATCH: "the default", largest.batch_size: "the largest tried"}
     by_size = {each.batch_size: each for each in decision.expected}
-    compared = [
-        f"{each.relative_time:.2f} times as much at {name}"
-        for other, name in (
-            (DEFAULT_BATCH, f"the default {DEFAULT_BATCH}"),
-            (largest.batch_size, f"{largest.batch_size}, the largest that was tried"),
-        )
-        if other != size and (each := by_size.get(other)) is not None
-    ]
-    if compared:
-        text += f"; it would be {' and '.join(compared)}"
+    for other, name in names.items():
+        each = by_size.get(other)
+        if other != size and each is not None:
+            would = _WOULD[objective].format(f"{each.relative_time:.2g}")
+            text += f"; {other}, {name}, would {would}"
+            if each.relative_time < 1 and _is_above(each, decision):
+                text += " but leaves too few updates"
     branches = tuple(branch for branch in branches if math.isfinite(branch.loss))
     if branches:
         best = min(branch.loss for branch in branches)
         good = max(b.batch_size for b in branches if b.loss <= best + NOT_WORSE)
         ends = ", ".join(f"{b.loss:.4g} at {b.batch_size}" for b in branches)
         text += (
-            f". Branches over {branches[0].examples} examples ended at {ends}: {good} is the "
-            "largest that is not worse"
+            f". Branches of {branches[0].examples} examples ended at a loss of {ends}: {good} is "
+            "the largest size that is not worse"
         )
     return text
+
+
+def _is_above(each: Expected, decision: Decision) -> bool:
+    return decision.most is not None and each.batch_size > decision.most
