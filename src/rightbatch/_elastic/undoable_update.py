@@ -85,11 +85,6 @@ class UndoableUpdate:
         if self._pending:
             self._run(self._optimizer.step)
 
-    @property
-    def is_half_done(self) -> bool:
-        """Whether an interrupted update waits for `finish`."""
-        return bool(self._pending)
-
     def _run(self, original: Callable[[], Any]) -> None:
         total = sum(len(chunk) for chunk in self._pending)
         self._has_entered = False

@@ -28,7 +28,7 @@ from rightbatch._training.protocol import Session, Training
 
 
 class FollowableSession(Session, Protocol):
-    """What a training with `Ability.FOLLOW` opens; it loads its batches by `recorder.arriving`."""
+    """What a training with `Ability.FOLLOW` opens; `recorder.transfer_batch` loads its batches."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -42,7 +42,7 @@ class FrameworkFollower:
     """Traces the step of a training's session at small batch sizes; for a process of its own."""
 
     how = "real"
-    is_copyable = False
+    can_fork = False
 
     def __init__(self, training: Training) -> None:
         self._training = training
@@ -57,7 +57,7 @@ class FrameworkFollower:
 
     @property
     def at_least(self) -> int | None:
-        """Nobody knows before a trace."""
+        """Unknown."""
         return None
 
     def traces(self, batch_sizes: Sequence[int], variant: Variant) -> list[Trace]:

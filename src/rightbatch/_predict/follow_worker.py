@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 from rightbatch._predict.build import limit_building
 from rightbatch._predict.follow import Follower
 from rightbatch._predict.follow_framework import FrameworkFollower
-from rightbatch._predict.forked_traces import answers
+from rightbatch._predict.forked_traces import AnyFollower, answers
 from rightbatch._predict.variant import Variant
 from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._training.workload_training import WorkloadTraining
@@ -21,7 +20,7 @@ def run(channel: Channel, header: Header, training: Training) -> None:
     """Follow the step in the variants that commands ask for; nothing of it runs on a device."""
     try:
         limit_building()
-        follower: Any
+        follower: AnyFollower
         if isinstance(training, WorkloadTraining):
             follower = Follower(training.factory, seed=header.seed)
         else:

@@ -23,17 +23,24 @@ Task = tuple[int, Variant]
 
 
 class AnyFollower(Protocol):
-    """`Follower` or `SessionFollower`.
+    """`Follower` or `FrameworkFollower`.
 
     `can_fork` says that no values are computed, so that one core suffices and forks do not differ.
     `is_followed` says that following has succeeded with its kind of tensors.
     """
 
     is_followed: bool
+    how: str
     notes: list[str]
 
     @property
     def can_fork(self) -> bool: ...
+
+    @property
+    def examples(self) -> int | None: ...
+
+    @property
+    def at_least(self) -> int | None: ...
 
     def trace(self, batch_size: int, variant: Variant) -> Trace: ...
 

@@ -30,7 +30,6 @@ class GPU:
     memory_bytes: int
     usable_bytes: int
     capability: float
-    is_unified: bool
     is_verified: bool
 
     def __str__(self) -> str:
@@ -78,7 +77,6 @@ def _gpu(row: dict[str, str]) -> GPU:
         memory,
         usable,
         float(row["compute_capability"]),
-        row["unified"] == "yes",
         row["verified"] == "yes",
     )
 

@@ -14,11 +14,11 @@ from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._elastic import Event, StepReport
 from rightbatch._errors import UsageError
 from rightbatch._noise import Part
-from rightbatch._training.clock import Clock
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import batches, cuts, order_of
 from rightbatch._training.evaluation import evaluated
 from rightbatch._training.facts import TrainingFacts, facts_of
+from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import LoopPlan, Observer
 from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.state import TrainingState
@@ -60,7 +60,7 @@ class WorkloadLoop:
         schedule = workload.scheduler
         self.scheduler = schedule(workload.optimizer, self._scheduled) if schedule else None
         self.state = TrainingState(plan.batch_size)
-        self._observers = observers
+        self._observers = Observers(observers)
         self._plain = PlainStep(workload, self.device)
         self.step = self._plain.elastic(
             micro_batch_size=plan.micro_batch_size,
@@ -75,7 +75,6 @@ class WorkloadLoop:
             scale_optimizer(workload.optimizer, batch_factor, rate_factor, self.scheduler)
         self.learning_rate = float(workload.optimizer.param_groups[0]["lr"])
         self._stopped = ""
-        self._clock = Clock()
 
     @property
     def population(self) -> int | None:
@@ -104,14 +103,12 @@ class WorkloadLoop:
     def run(self) -> TrainingState:
         """Train to the end, or until an observer stops it."""
         at = self.state
-        for observer in self._observers:
-            observer.on_start(self)
+        self._observers.start(self)
         try:
             while at.epoch < self.plan.epochs and not self._stopped:
                 self._epoch()
         finally:
-            for observer in self._observers:
-                observer.on_end(self)
+            self._observers.end(self)
         return at
 
     def stop(self, reason: str) -> None:
@@ -178,7 +175,7 @@ class WorkloadLoop:
 
     def _epoch(self) -> None:
         at, seed = self.state, self.plan.seed
-        self._clock.start()
+        self._observers.begin_epoch()
         self.model.train()
         order = order_of(self.examples, seed, at.epoch)
         while where := cuts(self.workload, self.examples, at.batch_size, at.position):
@@ -188,22 +185,17 @@ class WorkloadLoop:
             ):
                 report = self.step(batch)
                 self._count(report, examples)
-                self._observe_step(report)
+                self._observers.step(self, report)
                 if self._stopped:
                     return
                 if at.batch_size != size:
                     break
         loss = self.processes.mean(float(at.loss_sum) / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0.0
-        metrics = {"loss": loss}
-        for observer in self._observers:
-            with self._clock.observing(observer):
-                metrics |= observer.measure_epoch(self)
-        at.metrics = metrics
+        at.metrics = {"loss": loss} | self._observers.epoch_metrics(self)
         at.epoch, at.position = at.epoch + 1, 0
-        at.seconds += self._clock.lap()
-        for observer in self._observers:
-            observer.on_epoch(self)
+        at.seconds += self._observers.seconds()
+        self._observers.epoch(self)
 
     def _count(self, report: StepReport, examples: int) -> None:
         at = self.state
@@ -213,16 +205,7 @@ class WorkloadLoop:
         at.steps += 1
         if self._steps_schedule:
             self._step_schedule()
-        at.seconds += self._clock.lap(at.steps if self._is_paused_by_observers else None)
-
-    def _observe_step(self, report: StepReport) -> None:
-        for observer in self._observers:
-            with self._clock.observing(observer):
-                observer.on_step(self, report)
-
-    @property
-    def _is_paused_by_observers(self) -> bool:
-        return not all(observer.counts_as_training for observer in self._observers)
+        at.seconds += self._observers.seconds_of_step(at.steps)
 
     @property
     def _steps_schedule(self) -> bool:
@@ -243,7 +226,4 @@ class WorkloadLoop:
         self._on_event(Event("out_of_memory", self.state.steps, reason, size, "evaluation"))
 
     def _on_event(self, event: Event) -> None:
-        self.state.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
-        if self.processes.is_first:
-            for observer in self._observers:
-                observer.on_event(self, event)
+        self._observers.event(self, event)

@@ -10,12 +10,13 @@ ability that it does not declare. Imports no torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rightbatch._errors import UsageError
 
@@ -35,7 +36,12 @@ Betas = tuple[float, float] | None
 
 
 class Ability(Enum):
-    """What a training can do. The value says it in words; `WAY_ROUND` what to do without it."""
+    """What a training can do. The value says it in words; `WAY_ROUND` what to do without it.
+
+    STEP and EVALUATE are about `session`, LOOP and SETTINGS about `loop`. FOLLOW needs a session
+    that is a `rightbatch._predict.follow_framework.FollowableSession`. BRANCH, RESUME, GROW,
+    DISTRIBUTE and CURVATURE need what only `WorkloadLoop` has so far.
+    """
 
     STEP = "training steps of any size"
     EVALUATE = "evaluation of batches of any size"
@@ -134,7 +140,11 @@ class StepLoss(Protocol):
 
 
 class TrainingLoop(Protocol):
-    """A training that goes through epochs, as its observers see it."""
+    """A training that goes through epochs, as its observers see it.
+
+    An implementation calls them through `rightbatch._training.observers.Observers`, and makes its
+    updates with `rightbatch.Elastic`, so that memory that runs out is survived and observed.
+    """
 
     plan: LoopPlan
     state: TrainingState
@@ -221,24 +231,29 @@ class Observer:
         """Go on where `state_dict` was taken."""
 
 
-@runtime_checkable
-class Training(Protocol):
+class Training(ABC):
     """A training as the verbs are given it; the default methods are those of one without abilities.
 
-    Implement it by subclassing: declare `abilities`, and override what they need.
+    Subclass it: declare `integration` and `abilities`, and override what the abilities need.
     """
 
     @property
+    @abstractmethod
     def integration(self) -> str:
         """The name of the framework, for messages."""
 
     @property
+    @abstractmethod
     def abilities(self) -> frozenset[Ability]:
         """What this training can do."""
 
     @property
     def base_batch(self) -> int | None:
-        """The batch size that its learning rate is for; None where only its author knows."""
+        """The batch size that its learning rate is for; None if only its author knows.
+
+        A framework that has one keeps to its own learning-rate rule in `train`, and its rates are
+        linear in the batch size in `study`.
+        """
         return None
 
     @property

@@ -10,6 +10,7 @@ import pytest
 
 from rightbatch._errors import UsageError
 from rightbatch._fit.fit import fit
+from rightbatch._predict.predict import predict
 from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._tune.tune import tune
 from rightbatch.testing._comparison import skip_without
@@ -48,6 +49,13 @@ class TrainingContract(SessionTests, LoopTests):
             assert training.integration in str(refused.value)
         for ability in training.abilities:
             require(training, ability, "verb")
+
+    def test_predict_goes_through_it(self, training: Training, description: object) -> None:
+        skip_without(training, Ability.FOLLOW)
+        size = self.sizes[-1]
+        found = predict(description, batch=size, memory="8GiB", remedies=False, progress=False)
+        assert found.allocated_peak_bytes > found.breakdown["parameters"] > 0
+        assert (found.largest_batch_size or 0) >= size
 
     def test_fit_and_tune_go_through_it(self, training: Training, description: object) -> None:
         skip_without(training, Ability.LOOP)

@@ -18,9 +18,9 @@ from rightbatch._elastic import Event
 from rightbatch._elastic.events import log_event
 from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._noise import Part
-from rightbatch._training.clock import Clock
 from rightbatch._training.distributed import Processes
 from rightbatch._training.facts import TrainingFacts, facts_of
+from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import BatchTooLargeError, LoopPlan, Observer
 from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.state import TrainingState
@@ -67,11 +67,11 @@ class UltralyticsLoop:
         self.device = processes.device
         self._weights = overrides["model"]
         self._arguments = loop_arguments(overrides, plan, str(processes.device))
-        self._observers = observers
+        self._observers = Observers(observers)
         self._trainer: Any = None
         self._elastic: ElasticYolo | None = None
         self._step: UltralyticsStep | None = None
-        self._clock, self._pending, self._seen = Clock(), 0, 0
+        self._pending, self._seen = 0, 0
         self._updated = False
         self._stopped = ""
         self.examples = 0
@@ -132,7 +132,7 @@ class UltralyticsLoop:
             model.add_callback(event, callback)
         try:
             if self.plan.out is not None:
-                self._clock.start()
+                self._observers.begin_epoch()
                 model.train(**self._arguments)
                 self._finish(model)
             else:
@@ -141,8 +141,7 @@ class UltralyticsLoop:
             if self._elastic is not None:
                 self._elastic.close()
             if self._trainer is not None:
-                for observer in self._observers:
-                    observer.on_end(self)
+                self._observers.end(self)
         return self.state
 
     def stop(self, reason: str) -> None:
@@ -234,8 +233,7 @@ class UltralyticsLoop:
         if self.plan.schedule_epochs is not None:
             trainer.epochs = self.plan.epochs  # an observer ends it
         trainer.optimizer.register_step_post_hook(lambda *_: setattr(self, "_updated", True))
-        for observer in self._observers:
-            observer.on_start(self)
+        self._observers.start(self)
 
     def _on_epoch_start(self, trainer: Any) -> None:
         if self.plan.out is None and getattr(trainer, "_oom_retries", False):
@@ -247,7 +245,7 @@ class UltralyticsLoop:
             )
         self._pending, self._seen = 0, 0
         if self.plan.out is None:
-            self._clock.start()
+            self._observers.begin_epoch()
 
     def _on_batch_end(self, trainer: Any) -> None:
         at = self.state
@@ -258,26 +256,18 @@ class UltralyticsLoop:
         self._updated = False
         at.steps += 1
         at.examples, self._pending = at.examples + self._pending, 0
-        is_measured = not all(observer.counts_as_training for observer in self._observers)
-        at.seconds += self._clock.lap(at.steps if is_measured else None)
-        update = _Update(_total(trainer.loss_items))
-        for observer in self._observers:
-            with self._clock.observing(observer):
-                observer.on_step(self, update)
+        at.seconds += self._observers.seconds_of_step(at.steps)
+        self._observers.step(self, _Update(_total(trainer.loss_items)))
         self._end_if_stopped()
 
     def _on_epoch_end(self, trainer: Any) -> None:
         if self.plan.out is not None:
             return
         at = self.state
-        metrics = {"loss": float(_total(trainer.tloss))}
-        for observer in self._observers:
-            with self._clock.observing(observer):
-                metrics |= observer.measure_epoch(self)
-        at.metrics = metrics
+        loss = float(_total(trainer.tloss))
+        at.metrics = {"loss": loss} | self._observers.epoch_metrics(self)
         at.epoch += 1
-        for observer in self._observers:
-            observer.on_epoch(self)
+        self._observers.epoch(self)
         if at.epoch == self.plan.epochs:
             raise _Over
         self._end_if_stopped()
@@ -287,8 +277,7 @@ class UltralyticsLoop:
             return
         self.state.epoch = trainer.epoch + 1
         self.state.metrics = {name: float(value) for name, value in trainer.metrics.items()}
-        for observer in self._observers:
-            observer.on_epoch(self)
+        self._observers.epoch(self)
 
     def _end_if_stopped(self) -> None:
         if self._stopped and self.plan.out is None:
@@ -297,17 +286,15 @@ class UltralyticsLoop:
     def _finish(self, model: YOLO) -> None:
         at, trainer = self.state, self._trainer
         at.examples += self._pending
-        at.seconds += self._clock.lap()
+        at.seconds += self._observers.seconds()
         at.out_of_memory_events += trainer._oom_retries
         results = getattr(model.metrics, "results_dict", None) or {}
         at.metrics = {name: float(value) for name, value in results.items()}
 
     def _on_event(self, event: Event) -> None:
-        self.state.out_of_memory_events += event.kind in ("out_of_memory", "rolled_back")
         if self.plan.out is not None:
             log_event(event)
-        for observer in self._observers:
-            observer.on_event(self, event)
+        self._observers.event(self, event)
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
