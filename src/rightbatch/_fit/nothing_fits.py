@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from rightbatch._fit.probe import ProbeProcess
 from rightbatch._predict.follow_process import FollowProcess
+from rightbatch._predict.remedies import FOR_ONE_EXAMPLE, bytes_saved, tasks_of
 from rightbatch._predict.trace import Trace
 from rightbatch._units import format_bytes
 from rightbatch._worker import BuildError, Header, Ready
@@ -46,15 +46,6 @@ class Needed:
         return "What would help: " + ", ".join(helping)
 
 
-_REMEDIES: dict[str, dict[str, Any]] = {
-    "bf16 precision": {"precision": "bf16"},
-    "images of half the width and height": {"halved": True},
-    "activation checkpointing": {"checkpointing": True},
-}
-_HELPS = 0.99
-"""A remedy leaves less than this share of what is needed."""
-
-
 def what_is_needed(header: Header, ready: Ready | None) -> Needed:
     """Run one example without the user's limit if the device has more, and follow a fake one."""
     with FollowProcess(header) as process:
@@ -84,11 +75,6 @@ def _followed(process: FollowProcess) -> tuple[Needed, dict[str, int]]:
         at_least = followed.at_least
         return (Needed(at_least, "parameters") if at_least else Needed()), {}
     peak = Trace.from_dict(answer["trace"]).peak_bytes
-    variants = [{"batch_size": batch_size} | variant for variant in _REMEDIES.values()]
-    remedies = {}
-    for name, other in zip(_REMEDIES, process.follow(variants).answers, strict=True):
-        if other["outcome"] == "ok":
-            saved = peak - Trace.from_dict(other["trace"]).peak_bytes
-            if saved > (1 - _HELPS) * peak:
-                remedies[name] = saved
+    answers = process.follow(tasks_of(FOR_ONE_EXAMPLE, batch_size)).answers
+    remedies = bytes_saved(peak, FOR_ONE_EXAMPLE, answers)
     return Needed(peak, followed.how, remedies), remedies

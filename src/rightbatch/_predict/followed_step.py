@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rightbatch._errors import UsageError
@@ -10,6 +10,7 @@ from rightbatch._predict.allocator import AllocatorSettings
 from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.overhead import Overhead, process_overhead
+from rightbatch._predict.remedies import Remedies, bytes_saved, tasks_of
 from rightbatch._predict.simulate import Simulated, simulate
 from rightbatch._predict.trace import Family, Trace
 from rightbatch._worker import Failure
@@ -21,8 +22,6 @@ CHECKED = 7
 PEAK_TOLERANCE = 0.01
 """Accepted error of a linear peak, if single allocations are not linear."""
 _UNBOUNDED = 2**20
-_SAVING = 0.99
-"""A variant saves memory if its peak is below this share of the original."""
 
 
 class FollowedStep:
@@ -108,19 +107,11 @@ class FollowedStep:
             self._largest[capability, limit] = self._search(limit, capability)
         return self._largest[capability, limit]
 
-    def bytes_saved(
-        self, batch_size: int, capability: float, variants: Mapping[str, dict[str, Any]]
-    ) -> dict[str, int]:
-        """Return the bytes that each variant saves of the peak at this size, if it saves any."""
-        before = self.at(batch_size, capability).peak_bytes
-        tasks = [{"batch_size": batch_size} | variant for variant in variants.values()]
-        saved = {}
-        for name, answer in zip(variants, self._request(tasks, capability), strict=True):
-            if answer["outcome"] == "ok":  # else it has no blocks to checkpoint, no batch to split
-                peak = Trace.from_dict(answer["trace"]).peak_bytes
-                if peak < _SAVING * before:
-                    saved[name] = before - peak
-        return saved
+    def bytes_saved(self, batch_size: int, capability: float, remedies: Remedies) -> dict[str, int]:
+        """Return the bytes that each remedy saves of the peak at this size, if it saves any."""
+        peak = self.at(batch_size, capability).peak_bytes
+        answers = self._request(tasks_of(remedies, batch_size), capability)
+        return bytes_saved(peak, remedies, answers)
 
     def _search(self, limit: int, capability: float) -> int | None:
         def room(size: int) -> int:

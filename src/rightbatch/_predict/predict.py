@@ -14,6 +14,7 @@ from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.gpus import GPU, catalogue, find_gpu
 from rightbatch._predict.options import PredictOptions
 from rightbatch._predict.overhead import Overhead
+from rightbatch._predict.remedies import IN_STEP
 from rightbatch._predict.replay import ReplayResult, read_recording
 from rightbatch._predict.replay import replay as replay_recording
 from rightbatch._predict.trace import Trace
@@ -30,13 +31,6 @@ BAND = (0.99, 1.01)
 recording was 0.1% above in allocated and 0.4% below in reserved memory
 (docs/benchmarks.md)."""
 _MODULES_SHOWN = 5
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "bf16 precision": {"precision": "bf16"},
-    "activation checkpointing": {"checkpointing": True},
-    "a fused optimizer": {"optimizer": "fused"},
-    "an optimizer that loops over parameters": {"optimizer": "loop"},
-    "accumulation over 2 micro-batches": {"accumulation": 2},
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,7 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         saved: dict[str, int] = {}
         if options.remedies and not inference:
             live.stage("following ways to save memory")
-            saved = step.bytes_saved(batch, capability, _VARIANTS)
+            saved = step.bytes_saved(batch, capability, IN_STEP)
         fits: tuple[GPUFit, ...] = ()
         if gpu == "all":
             fits = tuple(_fits(step, one, live) for one in catalogue())
