@@ -73,13 +73,6 @@ class TestUltralyticsTraining(TrainingContract):
     _spec: tuple[str, str]
 
     @pytest.fixture
-    def training(self, description: object, monkeypatch: pytest.MonkeyPatch) -> Training:
-        import ultralytics.data.dataset as dataset
-        from ultralytics.engine import trainer as engine
-
-        # What a session or a loop changes in Ultralytics' modules is given back.
-        monkeypatch.setattr(dataset, "save_dataset_cache_file", dataset.save_dataset_cache_file)
-        own = engine.callbacks.add_integration_callbacks
-        monkeypatch.setattr(engine.callbacks, "add_integration_callbacks", own)
+    def training(self, description: object) -> Training:
         torch.manual_seed(0)
         return resolve(description)

@@ -199,16 +199,9 @@ def test_every_image_gets_the_most_objects_there_are() -> None:
 
 @pytest.fixture
 def yolo_session(data: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes a session that trains, or one of inference, of a small model unless told otherwise.
-
-    It changes Ultralytics' modules, as it may in a probe's process; here they are given back.
-    """
-    import ultralytics.data.dataset as dataset
-    from ultralytics.engine import trainer as engine
-
+    """Makes a session that trains, or one of inference, of a small model unless told otherwise."""
     from rightbatch.integrations.ultralytics import from_spec
 
-    kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
     opened = []
 
     def make(inference: bool, spec: str | None = None) -> Any:
@@ -220,7 +213,33 @@ def yolo_session(data: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for session in opened:
         session.close()
-    dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks = kept
+
+
+@pytest.mark.filterwarnings("ignore")  # of trackers that Ultralytics registers
+def test_a_session_and_a_training_leave_every_file_of_the_data_set_as_it_is(
+    tmp_path: Path,
+) -> None:
+    """A telephone's JPEG has bytes after its end, which Ultralytics takes for damage."""
+    from rightbatch.examples import render_parts
+    from rightbatch.integrations.ultralytics import from_spec
+
+    data = render_parts(tmp_path / "parts", images=6, validation=4, size=SIZE)
+    for image in (data.parent / "images").rglob("*.jpg"):
+        image.write_bytes(image.read_bytes() + b"preview")
+
+    def contents() -> dict[str, bytes]:
+        files = (path for path in data.parent.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in files}
+
+    before = contents()
+    training = from_spec(str(tiny(tmp_path)), data=str(data), imgsz=SIZE, workers=0)
+    assert training is not None
+    for inference in (False, True):
+        training.session("cpu", seed=0, inference=inference).close()
+    assert contents() == before
+    plan = {"batch": 2, "epochs": 1, "device": "cpu", "progress": False}
+    rb.train(training, out=tmp_path / "out", **plan)
+    assert contents() == before
 
 
 def test_inference_holds_more_images_than_the_data_set_has(

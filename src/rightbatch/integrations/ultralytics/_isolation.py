@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +37,46 @@ def without_trackers() -> None:
     SETTINGS.update({key: False for key in _TRACKERS if key in SETTINGS})
 
 
-def register_no_trackers() -> None:
+@contextmanager
+def no_trackers() -> Iterator[None]:
     """Keep trackers from registering themselves with a trainer: some begin a run at once."""
     from ultralytics.engine import trainer
 
+    own = trainer.callbacks.add_integration_callbacks
     trainer.callbacks.add_integration_callbacks = lambda *_: None
+    try:
+        yield
+    finally:
+        trainer.callbacks.add_integration_callbacks = own
 
 
-def write_no_caches() -> None:
-    """Keep Ultralytics from writing `labels.cache` beside the user's labels."""
+@contextmanager
+def data_untouched() -> Iterator[None]:
+    """Keep Ultralytics from writing into the user's data set while it is scanned.
+
+    It writes `labels.cache` beside the labels, and saves JPEGs anew that have bytes after their
+    end, as those of many telephones have.
+    """
     import ultralytics.data.dataset as dataset
+    import ultralytics.data.utils as utils
 
     def stamp_only(prefix: str, path: Any, cache: dict[str, Any], version: str) -> None:
         cache["version"] = version
 
-    dataset.save_dataset_cache_file = stamp_only
+    replaced = {
+        (dataset, "save_dataset_cache_file"): stamp_only,
+        (utils, "_replace_image"): lambda image, write: None,
+    }
+    own = {
+        (module, name): getattr(module, name) for module, name in replaced if hasattr(module, name)
+    }
+    for module, name in own:
+        setattr(module, name, replaced[module, name])
+    try:
+        yield
+    finally:
+        for (module, name), function in own.items():
+            setattr(module, name, function)
 
 
 def _settings_of_user() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.state import TrainingState
 from rightbatch.integrations.ultralytics._arguments import averaging, loop_arguments
 from rightbatch.integrations.ultralytics._elastic import ElasticYolo
-from rightbatch.integrations.ultralytics._isolation import register_no_trackers, write_no_caches
+from rightbatch.integrations.ultralytics._isolation import data_untouched, no_trackers
 from rightbatch.integrations.ultralytics._metrics import logged_name
 from rightbatch.integrations.ultralytics._step import UltralyticsStep
 
@@ -131,12 +131,13 @@ class UltralyticsLoop:
         ):
             model.add_callback(event, callback)
         try:
-            if self.plan.out is not None:
-                self._observers.begin_epoch()
-                model.train(**self._arguments)
-                self._finish(model)
-            else:
-                self._run_without_files(model)
+            with data_untouched():
+                if self.plan.out is not None:
+                    self._observers.begin_epoch()
+                    model.train(**self._arguments)
+                    self._finish(model)
+                else:
+                    self._run_without_files(model)
         finally:
             if self._elastic is not None:
                 self._elastic.close()
@@ -191,11 +192,10 @@ class UltralyticsLoop:
             return self._elastic.loss(self._step.prepare(batch))
 
     def _run_without_files(self, model: YOLO) -> None:
-        register_no_trackers()
-        write_no_caches()
-        with tempfile.TemporaryDirectory(
-            prefix="rightbatch-", ignore_cleanup_errors=True
-        ) as folder:
+        with (
+            no_trackers(),
+            tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as folder,
+        ):
             try:
                 model.train(**self._arguments, project=folder)
             except _Over:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from rightbatch._errors import UsageError
 from rightbatch._predict.recorder import transfer_batch
 from rightbatch._workload.workload import StepSeconds
 from rightbatch._workload.worst import smaller_last_batch
-from rightbatch.integrations.ultralytics._isolation import register_no_trackers, write_no_caches
+from rightbatch.integrations.ultralytics._isolation import data_untouched, no_trackers
 from rightbatch.integrations.ultralytics._step import UltralyticsStep, largest_multi_scale
 
 _MOSAIC = 4  # images in one, and so as many times the objects
@@ -38,7 +38,9 @@ class UltralyticsSession:
         self._inference = inference
         self._steps = 0
         self._folder = tempfile.mkdtemp(prefix="rightbatch-")
-        write_no_caches()
+        self._isolated = ExitStack()
+        self._isolated.enter_context(data_untouched())
+        self._isolated.enter_context(no_trackers())
         self._trainer = _set_up(overrides, live, device, self._folder)
         self._step = UltralyticsStep(self._trainer)
         self._train_data = self._trainer.train_loader.dataset
@@ -162,6 +164,7 @@ class UltralyticsSession:
         return losses
 
     def close(self) -> None:
+        self._isolated.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _worst_batch(self, data: Any, batch_size: int) -> dict[str, Any]:
@@ -235,7 +238,6 @@ class _OneBatch:
 
 def _set_up(overrides: dict[str, Any], live: bytes | None, device: str, folder: str) -> Any:
     """A trainer that is ready to train, and writes into `folder` only."""
-    register_no_trackers()
     overrides = overrides | {
         "project": folder,
         "name": "probe",
