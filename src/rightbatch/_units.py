@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from rightbatch._errors import UsageError
@@ -29,6 +30,8 @@ def parse_bytes(text: str | int) -> int:
     >>> parse_bytes("1.5GiB")
     1610612736
     """
+    if isinstance(text, int | float) and 0 < text < math.inf:
+        return float(text)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
     unit = _BYTES.get(match[2].lower() or "b") if match else None
     if match is None or unit is None or (size := int(float(match[1]) * unit)) <= 0:
@@ -63,6 +66,8 @@ def parse_seconds(text: str | float) -> float:
     >>> parse_seconds("3min"), parse_seconds(90)
     (180.0, 90.0)
     """
+    if isinstance(text, int | float) and 0 < text < math.inf:
+        return float(text)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
     unit = _SECONDS.get(match[2].lower() or "s") if match else None
     if match is None or unit is None or (seconds := float(match[1]) * unit) <= 0:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +17,42 @@ from rightbatch.testing import inject_out_of_memory
 pytestmark = pytest.mark.yolo
 pytest.importorskip("ultralytics")
 
-from rightbatch._study.runs.framework import factors, named_as_logged  # noqa: E402
-from rightbatch.integrations.ultralytics._factory import YoloFactory, from_spec  # noqa: E402
-from rightbatch.integrations.ultralytics._study import arguments_of, averaging  # noqa: E402
-
 from rightbatch._device import open_device  # noqa: E402
+from rightbatch._study.config import StudyConfig  # noqa: E402
+from rightbatch._study.options import StudyOptions  # noqa: E402
 from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
 from rightbatch._study.runs.plan import RunPlan  # noqa: E402
-from rightbatch._study.runs.training import BrokenError, Teller, run  # noqa: E402
+from rightbatch._study.runs.training import (  # noqa: E402
+    BrokenError,
+    Reporter,
+    factors_of,
+    train_run,
+)
+from rightbatch.integrations.ultralytics import UltralyticsTraining, from_spec  # noqa: E402
+from rightbatch.integrations.ultralytics._arguments import (  # noqa: E402
+    averaging,
+    comparable_arguments,
+)
+from rightbatch.integrations.ultralytics._isolation import (  # noqa: E402
+    data_untouched,
+    no_trackers,
+)
 
 IMAGES, BATCH, SIZE = 10, 4, 64
 STEPS = 3
-PLAN = RunPlan(RunKey(BATCH, 0), epochs=1, base_batch=64)
+
+
+def plan_of(
+    key: RunKey = RunKey(BATCH, 0),  # noqa: B008  frozen
+    target: Target | None = None,
+    noise_scale: float | None = None,
+    **options: Any,
+) -> RunPlan:
+    asked = StudyOptions(batches=(key.batch_size,), out="unused", **{"epochs": 1} | options)
+    return RunPlan(key, StudyConfig("parts", asked, base_batch=64, target=target), noise_scale)
+
+
+PLAN = plan_of()
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +69,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def factory(model: str, data: Path) -> YoloFactory:
+def factory(model: str, data: Path) -> UltralyticsTraining:
     made = from_spec(model, data=str(data), imgsz=SIZE)
     assert made is not None
     return made
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ultralytics_is_given_back() -> Iterator[None]:
-    """A run has a process of its own and may change modules in it; here they are needed again."""
-    import ultralytics.data.dataset as dataset
-    from ultralytics.engine import trainer as engine
-
-    kept = dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks
-    yield
-    dataset.save_dataset_cache_file, engine.callbacks.add_integration_callbacks = kept
-
-
-def ran(factory: YoloFactory, plan: RunPlan) -> tuple[Ended, list[Point], list[dict[str, Any]]]:
+def ran(
+    factory: UltralyticsTraining, plan: RunPlan
+) -> tuple[Ended, list[Point], list[dict[str, Any]]]:
     points: list[Point] = []
     events: list[dict[str, Any]] = []
 
@@ -73,18 +86,18 @@ def ran(factory: YoloFactory, plan: RunPlan) -> tuple[Ended, list[Point], list[d
         events.extend([said["what"]] if event == "happened" else ())
 
     device = open_device("cpu")
-    return run(factory, plan, device, device.capacity(), Teller(hear)), points, events
+    return train_run(factory, plan, device, device.capacity(), Reporter(hear)), points, events
 
 
 @pytest.fixture(scope="module")
 def watched(
-    factory: YoloFactory, tmp_path_factory: pytest.TempPathFactory
+    factory: UltralyticsTraining, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Ended, list[Point], Path]:
     """Two epochs with the rate as it is, and the folder where they were trained."""
     folder = tmp_path_factory.mktemp("here")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ended, points, _ = ran(factory, replace(PLAN, rule="none", epochs=2))
+        ended, points, _ = ran(factory, plan_of(rule="none", epochs=2))
     return ended, points, folder
 
 
@@ -108,20 +121,21 @@ def alone(model: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     yolo = YOLO(model)
     yolo.add_callback("on_train_batch_end", after_batch)
     yolo.add_callback("on_model_save", lambda trainer: seen.update(metrics=trainer.metrics))
-    yolo.train(
-        data=str(data),
-        imgsz=SIZE,
-        epochs=2,
-        batch=BATCH,
-        nbs=BATCH,
-        optimizer="SGD",
-        device="cpu",
-        project=str(tmp_path_factory.mktemp("runs")),
-        plots=False,
-        save=False,
-        val=False,
-        verbose=False,
-    )
+    with no_trackers(), data_untouched():
+        yolo.train(
+            data=str(data),
+            imgsz=SIZE,
+            epochs=2,
+            batch=BATCH,
+            nbs=BATCH,
+            optimizer="SGD",
+            device="cpu",
+            project=str(tmp_path_factory.mktemp("runs")),
+            plots=False,
+            save=False,
+            val=False,
+            verbose=False,
+        )
     return seen
 
 
@@ -157,37 +171,45 @@ def test_a_run_counts_images_and_says_how_it_stands(
 
 
 def test_a_run_leaves_nothing_behind(
-    watched: tuple[Ended, list[Point], Path], factory: YoloFactory, data: Path
+    watched: tuple[Ended, list[Point], Path], factory: UltralyticsTraining, data: Path
 ) -> None:
-    from ultralytics.engine import trainer as engine
-
     assert list(watched[2].iterdir()) == []
     assert list(data.parent.rglob("*.cache")) == []
+
+
+def test_no_tracker_registers_itself_while_a_run_trains() -> None:
+    from ultralytics.engine import trainer as engine
+
     tracked = type("SomeTrainer", (), {"callbacks": {}})()
-    engine.callbacks.add_integration_callbacks(tracked)
-    assert tracked.callbacks == {}, "no tracker registers itself"
+    own = engine.callbacks.add_integration_callbacks
+    with no_trackers():
+        engine.callbacks.add_integration_callbacks(tracked)
+    assert tracked.callbacks == {}
+    assert engine.callbacks.add_integration_callbacks is own
 
 
-def test_the_target_ends_a_run_where_it_is_reached(factory: YoloFactory) -> None:
-    ended, points, _ = ran(factory, replace(PLAN, target=Target("mAP50", 0.0)))
+def test_the_target_ends_a_run_where_it_is_reached(factory: UltralyticsTraining) -> None:
+    ended, points, _ = ran(factory, plan_of(target=Target("mAP50", 0.0)))
     assert ended.status == "finished"
     assert ended.reason == "metrics/mAP50B reached 0, 0 was asked for"
     assert (ended.steps, points[-1].steps) == (1, 1)
 
 
-def test_a_target_that_is_no_metric_is_refused_with_those_there_are(factory: YoloFactory) -> None:
+def test_a_target_that_is_no_metric_is_refused_with_those_there_are(
+    factory: UltralyticsTraining,
+) -> None:
     with pytest.raises(rb.UsageError, match=r"no metric 'mAP51'; .*metrics/mAP50B.* and loss"):
-        ran(factory, replace(PLAN, target=Target("mAP51", 0.5)))
+        ran(factory, plan_of(target=Target("mAP51", 0.5)))
 
 
-def test_time_that_is_up_ends_a_run(factory: YoloFactory) -> None:
-    ended, _, _ = ran(factory, replace(PLAN, seconds=1e-6))
+def test_time_that_is_up_ends_a_run(factory: UltralyticsTraining) -> None:
+    ended, _, _ = ran(factory, plan_of(budget=1e-6))
     assert ended.status == "finished"
     assert (ended.steps, ended.examples) == (2, 8), "the first step is not timed"
     assert "s of training, as was asked for" in ended.reason
 
 
-def test_memory_that_runs_out_is_survived_in_parts_and_told(factory: YoloFactory) -> None:
+def test_memory_that_runs_out_is_survived_in_parts_and_told(factory: UltralyticsTraining) -> None:
     with inject_out_of_memory("forward", (0, 1)):
         ended, _, events = ran(factory, PLAN)
     assert (ended.status, ended.steps) == ("finished", STEPS)
@@ -195,7 +217,7 @@ def test_memory_that_runs_out_is_survived_in_parts_and_told(factory: YoloFactory
     assert [(e["kind"], e["place"]) for e in events] == [("out_of_memory", "forward")] * 2
 
 
-def test_memory_that_is_too_small_for_one_image_is_a_result(factory: YoloFactory) -> None:
+def test_memory_that_is_too_small_for_one_image_is_a_result(factory: UltralyticsTraining) -> None:
     with inject_out_of_memory("forward", range(1000)):
         ended, points, _ = ran(factory, PLAN)
     assert ended.status == "out_of_memory"
@@ -203,18 +225,18 @@ def test_memory_that_is_too_small_for_one_image_is_a_result(factory: YoloFactory
     assert ended.error is not None and ended.error["type"] == "NothingFitsError"
 
 
-def test_a_loss_that_is_no_number_is_a_result(factory: YoloFactory) -> None:
+def test_a_loss_that_is_no_number_is_a_result(factory: UltralyticsTraining) -> None:
     key = RunKey(BATCH, 0, learning_rate_factor=1e30)
-    ended, points, _ = ran(factory, replace(PLAN, key=key))
+    ended, points, _ = ran(factory, plan_of(key=key))
     assert ended.status == "diverged"
     assert "nan" in ended.reason
     assert math.isnan(points[-1].values["loss"])
 
 
-def test_a_batch_that_the_data_set_does_not_fill_is_a_result(factory: YoloFactory) -> None:
-    ended, points, _ = ran(factory, replace(PLAN, key=RunKey(16, 0)))
+def test_a_batch_that_the_data_set_does_not_fill_is_a_result(factory: UltralyticsTraining) -> None:
+    ended, points, _ = ran(factory, plan_of(key=RunKey(16, 0)))
     assert (ended.status, ended.steps, points) == ("failed", 0, [])
-    assert "has 10 images, fewer than a batch of 16" in ended.reason
+    assert "has 10 examples, fewer than a batch of 16" in ended.reason
 
 
 def test_a_last_batch_of_one_small_image_is_a_result_as_normalization_has_nothing_to_go_by(
@@ -222,44 +244,44 @@ def test_a_last_batch_of_one_small_image_is_a_result_as_normalization_has_nothin
 ) -> None:
     factory = from_spec("yolo26n.yaml", data=str(data), imgsz=32)
     assert factory is not None
-    ended, _, _ = ran(factory, replace(PLAN, key=RunKey(3, 0)))
+    ended, _, _ = ran(factory, plan_of(key=RunKey(3, 0)))
     assert ended.status == "failed"
     assert "BatchNorm a single value per channel" in ended.reason
 
 
-def test_what_would_fail_in_every_run_is_no_result(factory: YoloFactory) -> None:
+def test_what_would_fail_in_every_run_is_no_result(factory: UltralyticsTraining) -> None:
     with pytest.raises(BrokenError) as broken:
-        ran(factory, replace(PLAN, settings={"no_such_argument": 1}))
+        ran(factory, plan_of(settings={"no_such_argument": 1}))
     assert "no_such_argument" in str(broken.value.__cause__)
 
 
 def test_the_learning_rate_goes_with_the_batch_size_from_ultralytics_nominal_one(
-    factory: YoloFactory,
+    factory: UltralyticsTraining,
 ) -> None:
     assert factory.base_batch == 64
-    assert YoloFactory({"model": "yolo26n.yaml", "nbs": 32}).base_batch == 32
-    sgd = [factors(replace(PLAN, key=RunKey(n, 0)), None) for n in (4, 64, 128)]
+    assert UltralyticsTraining({"model": "yolo26n.yaml", "nbs": 32}).base_batch == 32
+    sgd = [factors_of(factory, plan_of(RunKey(n, 0)), None) for n in (4, 64, 128)]
     assert sgd == [(1 / 16, 1 / 16), (1, 1), (2, 2)], "linear, where no noise scale is known"
-    known = factors(replace(PLAN, key=RunKey(128, 0, 0.5), noise_scale=64), None)
+    known = factors_of(factory, plan_of(key=RunKey(128, 0, 0.5), noise_scale=64), None)
     assert known == pytest.approx((2, 0.5 * 2 / 1.5)), "the gain of AdaScale"
-    adam = factors(replace(PLAN, key=RunKey(4, 0)), (0.9, 0.999))
+    adam = factors_of(factory, plan_of(key=RunKey(4, 0)), (0.9, 0.999))
     assert adam == pytest.approx((1 / 16, 1 / 4))
-    assert factors(replace(PLAN, rule="none"), None) == (1, 1)
+    assert factors_of(factory, plan_of(rule="none"), None) == (1, 1)
 
 
 def test_the_optimizer_is_one_that_stays_and_its_rate_is_its_own() -> None:
     asked = {"model": "yolo26n.yaml", "data": "parts.yaml", "nbs": 32}
-    fixed = arguments_of(asked, {})
+    fixed = comparable_arguments(asked, {})
     assert fixed == {"data": "parts.yaml", "optimizer": "SGD", "lr0": 0.01}
-    adam = arguments_of(asked, {"optimizer": "adamw"})
+    adam = comparable_arguments(asked, {"optimizer": "adamw"})
     assert (adam["lr0"], adam["warmup_bias_lr"]) == (0.001, 0.0)
-    assert arguments_of(asked, {"lr0": 0.02})["lr0"] == 0.02
+    assert comparable_arguments(asked, {"lr0": 0.02})["lr0"] == 0.02
     for optimizer in ("auto", "RMSprop"):
         with pytest.raises(rb.UsageError, match="optimizer is one of SGD"):
-            arguments_of(asked, {"optimizer": optimizer})
+            comparable_arguments(asked, {"optimizer": optimizer})
     for name in ("batch", "epochs", "patience", "project", "cfg", "compile"):
         with pytest.raises(rb.UsageError, match=f"{name} cannot be set in a study: "):
-            arguments_of(asked, {name: 1})
+            comparable_arguments(asked, {name: 1})
 
 
 def test_the_average_of_the_weights_holds_as_many_images_whatever_the_batch() -> None:
@@ -279,29 +301,32 @@ def test_the_average_of_the_weights_holds_as_many_images_whatever_the_batch() ->
         assert left(batch, images // 2) == pytest.approx(left(64, images // 2), rel=0.01)
 
 
-def test_a_metric_is_known_by_its_short_name_and_by_ultralytics_own(factory: YoloFactory) -> None:
+def test_a_metric_is_known_by_its_short_name_and_by_ultralytics_own(
+    factory: UltralyticsTraining,
+) -> None:
     names = ("mAP50", "metrics/mAP50(B)", "metrics/mAP50B", "mAP50-95M", "accuracy_top1", "loss")
-    logged = [named_as_logged(factory, Target(name, 1.0)).metric for name in names]
+    logged = [factory.metric_name(name) for name in names]
     assert logged == ["metrics/mAP50B"] * 3 + ["metrics/mAP50-95M", "metrics/accuracy_top1", "loss"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"processes": 2}, "one process"), ({"sharpness": True}, "of a Workload")]
+    ("change", "said"),
+    [({"processes": 2}, "several processes"), ({"sharpness": True}, "second derivatives")],
 )
 def test_what_a_frameworks_trainer_cannot_do_is_refused(
-    factory: YoloFactory, change: dict[str, Any], said: str
+    factory: UltralyticsTraining, change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(rb.UsageError, match=said):
-        ran(factory, replace(PLAN, **change))
+        ran(factory, plan_of(**change))
 
 
 def test_the_images_a_data_set_holds_are_as_before_a_look_at_them() -> None:
-    from rightbatch.integrations.ultralytics._study import _as_before
+    from rightbatch.integrations.ultralytics._loop import _kept_images
 
     images = [None, torch.ones(1), None, torch.zeros(1)]
     data = SimpleNamespace(buffer=[3, 1], ims=list(images))
     held = data.buffer
-    with _as_before(data):
+    with _kept_images(data):
         data.buffer[:] = [1, 0]
         data.ims[3], data.ims[0] = None, torch.ones(2)
     assert data.buffer == [3, 1] and data.buffer is held

@@ -203,10 +203,8 @@ class Measurements(Observer):
         if target is None or target.metric == "loss":
             return
         if target.metric not in found:
-            raise UsageError(
-                f"there is no metric {target.metric!r}; the training has "
-                f"{', '.join([*sorted(found), 'loss'])}"
-            )
+            known = f"{', '.join(sorted(found))} and loss" if found else "loss only"
+            raise UsageError(f"there is no metric {target.metric!r}; the training has {known}")
         value = found[target.metric]
         if is_better(target.metric, value, target.value):
             self.reason = f"{target.metric} reached {value:.4g}, {target.value:g} was asked for"

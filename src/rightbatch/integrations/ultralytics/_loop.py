@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics import YOLO
 
+from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._elastic import Event
 from rightbatch._elastic.events import log_event
 from rightbatch._errors import NothingFitsError, UsageError
@@ -153,7 +154,11 @@ class UltralyticsLoop:
     def evaluate(self) -> dict[str, float]:
         """Validate; metrics and losses by the names that Ultralytics logs, and the losses' sum."""
         trainer = self._trainer
-        found, _ = trainer.validate()
+        before = random_state(self.device)
+        try:
+            found, _ = trainer.validate()
+        finally:
+            set_random_state(before, self.device)
         found = (found or {}) | trainer.label_loss_items(trainer.tloss, prefix="train")
         if trainer.args.freeze:
             trainer._model_train()  # an evaluation ends with all layers in training
