@@ -16,9 +16,9 @@ class FitResult:
     """The largest batch size that fits, and the measurements behind it.
 
     `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both without
-    what the process held before the workload; `limit_enforced` says whether exceeding the limit really
-    fails. `evaluation_batch_size` is the size of the evaluation that also fits. `examples` is the
-    number in one epoch, `seconds` the duration of the search.
+    what the process held before the workload; `limit_enforced` says whether exceeding the limit
+    really fails. `evaluation_batch_size` is the size of the evaluation that also fits. `examples`
+    is the number in one epoch, `seconds` the duration of the search.
     """
 
     batch_size: int

@@ -112,7 +112,7 @@ def fit_line(probes: Sequence[Probe]) -> Line | None:
 
 
 def _chord(probes: Sequence[Probe], best: Probe) -> Line:
-    """Return the line through the smallest and largest survivor; a single one gives one from zero."""
+    """Return the line through the smallest and largest survivor, or zero and the only one."""
     first = min((p for p in probes if p.is_ok), key=lambda p: p.batch_size)
     steps = best.batch_size - first.batch_size
     if not steps or best.needed_bytes <= first.needed_bytes:

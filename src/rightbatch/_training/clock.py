@@ -1,4 +1,4 @@
-"""Seconds of training, without those of observers that do not count as training."""
+"""Measures the seconds of training, without observers that do not count as training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rightbatch._training.protocol import Observer
 
 
 class Clock:
-    """A stopwatch that is read at the boundaries of steps."""
+    """A stopwatch, read after each step."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
@@ -22,8 +22,8 @@ class Clock:
     def lap(self, step: int | None = None) -> float:
         """Return the seconds since the last lap.
 
-        Where `step` counts steps from 1, the first one, which finds the micro-batch and starts the
-        device, counts as the second one.
+        If `step` is given (counted from 1), the first step counts as 0 s and the second twice: the
+        first one also finds the micro-batch size and starts the device.
         """
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -31,7 +31,7 @@ class Clock:
 
     @contextmanager
     def observing(self, observer: Observer) -> Iterator[None]:
-        """Leave the time inside out, unless the observer's time counts as training."""
+        """Exclude the time inside, unless the observer counts as training."""
         began = time.perf_counter()
         try:
             yield
