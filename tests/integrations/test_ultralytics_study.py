@@ -171,7 +171,7 @@ def test_a_run_leaves_nothing_behind(
 def test_the_target_ends_a_run_where_it_is_reached(factory: YoloFactory) -> None:
     ended, points, _ = ran(factory, replace(PLAN, target=Target("mAP50", 0.0)))
     assert ended.status == "finished"
-    assert ended.reason == "metrics/mAP50B reached 0, 0 was asked for"
+    assert ended.reason == "metrics/mAP50B reached 0 (target 0)"
     assert (ended.steps, points[-1].steps) == (1, 1)
 
 
@@ -184,7 +184,7 @@ def test_time_that_is_up_ends_a_run(factory: YoloFactory) -> None:
     ended, _, _ = ran(factory, replace(PLAN, seconds=1e-6))
     assert ended.status == "finished"
     assert (ended.steps, ended.examples) == (2, 8), "the first step is not timed"
-    assert "s of training, as was asked for" in ended.reason
+    assert "s, the budget of" in ended.reason
 
 
 def test_memory_that_runs_out_is_survived_in_parts_and_told(factory: YoloFactory) -> None:
