@@ -16,8 +16,11 @@ _BEST = {
     "cost": "costs least",
     "energy": "takes least energy",
 }
-_WOULD = {"time": "take {} times as long", "cost": "cost {} times as much"}
-_WOULD["energy"] = "take {} times the energy"
+_WOULD = {
+    "time": "take {} times as long",
+    "cost": "cost {} times as much",
+    "energy": "take {} times the energy",
+}
 
 
 def reason(

@@ -100,7 +100,7 @@ class ElasticBatches(Callback):
         self._state = state_dict or None
 
     def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> dict[str, Tensor]:
-        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        elastic = self.elastic = self.elastic or self._make(module)
         self._batch_index = index
         report = self.report = elastic(batch)
         self._step_schedules(trainer, "step", trainer.global_step)
@@ -109,10 +109,10 @@ class ElasticBatches(Callback):
     def _validate(
         self, trainer: Any, module: Any, batch: Batch, index: int, loader: tuple[int, ...]
     ) -> None:
-        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        elastic = self.elastic = self.elastic or self._make(module)
         elastic.evaluate(batch, lambda _, part: self._validation_step(part, index, *loader))
 
-    def _make(self, trainer: Any, module: Any) -> Elastic:
+    def _make(self, module: Any) -> Elastic:
         wrapped = module.optimizers()
         elastic = Elastic(
             module,

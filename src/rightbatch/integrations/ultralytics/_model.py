@@ -7,16 +7,15 @@ file is served by `onnx.py`, which needs no ultralytics.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._errors import UsageError
 from rightbatch._serve.models.results import run_grouped
 from rightbatch.integrations._pixels import Image
 from rightbatch.integrations._yolo_outputs import classes
+from rightbatch.integrations.ultralytics._training import FAMILIES, require_ultralytics
 
-_FAMILIES = ("yolo", "rtdetr")
 _TASKS = ("detect", "segment", "pose", "obb", "classify")
 _OPTIONS = ("imgsz", "rect", "conf", "iou", "max_det")
 
@@ -31,7 +30,7 @@ def open_model(spec: str, *, device: str | None = None, **options: Any) -> Ultra
     path = Path(spec).expanduser()
     if path.suffix not in (".pt", ".yaml", ".yml"):
         return None
-    if not path.is_file() and not path.stem.lower().startswith(_FAMILIES):
+    if not path.is_file() and not path.stem.lower().startswith(FAMILIES):
         raise UsageError(f"there is no file {spec}; looked in {path.resolve().parent}")
     return UltralyticsModel(spec, device=device, **options)
 
@@ -60,8 +59,7 @@ class UltralyticsModel:
             raise UsageError(
                 f"{spec} has no option {', '.join(sorted(unknown))}; options: {', '.join(_OPTIONS)}"
             )
-        if find_spec("ultralytics") is None:
-            raise MissingExtraError("ultralytics", "yolo")
+        require_ultralytics()
         from ultralytics import YOLO
 
         self.name = Path(spec).name

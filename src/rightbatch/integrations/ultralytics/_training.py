@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rightbatch._training.distributed import Processes
     from rightbatch.integrations.ultralytics._loop import UltralyticsLoop
 
-_FAMILIES = ("yolo", "rtdetr")
+FAMILIES = ("yolo", "rtdetr")
+"""Prefixes of the names of Ultralytics' models."""
 _NOMINAL_BATCH = 64
 
 
@@ -82,7 +83,7 @@ def from_spec(
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml", ".pt"):
         return None
-    if not path.stem.lower().startswith(_FAMILIES) and not path.is_file():
+    if not path.stem.lower().startswith(FAMILIES) and not path.is_file():
         return None
     require_ultralytics()
     if data is None:
