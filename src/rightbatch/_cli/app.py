@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print(document(error.to_dict()))
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interruption:
-        stderr.print(f"rightbatch: {str(interruption) or 'interrupted'}")
+        stderr.print(
+            f"rightbatch: {str(interruption) or 'interrupted; no processes or files remain'}"
+        )
         sys.exit(INTERRUPTED)
     sys.exit(0)

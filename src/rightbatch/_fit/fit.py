@@ -158,7 +158,7 @@ class _Search:
         self._probes.append(probe)
 
     def _prediction(self) -> int | None:
-        """Return the largest batch size that `predict` expects; None if the device is not a GPU."""
+        """Return the largest batch size by `predict`, for a CUDA device; None if it has none."""
         ready = self._ready
         if ready is None or ready.capability is None:
             return None

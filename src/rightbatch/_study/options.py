@@ -68,7 +68,7 @@ class StudyOptions(DeviceOptions):
             _check_sizes("base_batch", (self.base_batch,))
         seeds = self.seed_numbers
         if not seeds or len(set(seeds)) < len(seeds):
-            raise UsageError(f"seeds must be at least one, without duplicates; got {list(seeds)}")
+            raise UsageError(f"seeds are at least one, without duplicates, not {list(seeds)}")
         if self.rule not in RULES:
             raise UsageError(f"rule is one of {', '.join(RULES)}, not {self.rule!r}")
         if not self.learning_rates or min(self.learning_rates) <= 0:

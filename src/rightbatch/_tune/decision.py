@@ -142,8 +142,11 @@ def _seconds(
 
 
 def _noise_draws(seen: NoiseWindow, seed: int) -> Tensor:
-    """Draw φ, uniformly between the logarithms of the noise scales at the weights and at their
-    average; within MODEL_ERROR of the first if the second is unknown. Shape (DRAWS,)."""
+    """Draw φ, shape (DRAWS,).
+
+    Its logarithm is uniform between those of the noise scales at the weights and at their average;
+    if the latter is unknown, normal around the former with MODEL_ERROR.
+    """
     generator = torch.Generator().manual_seed(seed)
     low = _drawn(seen.at_weights, generator, seed)
     if len(seen.at_average) < 2:
@@ -157,8 +160,11 @@ def _noise_draws(seen: NoiseWindow, seed: int) -> Tensor:
 def _drawn(
     observations: Sequence[tuple[float, float]], generator: torch.Generator, seed: int
 ) -> Tensor:
-    """Draw resampled ratios, shape (DRAWS,). If the gradient is lost in noise, only a lower bound
-    is known, and the ratio is set to it: noise alone must not lead to a larger batch."""
+    """Draw resampled noise scales, shape (DRAWS,).
+
+    If the gradient is lost in noise, only a lower bound is known, which is used: noise alone must
+    not lead to a larger batch.
+    """
     ratios = resample_ratios(list(observations), seed)
     estimate = estimate_from(observations, seed=seed)
     assert estimate is not None
