@@ -319,7 +319,7 @@ def test_a_stream_is_refused_with_the_way_round(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 'auto' or a number"),
         ({"epochs": 0}, "epochs is at least 1"),
         ({"micro_batch": 0}, "'auto' or a number"),
-        ({"settings": {"lr": 1}}, "takes no settings"),
+        ({"settings": {"lr": 1}}, "train with settings needs settings of its framework"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
