@@ -30,8 +30,6 @@ def parse_bytes(text: str | int) -> int:
     >>> parse_bytes("1.5GiB")
     1610612736
     """
-    if isinstance(text, int | float) and 0 < text < math.inf:
-        return float(text)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", str(text))
     unit = _BYTES.get(match[2].lower() or "b") if match else None
     if match is None or unit is None or (size := int(float(match[1]) * unit)) <= 0:

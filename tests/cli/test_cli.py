@@ -289,7 +289,7 @@ def test_a_failure_of_the_workload_exits_with_3_and_its_own_traceback(place: Pla
     assert document["batch_size"] is None
     assert document["error"]["type"] == "RuntimeError"
     assert "shapes cannot be multiplied" in document["error"]["message"]
-    assert "not for want of memory" in document["reason"]
+    assert "with an error other than out-of-memory" in document["reason"]
     # One example might have been one too few; two failed as well.
     assert [(p["batch_size"], p["outcome"]) for p in document["probes"]] == [
         (1, "failed"),

@@ -124,7 +124,7 @@ class TestAccelerate(IntegrationContract):
 
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         model = network()
-        with pytest.raises(rb.UsageError, match="gradient_accumulation_steps is 1"):
+        with pytest.raises(rb.UsageError, match="gradient_accumulation_steps must be 1"):
             elastic(accelerator, model, torch.optim.SGD(model.parameters(), 0.1), loss)
 
 
@@ -310,7 +310,7 @@ class TestLightning(IntegrationContract):
             with pytest.raises(rb.UsageError, match="optimizer"):
                 workload(module, DataLoader(data(), BATCH))
         module.automatic_optimization = False
-        with pytest.raises(rb.UsageError, match="by itself"):
+        with pytest.raises(rb.UsageError, match="manual optimization"):
             workload(module, DataLoader(data(), BATCH))
 
     def train(self, folder: Path, micro_batch_size: int, **more: Any) -> Sequence[Tensor]:
@@ -352,7 +352,7 @@ class TestLightning(IntegrationContract):
         from rightbatch.integrations.lightning import ElasticBatches
 
         trainer = self.trainer(tmp_path, [ElasticBatches()], accumulate_grad_batches=2)
-        with pytest.raises(rb.UsageError, match="accumulate_grad_batches is 1"):
+        with pytest.raises(rb.UsageError, match="accumulate_grad_batches must be 1"):
             trainer.fit(self.module(), DataLoader(data(), BATCH))
 
 

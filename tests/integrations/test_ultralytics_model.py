@@ -121,8 +121,12 @@ def test_a_state_dict_is_refused_and_told_how_it_is_served(tmp_path: Path) -> No
     ("spec", "options", "said"),
     [
         ("mine.pt", {}, "there is no file mine.pt; looked in"),
-        ("yolo26n.yaml", {"confidence": 0.1}, "no option confidence; it has imgsz, rect, conf"),
-        ("yolo26n-depth.yaml", {}, "a model for 'depth', which is not served; served are detect"),
+        ("yolo26n.yaml", {"confidence": 0.1}, "no option confidence; options: imgsz, rect, conf"),
+        (
+            "yolo26n-depth.yaml",
+            {},
+            "a model for 'depth', which cannot be served; supported tasks are detect",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused(spec: str, options: dict[str, Any], said: str) -> None:

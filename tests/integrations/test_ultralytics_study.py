@@ -191,7 +191,7 @@ def test_no_tracker_registers_itself_while_a_run_trains() -> None:
 def test_the_target_ends_a_run_where_it_is_reached(factory: UltralyticsTraining) -> None:
     ended, points, _ = ran(factory, plan_of(target=Target("mAP50", 0.0)))
     assert ended.status == "finished"
-    assert ended.reason == "metrics/mAP50B reached 0, 0 was asked for"
+    assert ended.reason == "metrics/mAP50B reached 0 (target 0)"
     assert (ended.steps, points[-1].steps) == (1, 1)
 
 
@@ -206,7 +206,7 @@ def test_time_that_is_up_ends_a_run(factory: UltralyticsTraining) -> None:
     ended, _, _ = ran(factory, plan_of(budget=1e-6))
     assert ended.status == "finished"
     assert (ended.steps, ended.examples) == (2, 8), "the first step is not timed"
-    assert "s of training, as was asked for" in ended.reason
+    assert "s, the budget of" in ended.reason
 
 
 def test_memory_that_runs_out_is_survived_in_parts_and_told(factory: UltralyticsTraining) -> None:

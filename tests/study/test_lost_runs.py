@@ -84,7 +84,7 @@ def test_it_is_begun_anew_with_a_log_of_its_own() -> None:
     assert sweep.run([PLAN]) == {PLAN.key: FINISHED}
     assert [log.end and log.end.status for log in place.logs] == ["stopped", "stopped", "finished"]
     reasons = [log.end and log.end.reason for log in place.logs[:2]]
-    assert reasons == ["its worker was lost after 2 steps; begun anew"] * 2
+    assert reasons == ["its worker was lost after 2 steps; trained again"] * 2
     assert all([point.steps for point in log.seen] == [1, 2] for log in place.logs)
     assert all(log.events == [{"steps": 2}] for log in place.logs)
     assert [ended.status for ended in judge.ends] == ["stopped", "stopped", "finished"]
@@ -109,7 +109,7 @@ def test_what_is_lost_again_and_again_has_failed() -> None:
     ended = Sweep(place, place.begin, place).run([PLAN])[PLAN.key]
     assert len(place.logs) == TRIES
     assert ended.status == "failed"
-    assert ended.reason == "its worker was lost after 2 steps, as in the 2 tries before"
+    assert ended.reason == "its worker was lost after 2 steps, as in the 2 attempts before"
     assert place.told == [ended]
 
 

@@ -202,7 +202,7 @@ def test_a_run_that_is_begun_anew_is_judged_from_its_new_beginning() -> None:
     pruner, key = with_rivals(STARTUP), RunKey(8, 0)
     bad = points_of(falling(50))
     first = next(n for n in range(len(bad)) if pruner.verdict(key, [bad[n]]))
-    pruner.ended(key, Ended("stopped", "its worker was lost; begun anew"))
+    pruner.ended(key, Ended("stopped", "its worker was lost; trained again"))
     assert all(pruner.verdict(key, [point]) is None for point in bad[:first])
     assert pruner.verdict(key, [bad[first]]) is not None
 

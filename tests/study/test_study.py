@@ -103,7 +103,7 @@ def test_the_same_command_trains_nothing_again_and_more_sizes_join(
 def test_another_study_does_not_go_into_the_same_folder(
     studied: tuple[Path, dict[str, Any], str],
 ) -> None:
-    with pytest.raises(rb.UsageError, match="epochs was 3, not 4; take another --out"):
+    with pytest.raises(rb.UsageError, match="epochs was 3, not 4; use another --out"):
         rb.study(
             f"{WORKLOADS}:failing_at_24", batches=[24], epochs=4, out=studied[0], micro_batch=32
         )

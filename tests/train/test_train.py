@@ -159,7 +159,7 @@ def test_a_training_that_was_ended_resumes_at_the_next_example(
     done = killed(out, kind, after_steps=30)
     assert done.returncode in (-kind, 130)
     if kind != signal.SIGKILL:
-        assert "--resume goes on from there" in done.stderr
+        assert "continue with --resume" in done.stderr
         assert "Traceback" not in done.stderr
     steps = torch.load(out / "last.pt", weights_only=False)["loop"]["state"]["steps"]
     epochs = ceil(steps / ceil(made.EXAMPLES / 8)) + 1
@@ -218,7 +218,7 @@ class Eager:
         import rightbatch._train.growth as growth
 
         monkeypatch.setattr(growth, "WINDOW", 0.0)
-        monkeypatch.setattr(growth, "LEAST", 1)
+        monkeypatch.setattr(growth, "MIN_WINDOWS", 1)
         slow = {m: (StepSeconds(0, 1.0 + 1e-6 * m, 0),) * 5 for m in (1, 2, 4, 8, 16)}
         chosen = {"batch_size": 2, "micro_batch_size": 2, "base_batch": 2, "samples": slow}
         plan = SimpleNamespace(**chosen, learning_rate_factor=1.0, reason="it says so")
@@ -259,7 +259,7 @@ def test_measuring_on_the_way_does_not_change_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Eager(monkeypatch)
-    monkeypatch.setattr("rightbatch._train.growth.LEAST", 10**9)
+    monkeypatch.setattr("rightbatch._train.growth.MIN_WINDOWS", 10**9)
     options: dict[str, Any] = {"batch": "auto", "epochs": 5, "micro_batch": 2}
     train(tmp_path / "plain", made.plain, **options)
     train(tmp_path / "measured", made.plain, adapt=True, **options)
@@ -319,7 +319,7 @@ def test_a_stream_is_refused_with_the_way_round(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 'auto' or a number"),
         ({"epochs": 0}, "epochs is at least 1"),
         ({"micro_batch": 0}, "'auto' or a number"),
-        ({"settings": {"lr": 1}}, "takes no settings"),
+        ({"settings": {"lr": 1}}, "train with settings needs settings of its framework"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

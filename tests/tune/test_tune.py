@@ -63,7 +63,7 @@ def test_advice_that_needs_the_model_applies_to_it() -> None:
 def test_branches_are_trained_where_that_is_asked_for(plan: rb.Plan) -> None:
     sizes = [branch.batch_size for branch in plan.branches]
     assert plan.batch_size in sizes and 2 * plan.batch_size in sizes
-    assert "Branches over" in plan.reason
+    assert "Branches of" in plan.reason
 
 
 def test_a_training_of_few_epochs_keeps_enough_updates(plan: rb.Plan) -> None:

@@ -1,6 +1,6 @@
-"""The command line: one module per verb, each a thin face over the Python verb.
+"""The command line: one module per verb, which calls the Python verb.
 
-`app` has the commands and their exit codes, `options` makes `--options` of the verbs' dataclasses,
+`app` has the commands and exit codes, `options` makes `--options` from the verbs' dataclasses,
 `output` prints results.
 """
 

@@ -1,4 +1,4 @@
-"""The command line: a thin face over the verbs. Imports neither torch nor any framework."""
+"""The commands and their exit codes. Imports neither torch nor any framework."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ app = App(
     help="The right batch size for PyTorch: found, explained and kept.",
     version=__version__,
     help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # `main` answers it
+    suppress_keyboard_interrupt=False,  # `main` handles it
 )
 for command in (fit, predict, tune, train, study, ui, report, serve, bench):
     app.command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command; ends the process with the exit code of the contract.
+    """Run a command, and exit with its code.
 
-    0: done. 1: the answer is "no". 2: wrong use. 3: the workload itself failed. 130: Ctrl-C.
+    0: done; 1: no answer (nothing fits, nothing is in time); 2: wrong use; 3: the workload failed;
+    130: Ctrl-C.
     """
     tokens = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent to other machines
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
     except CycloptsError:
-        sys.exit(2)  # it has printed what is wrong
+        sys.exit(2)  # cyclopts has printed the error
     except RightbatchError as error:
         if isinstance(error, WorkloadError) and error.traceback:
             stderr.print(error.traceback, markup=False)
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print(document(error.to_dict()))
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interruption:
-        stderr.print(f"rightbatch: {str(interruption) or 'interrupted; nothing was left behind'}")
+        stderr.print(
+            f"rightbatch: {str(interruption) or 'interrupted; no processes or files remain'}"
+        )
         sys.exit(INTERRUPTED)
     sys.exit(0)

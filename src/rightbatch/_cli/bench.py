@@ -29,7 +29,7 @@ bench = App(
 def bench_serve(
     model: Model, /, *, latency: Latency, options: Keywords, json: Json = False
 ) -> None:
-    """Find the most frames a second that are in time, for cameras and for requests.
+    """Find the highest rate of frames and of requests within the latency target.
 
     Example: rightbatch bench serve yolo26n.onnx --latency 100ms
     """
@@ -39,7 +39,7 @@ def bench_serve(
     result = bench(model, latency, **options)
     print_result(result, json)
     if not any(batched.rate for batched, _ in result.rates.values()):
-        sys.exit(1)  # nothing is in time
+        sys.exit(1)  # no rate meets the latency target
 
 
 bench.command(bench_serve, name="serve")

@@ -1,7 +1,7 @@
 """Options of the command line, made from the dataclasses that declare them.
 
-A field becomes `--field` with its help and its default. Values that the shell has no form for are
-text there: a memory size, `auto`, or numbers separated by commas.
+A field becomes `--field` with its help and default. On the command line a memory size, `auto`, and
+numbers separated by commas are text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Model = Annotated[
 Latency = Annotated[str, Parameter(help="the target, from a frame's capture to its result")]
 _NORMALIZED = "by channel, of images from 0 to 1; for .onnx of unknown origin"
 Keywords = dict[str, Any]
-"""Options by the names that the Python verb has for them; one without a value is left out."""
+"""Options by their Python names, without those that have no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """Of a model given by name: keywords of the integrations that know such names."""
+    """Options of a model given by name, which its integration reads."""
 
     data: Annotated[str | Path | None, Help("data set file, for a model given by name")] = None
     imgsz: Annotated[int | None, Help("image size in pixels, for a model given by name")] = None
@@ -41,31 +41,30 @@ class SpecOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Of a served model: keywords of the integrations that open such files."""
+    """Options of a served model, which its integration reads."""
 
     imgsz: Annotated[int | None, Help("image size in pixels, for a model given by name")] = None
     conf: Annotated[float | None, Help("lowest confidence of a detection")] = None
     iou: Annotated[float | None, Help("IoU threshold for non-maximum suppression")] = None
     mean: Annotated[tuple[float, float, float] | None, Help(f"mean {_NORMALIZED}")] = None
     std: Annotated[tuple[float, float, float] | None, Help(f"deviation {_NORMALIZED}")] = None
-    threads: Annotated[int | None, Help("of the model, on the CPU")] = None
+    threads: Annotated[int | None, Help("CPU threads of the model")] = None
 
 
 def with_options(*groups: type) -> Callable[[Callable[..., None]], Command]:
-    """Give a command the fields of `groups` as options; it gets them as its argument `options`."""
+    """Add the fields of `groups` to a command; it gets their values as its argument `options`."""
     return lambda function: Command(function, groups)
 
 
 class Command:
-    """A command as cyclopts sees it. Its options are made when they are first needed, since
-    `rightbatch --help` needs none of them."""
+    """A command for cyclopts. Its options are made on first use: `rightbatch --help` needs none."""
 
     def __init__(self, function: Callable[..., None], groups: tuple[type, ...]) -> None:
         self._function, self._groups = function, groups
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 
     def __call__(self, *arguments: Any, **keywords: Any) -> None:
-        """Run it; `keywords` are what was typed."""
+        """Run the command with the `keywords` from the command line."""
         options = {}
         for name, option in self._options.items():
             typed = keywords.pop(name, option.parameter.default)
@@ -97,7 +96,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Option:
-    """A field as the command line has it; `value` makes the field's value from what was typed."""
+    """A field on the command line; `value` converts its argument."""
 
     name: str
     parameter: inspect.Parameter
@@ -105,7 +104,7 @@ class Option:
 
 
 def options_of(group: type) -> list[Option]:
-    """The fields of a dataclass that the command line has."""
+    """Return the options of a dataclass' fields, without those that are `python_only`."""
     types = get_type_hints(group, include_extras=True)
     found = []
     for field in own_first(group):
@@ -125,7 +124,7 @@ def _option(name: str, kind: Any, help: Help, default: Any) -> Option:
         default = ",".join(f"{number:g}" for number in numbers)
     elif typed is Path:
         default = Path(default)
-    # Only what is on has to be turned off.
+    # Only an option that is on by default needs --no-option.
     negative = None if default is True else ""
     parameter = inspect.Parameter(
         name,
@@ -137,7 +136,7 @@ def _option(name: str, kind: Any, help: Help, default: Any) -> Option:
 
 
 def _typed(name: str, kind: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The type of what is typed for a field, and how the field's value is made from it."""
+    """Return the type of a field's argument, and a function that converts it."""
     members = set(get_args(kind)) if _is_union(kind) else {kind}
     none = members & {type(None)}
     lists = [member for member in members if get_origin(member) is Sequence]
@@ -171,7 +170,7 @@ def _numbers(name: str, text: str, kind: type, *, or_one: bool) -> Any:
 
 
 def check_latency(text: str) -> None:
-    """Refuse a latency target without a unit: 100 seldom means seconds.
+    """Check that a latency target has a unit, since 100 rarely means seconds.
 
     Raises:
         UsageError: for a plain number.

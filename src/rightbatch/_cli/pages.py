@@ -1,4 +1,4 @@
-"""`rightbatch ui` and `rightbatch report`: a study as a page, and as a file."""
+"""`rightbatch ui` and `rightbatch report`: a study as a page or a file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def ui(
     store: StoreUri = None,
     experiment: Experiment = None,
     target: CompareBy = None,
-    port: Annotated[int | None, Parameter(help="default: 8471, or any that is free")] = None,
+    port: Annotated[int | None, Parameter(help="default: 8471, or a free one")] = None,
     options: Keywords,
 ) -> None:
-    """Show a study, live while it trains, on a page of this machine.
+    """Show a study on a local page, live while it trains.
 
     Example: rightbatch ui runs/parts
     Example: rightbatch ui --store sqlite:///mlflow.db
@@ -53,7 +53,7 @@ def report(
     to: Annotated[Path | None, Parameter(help="default: report.html in the folder")] = None,
     json: Json = False,
 ) -> None:
-    """Write a study into one HTML file that opens without a network.
+    """Write a study into one HTML file that works offline.
 
     Example: rightbatch report runs/parts --to parts.html
     """

@@ -23,7 +23,7 @@ def predict(
     calibrate: Annotated[
         bool, Parameter(negative="", help="measure context and workspaces of this machine's GPU")
     ] = False,
-    device: Annotated[str | None, Parameter(help="cuda, the only one that it knows")] = None,
+    device: Annotated[str | None, Parameter(help="cuda, the only one that is supported")] = None,
     json: Json = False,
 ) -> None:
     """Predict peak memory and the largest batch on a GPU that you don't have.
@@ -46,7 +46,7 @@ def predict(
             'rightbatch predict train.py:workload --batch 64 --gpu "RTX 4090"'
         )
     if device not in (None, "cuda"):
-        raise UsageError(f"predict knows CUDA's memory only, not that of {device!r}")
+        raise UsageError(f"predict supports --device cuda only; got {device!r}")
     from rightbatch._predict.predict import predict
 
     print_result(predict(workload, **options), json)

@@ -38,12 +38,12 @@ def serve(
         ),
     ] = (),
     options: Keywords,
-    page: Annotated[bool, Parameter(help="show a page at localhost")] = True,
-    stop_within: Annotated[str, Parameter(help="time to finish what was accepted")] = _STOP_WITHIN,
+    page: Annotated[bool, Parameter(help="show a page on localhost")] = True,
+    stop_within: Annotated[str, Parameter(help="time to finish accepted requests")] = _STOP_WITHIN,
     on: Annotated[
         Literal["ray"] | None, Parameter(help="ray: replicas on Ray Serve, behind --http")
     ] = None,
-    replicas: Annotated[int | None, Parameter(help="how many, with --on ray")] = None,
+    replicas: Annotated[int | None, Parameter(help="number of replicas, with --on ray")] = None,
     seed: Annotated[int, Parameter(help="seed of everything random")] = 0,
     json: Json = False,
 ) -> None:
@@ -57,8 +57,8 @@ def serve(
     if on == "ray":
         if source or not page or stop_within != _STOP_WITHIN or any(map(options.get, _ONE_MACHINE)):
             raise UsageError(
-                "on Ray there are requests only: --source, --to, --memory, --contract, "
-                "--isolated, --no-page and --stop-within are for one machine"
+                "--on ray serves requests only: leave out --source, --to, --memory, --contract, "
+                "--isolated, --no-page and --stop-within"
             )
         _on_ray(model, latency, replicas, options)
         return
@@ -78,7 +78,7 @@ def serve(
         say=say,
         **absent | options,
     )
-    if json and to and "-" not in to:  # else the lines are the JSON
+    if json and to and "-" not in to:  # with --to - the results are the JSON on stdout
         print(document(found))
 
 

@@ -11,7 +11,7 @@ from rightbatch._study.options import StudyOptions
 
 @with_options(StudyOptions, SpecOptions)
 def study(workload: Workload, /, *, options: Keywords, json: Json = False) -> None:
-    """Train at every batch size with every seed, and compare; finished runs are kept.
+    """Train at every batch size with every seed, and compare the sizes; finished runs are kept.
 
     Example: rightbatch study train.py:workload --batches 8,32,128 --epochs 20 --out runs/parts
     Example: rightbatch study train.py:workload --batches 8,32,128 --target evaluation_loss=0.3

@@ -9,7 +9,7 @@ from rightbatch._train.options import TrainOptions
 
 @with_options(TrainOptions, SpecOptions)
 def train(workload: Workload, /, *, options: Keywords, json: Json = False) -> None:
-    """Train at a batch size that was measured; running out of memory does not end the training.
+    """Train at a batch size that is given or measured, and survive out-of-memory errors.
 
     Example: rightbatch train train.py:workload --epochs 5 --out runs/one
     Example: rightbatch train yolo26n.yaml --data parts/data.yaml --imgsz 160 --epochs 5

@@ -18,10 +18,10 @@ def tune(
     /,
     *,
     options: Keywords,
-    plot: Annotated[Path | None, Parameter(help="write the picture into this HTML file")] = None,
+    plot: Annotated[Path | None, Parameter(help="write the figure into this HTML file")] = None,
     json: Json = False,
 ) -> None:
-    """Find the batch size that reaches the target soonest, and what it takes to train at it.
+    """Find the batch size that reaches the target soonest, and the settings to train with it.
 
     Example: rightbatch tune train.py:workload --target loss=0.45 --budget 3min
     """

@@ -1,1 +1,4 @@
-"""`fit`: the largest batch that survives here. `search` decides what to run next, `fit` runs it."""
+"""`fit`: the largest batch size that fits on this device.
+
+`search` decides which size to run next, `fit` runs it, in the processes of `probe`.
+"""

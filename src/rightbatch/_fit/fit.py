@@ -1,4 +1,4 @@
-"""`fit`: the largest batch that survives on this device, as measured."""
+"""`fit`: the largest batch size that fits on this device, as measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
 from rightbatch._workload.verb import takes
 
 _UNBOUNDED = 2**20
-"""Where data has no length and the user gave no `max_batch`."""
+"""The largest size tried if the data has no length and no `max_batch` was given."""
 
 
 @takes(FitOptions)
@@ -32,10 +32,10 @@ def fit(workload: object, options: FitOptions, **spec: Any) -> FitResult:
     """Find the largest batch size that survives full training steps and one evaluation.
 
     `workload` is a factory, `"file.py:function"`, or a spec that an integration knows, with the
-    integration's own keywords (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) caps the device,
+    integration's own keywords (`data=`, `imgsz=`). `memory` (`"2GiB"`, or bytes) limits the device,
     `margin` is the share of the limit to leave free, `max_batch` ends the search early. With
-    `inference` the batch only runs forward, without gradients. Every size runs in processes of its
-    own; nothing in this one changes.
+    `inference` each batch runs forward only, without gradients. Every size runs in a separate
+    process; the calling process is not changed.
 
     Raises:
         NothingFitsError: if not even the smallest batch fits.
@@ -64,7 +64,9 @@ def largest_batch(
     show: Callable[[str], object],
     useful: Callable[[int], int] = lambda examples: examples,
 ) -> FitResult:
-    """`fit` of what a header describes; nothing above `useful` of an epoch's examples is tried.
+    """Run `fit` on the training in a header; `useful` maps an epoch's examples to the largest size.
+
+    `limit` is in bytes; `show` is called with lines of progress.
 
     Raises:
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
@@ -77,7 +79,7 @@ def largest_batch(
 
 
 class _Search:
-    """Carries out what `_search.decide` says, with at most one process at work and one spare."""
+    """Runs what `_search.decide` returns, with at most one active process and one spare."""
 
     def __init__(
         self,
@@ -102,8 +104,7 @@ class _Search:
         process = self._start(exact=True)
         while True:
             if self._ready is None:
-                run = _search.FIRST
-                self._probe(process, run)
+                self._probe(process, _search.FIRST)
                 self._predicted = self._prediction()
                 continue
             decision = _search.decide(self._probes, self._question())
@@ -114,7 +115,7 @@ class _Search:
                 process = self._spare(process) or self._start(exact=False)
             elif decision.exact and self._will_need_more(decision.batch_size):
                 if len(self._processes) == 1:
-                    self._start(exact=False)  # its imports cost no time beside the small probes
+                    self._start(exact=False)  # it imports while the small probes run
             self._probe(process, decision)
 
     def stop(self) -> None:
@@ -131,7 +132,7 @@ class _Search:
         return last if last is not current else None
 
     def _will_need_more(self, size: int) -> bool:
-        """Whether a second process is certain: the largest size is far from small."""
+        """Whether a second process is certain to be needed: the largest size is not a small one."""
         question = self._question()
         line = _search.fit_line(self._probes)
         if line is None or question.largest <= size:
@@ -157,19 +158,19 @@ class _Search:
         self._probes.append(probe)
 
     def _prediction(self) -> int | None:
-        """The largest batch as `predict` has it, where the device is one that it knows."""
+        """Return the largest batch size by `predict`, for a CUDA device; None if it has none."""
         ready = self._ready
         if ready is None or ready.capability is None:
             return None
         self._show("predicting the largest batch")
         header = replace(self._header, device="cpu")
         with FollowProcess(header) as process:
-            # The context is in the base of what is charged.
+            # The CUDA context was already there when the charge was zero.
             step = FollowedStep(process, inference=header.inference, beside_context=True)
             try:
                 return step.largest(ready.ceiling_bytes, ready.capability)
             except (UsageError, WorkloadError):
-                return None  # a step that cannot be followed is measured from its small sizes
+                return None  # the step cannot be followed: extrapolate from small sizes
 
     def _question(self) -> _search.Question:
         assert self._ready is not None
@@ -208,9 +209,9 @@ class _Search:
         assert self._ready is not None
         question = self._question()
         charged = probe.charged_bytes or 0
-        text = f"it ran; {format_bytes(charged)} were charged against {self._limit_in_words()}"
+        text = f"measured: {format_bytes(charged)} of {self._describe_limit()}"
         if probe.growing_bytes > 0.002 * charged:
-            text += f", and still growing by {format_bytes(probe.growing_bytes)}"
+            text += f", still growing by {format_bytes(probe.growing_bytes)}"
         if probe.batch_size == question.largest:
             bound = "the data set's size"
             if question.largest == self._max_batch:
@@ -221,7 +222,7 @@ class _Search:
         return f"{text}; {self._what_is_above(probe, question)}"
 
     def _what_is_above(self, probe: Probe, question: _search.Question) -> str:
-        """Say what is known of larger sizes, and whether the search ended before its tolerance."""
+        """Describe the next larger size, and whether the search ended before its tolerance."""
         above = [
             p
             for p in self._probes
@@ -231,32 +232,33 @@ class _Search:
         if not above:
             room = question.ceiling_bytes - probe.claimed_bytes
             if room < 2 * _search.TOLERANCE * question.ceiling_bytes:
-                return f"the {format_bytes(room)} left would hold less than 3% more"
-            return f"{format_bytes(room)} are left, and no larger size was tried: {ended}"
+                return f"the remaining {format_bytes(room)} would hold less than 3% more"
+            return f"{format_bytes(room)} remain, but no larger size was tried: {ended}"
         first = min(above, key=lambda p: p.batch_size)
         if first.is_ok:
-            text = f"{first.batch_size} was charged {format_bytes(first.claimed_bytes)}"
-            text += ", with the growth that is expected" if first.growing_bytes else ""
+            text = f"{first.batch_size} needs {format_bytes(first.claimed_bytes)}"
+            text += " with its expected growth" if first.growing_bytes else ""
         else:
             text = f"{first.batch_size} ran out of memory"
         gap = first.batch_size - 1 - probe.batch_size
         if gap > max(2 * _search.TOLERANCE * probe.batch_size, 1):
-            text += f"; no size between was tried: {ended}"
+            text += f"; no size in between was tried: {ended}"
         return text
 
-    def _limit_in_words(self) -> str:
+    def _describe_limit(self) -> str:
         ready = self._ready
         assert ready is not None
         limit = format_bytes(ready.limit_bytes)
         if ready.ceiling_bytes < ready.limit_bytes:
-            less = f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%}"
-            limit = f"{format_bytes(ready.ceiling_bytes)} (the limit of {limit} less {less})"
+            margin = f"{1 - ready.ceiling_bytes / ready.limit_bytes:.1%} margin"
+            limit = f"{format_bytes(ready.ceiling_bytes)} (the {limit} limit less the {margin})"
         if self._asked_limit is not None and ready.limit_bytes < self._asked_limit:
-            limit += f" (all that {ready.device} has; {format_bytes(self._asked_limit)} were asked)"
+            asked = format_bytes(self._asked_limit)
+            limit += f" (a limit of {asked} was given, which is more than {ready.device} has)"
         return limit
 
     def _measured(self) -> dict[str, Any]:
-        """The fields of a result that exist without an answer."""
+        """Return the fields of a result that are known without an answer."""
         ready = self._ready
         return {
             "smallest_batch_size": None,
@@ -277,8 +279,8 @@ class _Search:
 
     def _failed(self, batch_size: int | None, failure: Failure | None) -> Exception:
         failure = failure or Failure("Error", "no message")
-        where = "while it is built" if batch_size is None else f"at batch size {batch_size}"
-        what = f"the workload fails {where}, and not for want of memory"
+        where = "while it was built" if batch_size is None else f"at batch size {batch_size}"
+        what = f"the workload failed {where}, with an error other than out-of-memory"
         return failure.as_error(what, self._measured())
 
     def _nothing_fits(self, failure: Failure | None = None) -> Exception:
@@ -286,13 +288,13 @@ class _Search:
             failure = next((p.failure for p in reversed(self._probes) if p.failure), None)
         measured = self._measured()
         self.stop()
-        self._show("nothing fits; finding out what one example needs")
+        self._show("nothing fits; measuring what one example needs")
         need = what_is_needed(self._header, self._ready)
         return NothingFitsError(
-            f"nothing fits: {need.in_words()}, and there are {self._limit_in_words()}. "
-            + need.remedies_in_words(),
+            f"nothing fits: {need.describe()}; available: {self._describe_limit()}. "
+            + need.describe_remedies(),
             error_type=failure.type if failure else "OutOfMemory",
-            error_message=failure.message if failure else "the ceiling was exceeded",
+            error_message=failure.message if failure else "the memory limit was exceeded",
             measured=measured
             | {"needed_bytes": need.bytes, "needed_how": need.how, "remedies": need.remedies},
         )

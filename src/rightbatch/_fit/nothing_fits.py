@@ -1,4 +1,4 @@
-"""What to say where nothing fits: what one example needs, and what would make it fit."""
+"""If nothing fits: the memory that one example needs, and ways to save memory."""
 
 from __future__ import annotations
 
@@ -14,40 +14,42 @@ from rightbatch._worker import BuildError, Header, Ready
 
 @dataclass(frozen=True)
 class Needed:
-    """`bytes` that one example needs, None if unknown.
+    """Memory that one example needs, in `bytes`; None if unknown.
 
-    `how` is `measured` (it ran under the device's own limit), `fake` or `real` (its step was
-    followed with such tensors), `parameters` (a lower bound) or `unknown`. `remedies` maps what
-    would help to the bytes it would save.
+    `how` is `measured` (it ran with all of the device's memory), `fake` or `real` (its step was
+    followed with such tensors), `parameters` (a lower bound) or `unknown`. `remedies` maps ways to
+    save memory to the bytes they save.
     """
 
     bytes: int | None = None
     how: str = "unknown"
     remedies: dict[str, int] = field(default_factory=dict)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
+        """Return what one example needs, as a clause."""
         if self.bytes is None:
-            return "one example needs more memory than there is"
+            return "one example needs more memory than is available"
         size = format_bytes(self.bytes)
         return {
             "measured": f"one example needs {size} (measured without the limit)",
             "fake": f"one example needs about {size} (from its tensors' shapes)",
-            "real": f"one example needs about {size} (from one step that was followed)",
+            "real": f"one example needs about {size} (from following one step)",
             "parameters": f"weights, gradients and optimizer alone need {size}",
         }[self.how]
 
-    def remedies_in_words(self) -> str:
-        helping = [
-            f"{name} saves about {format_bytes(size)}"
+    def describe_remedies(self) -> str:
+        """Return the ways to save memory, the largest saving first."""
+        remedies = [
+            f"{name} (about {format_bytes(size)})"
             for name, size in sorted(self.remedies.items(), key=lambda item: -item[1])
         ]
-        if not helping:
-            helping = ["a smaller model, smaller inputs or a lower precision", "or more memory"]
-        return "What would help: " + ", ".join(helping)
+        if not remedies:
+            return "Use a smaller model, smaller inputs, a lower precision, or more memory"
+        return "Ways to save memory: " + ", ".join(remedies)
 
 
 def what_is_needed(header: Header, ready: Ready | None) -> Needed:
-    """Run one example without the user's limit if the device has more, and follow a fake one."""
+    """Follow one example, and run it without the user's limit if the device has more memory."""
     with FollowProcess(header) as process:
         estimate, remedies = _followed(process)
     if ready is None or ready.limit_bytes < ready.capacity_bytes:
@@ -65,8 +67,8 @@ def what_is_needed(header: Header, ready: Ready | None) -> Needed:
 
 
 def _followed(process: FollowProcess) -> tuple[Needed, dict[str, int]]:
-    """What one example needs by its tensors' shapes, and what each remedy would save of it."""
-    for batch_size in (1, 2):  # one example may be one too few, for BatchNorm
+    """Return what one example needs by its tensors' shapes, and what each remedy saves (bytes)."""
+    for batch_size in (1, 2):  # BatchNorm cannot train on one example
         followed = process.follow([{"batch_size": batch_size}])
         (answer,) = followed.answers
         if answer["outcome"] == "ok":

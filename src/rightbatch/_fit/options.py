@@ -9,6 +9,6 @@ from rightbatch._workload.options import Inference, ProbeOptions
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(ProbeOptions):
-    """What `rightbatch.fit` takes beside the workload."""
+    """What `rightbatch.fit` takes in addition to the workload."""
 
     inference: Inference = False

@@ -1,4 +1,4 @@
-"""Probes: measured runs of a few steps at one size, in processes of their own."""
+"""Probes: measured runs of a few steps at one size, each in a worker process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rightbatch._worker.dialogue import EXACT_MALLOC
 
 @dataclass(frozen=True)
 class Probe:
-    """One size that was run.
+    """The measurement of one size.
 
-    `outcome` is `ok`, `out_of_memory` (an error that says so), `killed` (the process ended without
-    a word, as the kernel ends it when memory runs out) or `failed` (an error that is not memory).
+    `outcome` is `ok`, `out_of_memory` (an out-of-memory error), `killed` (the process ended without
+    an error, as the kernel ends it when memory runs out) or `failed` (any other error).
     `peak_bytes`, `charged_bytes` and `live_bytes` are those of `rightbatch._device.Reading`;
     after a failure they are None. `growing_bytes` is what the second half of the `steps` added to
-    the charge; as much again is expected of twice as many. A run that is not `whole` ended early,
-    since it left room for a larger size. `seconds` is the wall time of all steps, `step_seconds`
-    that of the last training step (of the last evaluation, for inference). `process` counts the
-    processes; probes of one process ran one after the other.
+    the charge; twice as many steps are expected to add as much again. A run that is not `whole`
+    ended early, since it left room for a larger size. `seconds` is the wall time of all steps,
+    `step_seconds` that of the last training step (of the last evaluation, for inference).
+    `process` numbers the processes; probes in one process ran one after the other.
     """
 
     batch_size: int
@@ -46,12 +46,12 @@ class Probe:
 
     @property
     def needed_bytes(self) -> int:
-        """What the steps themselves needed: tensors where the device knows, else the peak."""
+        """What the steps needed (bytes): the tensors if the device reports them, else the peak."""
         return int(self.live_bytes if self.live_bytes is not None else self.peak_bytes or 0)
 
     @property
     def claimed_bytes(self) -> int:
-        """What a size must be granted: its charge, and what twice as many steps would add."""
+        """What a size has to be granted (bytes): its charge, and what twice as many steps add."""
         return (self.charged_bytes or 0) + self.growing_bytes
 
     def to_dict(self) -> dict[str, object]:
@@ -62,8 +62,8 @@ class Probe:
 class ProbeProcess(Worker):
     """A worker that runs sizes one after the other, the `number`th of a search.
 
-    The ceiling is the smaller of `limit` and what the device has, less the margin, and is enforced
-    where that can be. `exact` makes small measurements on the CPU exact.
+    The ceiling is the smaller of `limit` and the device's capacity, less the margin; it is enforced
+    if the device can. `exact` sets `EXACT_MALLOC`, for small measurements on the CPU.
     """
 
     entry = "rightbatch._fit.probe_worker:run"
@@ -80,13 +80,13 @@ class ProbeProcess(Worker):
         most_steps: int | None = None,
         enough: tuple[int, int] = (0, 0),
     ) -> Probe:
-        """Run training steps and one evaluation; `limit` is heard with the first run.
+        """Run training steps and one evaluation; only the first run's `limit` (bytes) counts.
 
-        At least `steps`, and more of them up to `most_steps` while the charge still grows. With
-        `enough` of (steps, bytes) it ends after so many steps if its charge is below the bytes.
+        Run at least `steps`, and up to `most_steps` while the charge still grows. `enough` is
+        (steps, bytes): end after that many steps if the charge is below the bytes.
 
         Raises:
-            BuildError: if the training could not even be built.
+            BuildError: if the training could not be built.
         """
         started = time.perf_counter()
         command = {

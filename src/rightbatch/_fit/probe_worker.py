@@ -1,4 +1,4 @@
-"""The worker's side of a probe: steps of one size after the other, until it is told to stop."""
+"""The worker's side of a probe: runs one size after another until the parent closes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import time
 from typing import Any
 
-import rightbatch._training.session  # noqa: F401  what a session imports is in the base
+import rightbatch._training.session  # noqa: F401  imported before the base is measured
 from rightbatch._training.protocol import Session, Training
 from rightbatch._worker import Header
 from rightbatch._worker.bootstrap import Channel
@@ -14,11 +14,11 @@ from rightbatch._worker.failure import failure
 from rightbatch._worker.limits import open_limited_device
 
 _SETTLED = 0.002
-"""Growth of the charge over half of the steps, as a share of it, that counts as none."""
+"""Growth of the charge over half of the steps, as a share of it, that counts as no growth."""
 
 
 def run(channel: Channel, header: Header, training: Training) -> None:
-    """Take the device's limit with the first command, open a session, and answer commands."""
+    """Open a session with the first command's limit, and answer commands."""
     command = channel.receive()
     try:
         session, device = open_session(channel, header, training, command["limit"])
@@ -35,7 +35,7 @@ def run(channel: Channel, header: Header, training: Training) -> None:
 def open_session(
     channel: Channel, header: Header, training: Training, limit: int | None
 ) -> tuple[Session, Any]:
-    """Open the device below its limit, and a session on it; reports both."""
+    """Open the device with a limit (bytes) and a session on it, and report both."""
     device = open_limited_device(channel, header, limit)
     session = training.session(device.name, seed=header.seed, inference=header.inference)
     channel.send(event="ready", examples=session.examples)
@@ -53,7 +53,7 @@ def _probe(
         device.reset_peak()
         step_seconds = 0.0
         charges: list[int] = []
-        # A few batches of different shapes may happen to be alike.
+        # A few batches of different shapes may happen to have the same shape.
         least = max(command["steps"], command["most_steps"] // 2 if session.varies else 0)
         brief_steps, enough_bytes = command["enough"]
         whole = True
@@ -65,7 +65,7 @@ def _probe(
                 report["evaluation_batch_size"] = session.evaluate(batch_size)
             else:
                 session.step(batch_size)
-            # Reading synchronises, so that the time is that of the step.
+            # Reading synchronises, so the time includes all of the step's work.
             charges.append(device.read().charged_bytes)
             step_seconds = time.perf_counter() - step_started
             whole = len(charges) != brief_steps or charges[-1] >= enough_bytes
@@ -73,7 +73,7 @@ def _probe(
                 break
         if whole and not inference:
             report["evaluation_batch_size"] = session.evaluate(batch_size)
-            session.step(batch_size)  # the next epoch begins with what the evaluation left
+            session.step(batch_size)  # the next epoch starts after an evaluation
         reading = device.read()
         report |= {
             "outcome": "ok",
@@ -93,9 +93,9 @@ def _probe(
 
 
 def _growing(charges: list[int]) -> int:
-    """Return what the second half of the steps added.
+    """Return the bytes that the second half of the steps added.
 
-    What an allocator holds beyond what is needed grows with the logarithm of the steps, where no
-    two of them are alike: each doubling adds about as much as the one before.
+    If steps differ in shape, what an allocator holds beyond the tensors grows with the logarithm of
+    the steps: each doubling adds about as much as the one before.
     """
     return charges[-1] - charges[len(charges) // 2 - 1] if len(charges) > 2 else 0

@@ -1,4 +1,4 @@
-"""What `fit` answers."""
+"""The result of `fit`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The largest batch that survived, and what was measured on the way.
+    """The largest batch size that fits, and the measurements behind it.
 
-    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both over what
-    the process holds before the workload; `limit_enforced` says whether going over it failed for
-    real. `evaluation_batch_size` ran without gradients beside it. `examples` is one epoch.
+    `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both without
+    what the process held before the workload; `limit_enforced` says whether exceeding the limit
+    really fails. `evaluation_batch_size` is the size of the evaluation that also fits. `examples`
+    is the number in one epoch, `seconds` the duration of the search.
     """
 
     batch_size: int
@@ -40,7 +41,7 @@ class FitResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch fit --json`."""
+        """Return the JSON document of `rightbatch fit --json`."""
         return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
             "probes": [probe.to_dict() for probe in self.probes]
         }

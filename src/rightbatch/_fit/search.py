@@ -1,13 +1,13 @@
-"""Which size to run next, or which one is the answer: a pure function of what was measured.
+"""Which size to run next, or which size is the answer: a pure function of the measurements.
 
 1. Small sizes, doubling in one process, until their peaks lie on a line: they cannot run out of
-   memory, so they need not be alone. With `EXACT_MALLOC` the line is sharp.
+   memory, so they can share a process. With `EXACT_MALLOC` the points lie close to the line.
 2. The size that the line predicts, in a process of its own, as the user's run will be. (glibc's
    malloc holds more than the steps need, and more again after another size ran in the process.)
-   Where the largest size was predicted, that one is next at once.
-3. If it survives with room left, a larger one; if it fails, a smaller one; until what could still
-   be gained is within 3%. A size that leaves so much room after a few steps that a larger one comes
-   next in any case ends there. The answer is always a size that ran all of its steps and survived.
+   If the largest size was predicted, it is next at once.
+3. If it survives with room left, a larger one; if it fails, a smaller one; until at most 3% could
+   still be gained. A size ends after a few steps if it leaves so much room that a larger one is
+   next in any case. The answer is always a size that ran all of its steps and survived.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ TOLERANCE = 0.03
 """The search ends when at most this share of the answer could still be gained."""
 MAX_PROCESSES = 5
 SMALL_SHARE = 0.25
-"""No small probe is expected to need more than this share of what its intercept leaves."""
+"""No small probe is expected to need more than this share of the room over the intercept."""
 STRAIGHT = 0.03
 """Slopes between successive small probes that differ by less make a line."""
 HELD_SHARE = 0.17
 """What glibc's malloc holds beyond the line when a ceiling is nearly reached, as a share of the
-room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py. Less finds the edge
-from above more often: a failure is quick, but costs a process."""
+room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py. With a smaller
+value more searches fail first: a failure is quick, but costs a process."""
 STILL_TO_COME = 0.15
 """What the charge of a brief run may lack, as a share of the same room: up to 13% was seen."""
 REACH = 0.9
-"""How much of the room that a survivor left is taken at once: what malloc holds grows too."""
+"""Share of the room left by a survivor that the next size may take: what malloc holds grows too."""
 WELL_BELOW = 0.75
 """A survivor with less than this share of what the small sizes predicted shows that they were
 dominated by what the first steps need once (thread pools, kernels)."""
 CAUTION = 0.01
 """Aim this share below the predicted edge."""
 SHRINK = 0.84
-"""After a failure without a survivor nearby, this share of the failed size is tried next."""
+"""After a failure without a survivor nearby, try this share of the failed size."""
 SMALL_STEPS, BRIEF_STEPS, FULL_STEPS = 2, 3, 6
 MOST_STEPS = 16
-"""An ordinary process runs until half of its steps have added nothing to the charge, or for so
-many: what malloc holds grows from step to step, by 10% over six steps on one of the workloads and
-by 8% from the fifth to the fortieth on another. What is still growing then is claimed as well."""
+"""An ordinary process runs until half of its steps have added nothing to the charge, or for this
+many steps: what malloc holds grows from step to step, by 10% over six steps on one of the workloads
+and by 8% from the fifth to the fortieth on another. Growth after that is added to the claim."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is searched for: the largest size up to `largest` whose charge is within `ceiling`.
+    """The search problem: the largest size up to `largest` that claims at most `ceiling_bytes`.
 
     `slack` says that an ordinary process is charged more than an exact one. `predicted` is the
-    answer as `predict` gives it; None where it gives none.
+    largest size by `predict`; None if it has none.
     """
 
     ceiling_bytes: int
@@ -63,10 +63,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Run:
-    """Run this size next; in the small probes' process, in the current one, or in a new one.
+    """Run this size next: in the process of the small probes, the current one, or a new one.
 
-    From `steps` to `most_steps` of them, until the charge has settled. A charge below
-    `enough_bytes` after `BRIEF_STEPS` ends it, since a larger size comes next in any case.
+    Run from `steps` to `most_steps` steps, until the charge has settled. A charge below
+    `enough_bytes` after `BRIEF_STEPS` ends the run, since a larger size is next in any case.
     """
 
     batch_size: int
@@ -82,7 +82,7 @@ FIRST = Run(1, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
 
 @dataclass(frozen=True)
 class Found:
-    """The search is over. `batch_size` is None if nothing fits, or if the workload failed."""
+    """The end of the search. `batch_size` is None if nothing fits or the workload failed."""
 
     batch_size: int | None
     smallest: int | None
@@ -91,7 +91,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Line:
-    """Bytes needed against batch size."""
+    """Bytes needed as a linear function of the batch size."""
 
     slope: float
     intercept: float
@@ -104,7 +104,7 @@ class Line:
 
 
 def fit_line(probes: Sequence[Probe]) -> Line | None:
-    """The line through the last three small probes (least squares); None with fewer than two."""
+    """Fit a line to the last three small probes (least squares); None with fewer than two."""
     points = [(p.batch_size, p.needed_bytes) for p in probes if p.is_ok and p.process == 1][-3:]
     if len(points) < 2:
         return None
@@ -115,7 +115,7 @@ def fit_line(probes: Sequence[Probe]) -> Line | None:
 
 
 def _chord(probes: Sequence[Probe], best: Probe) -> Line:
-    """The line through the smallest and the largest survivor; through zero where that is one."""
+    """Return the line through the smallest and largest survivor, or zero and the only one."""
     first = min((p for p in probes if p.is_ok), key=lambda p: p.batch_size)
     steps = best.batch_size - first.batch_size
     if not steps or best.needed_bytes <= first.needed_bytes:
@@ -125,7 +125,7 @@ def _chord(probes: Sequence[Probe], best: Probe) -> Line:
 
 
 def is_straight(probes: Sequence[Probe]) -> bool:
-    """Whether the last three small probes lie on one line, as far as their slopes tell."""
+    """Whether the last three small probes lie on one line, judged by their slopes."""
     points = [(p.batch_size, p.needed_bytes) for p in probes if p.is_ok and p.process == 1][-3:]
     if len(points) < 3:
         return False
@@ -135,7 +135,7 @@ def is_straight(probes: Sequence[Probe]) -> bool:
 
 
 def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
-    """The next run, or the answer, from everything measured so far."""
+    """Return the next run, or the answer, from all measurements so far."""
     broken = _broken(probes)
     if broken is not None:
         return Found(None, None, broken)
@@ -145,7 +145,7 @@ def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
     low = max((p.batch_size for p in fitting), default=0)
     high = min((p.batch_size for p in too_large), default=None)
     if high is not None and high <= max(low, 1):
-        # The same size both ways, or less: what survives only sometimes does not fit.
+        # A size that survives only sometimes does not fit.
         low = max((p.batch_size for p in fitting if p.batch_size < high), default=0)
     if not low:
         return _without_survivor(probes, question)
@@ -157,9 +157,9 @@ def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
 
 
 def _broken(probes: Sequence[Probe]) -> Probe | None:
-    """The probe that shows that the workload itself fails.
+    """Return the probe that shows that the workload itself fails; None if there is none.
 
-    One example may be one too few (BatchNorm in training: "Expected more than 1 value per
+    One example may be too few (BatchNorm in training: "Expected more than 1 value per
     channel"), so a failure at the first size counts only when the second one fails too.
     """
     failed = [p for p in probes if p.outcome == "failed"]
@@ -169,7 +169,7 @@ def _broken(probes: Sequence[Probe]) -> Probe | None:
 
 
 def fits(probe: Probe, question: Question) -> bool:
-    """Whether a size survived, with its charge and the growth to come below the ceiling."""
+    """Whether a size survived, with its charge and its expected growth within the ceiling."""
     return probe.is_ok and probe.claimed_bytes <= question.ceiling_bytes
 
 
@@ -183,25 +183,25 @@ def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Foun
 
 
 def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
-    """The next size for the first process; None once it has told enough."""
+    """Return the next size for the first process; None if its points suffice."""
     if any(p.process > 1 for p in probes) or high is not None or q.predicted is not None:
         return None
     line = fit_line(probes)
     following = min(2 * low, q.largest)
     if following == low:
         return None
-    # The intercept (weights, what the factory imported) is there at any size, and no risk.
-    if line is not None:  # without one, a second point is worth the risk
+    # The intercept (weights, what the factory imported) is needed at any size, so it is no risk.
+    if line is not None:  # a second point is worth the risk
         room = q.ceiling_bytes - line.intercept
         if line.slope * following > SMALL_SHARE * room:
             return None
         if line.slope * low >= room / 16 and is_straight(probes):
-            return None  # it has told enough
+            return None  # the points suffice
     return Run(following, SMALL_STEPS, SMALL_STEPS, exact=True)
 
 
 def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
-    """The next size for an ordinary process; None if what survived is the answer."""
+    """Return the next size for an ordinary process; None if the largest survivor is the answer."""
     best = [p for p in probes if p.batch_size == low and p.is_ok][-1]
     line = fit_line(probes) or _chord(probes, best)
     is_settled = best.whole and (best.process > 1 or not q.slack)
@@ -212,8 +212,9 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
         return None
 
     spent = max(p.process for p in probes) >= MAX_PROCESSES
-    # A process that ran one size holds more at the next: what survives in it is sure to survive
-    # in a new one, but what fails in it might. So it goes on only where no new one may start.
+    # A process that ran one size holds more memory at the next: a size that survives in it
+    # survives in a new one, but a size that fails in it might too. So a process is reused only if
+    # no new one may start.
     alive = probes[-1].is_ok and probes[-1].process > 1 and (spent or not q.slack)
     if spent and not alive:
         return None
@@ -227,16 +228,16 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     is_last = not alive and next_process == MAX_PROCESSES
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
-        # If the size just within the tolerance of the failure survives, it is the answer. But where
-        # a size failed that the survivor had promised, its promise is no longer worth much, and the
-        # last process had better survive: from the middle it can go on.
+        # If the size just within the tolerance of the failure survives, it is the answer. But if a
+        # size failed that the survivor's line said would fit, the line is not to be trusted, and
+        # the last process has to survive: then take the middle, from where it can continue.
         middle, edge = (low + high) / 2, high / (1 + TOLERANCE)
         was_broken = probes.index(best) < len(probes) - 1
         is_doubtful = was_broken or is_last or not best.whole
-        least = middle if q.slack else low  # without slack the line knows better than the middle
+        least = middle if q.slack else low  # without slack the line is better than the middle
         promised = middle if is_doubtful else max(least, min(aim, edge))
         shrunk = SHRINK * high
-        # One example tells nothing of the slope, so a prediction that failed is only shrunk.
+        # One example does not give a slope, so a prediction that failed is only shrunk.
         aim = promised if near else shrunk if q.predicted is not None else min(aim, shrunk)
     elif best.process == 1 and q.predicted is not None:
         aim = q.predicted
@@ -248,20 +249,20 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     floor = min(low + 1, ceiling) if is_settled or not best.whole else low
     size = int(max(floor, min(aim, ceiling)))
     if is_last and not best.whole:
-        size = low  # there must be an answer; a process that survived can go on from it
+        size = low  # there must be an answer; the process can continue from a size that survives
     return Run(
         size,
         FULL_STEPS,
         MOST_STEPS,
         exact=False,
         fresh=not alive,
-        # What follows a brief run may fail, and then what follows that one.
+        # The run after a brief one may fail, and so may the one after that.
         enough_bytes=_enough(size, line, q, high) if next_process <= MAX_PROCESSES - 2 else 0,
     )
 
 
 def _enough(size: int, line: Line, q: Question, high: int | None) -> int:
-    """The charge below which `size` is not the answer, whatever its later steps add; 0 for none."""
+    """Return the charge below which a larger size is next, whatever later steps add; 0 for none."""
     gain = max(2 * TOLERANCE * size, 4)
     if not q.slack or min(q.largest, high - 1 if high is not None else q.largest) < size + gain:
         return 0
@@ -270,7 +271,7 @@ def _enough(size: int, line: Line, q: Question, high: int | None) -> int:
 
 
 def _edge(line: Line, q: Question, best: Probe) -> float:
-    """The size whose charge would be the ceiling, judged by the largest survivor."""
+    """Estimate the size whose charge equals the ceiling, from the line and the largest survivor."""
     if best.process == 1 and q.slack:
         return line.size_at(q.ceiling_bytes - HELD_SHARE * (q.ceiling_bytes - line.intercept))
     if best.claimed_bytes < WELL_BELOW * line.at(best.batch_size):

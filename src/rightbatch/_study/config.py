@@ -17,8 +17,8 @@ _MAY_JOIN = ("batches", "seeds", "learning_rates")
 class StudyConfig:
     """A study of one workload: its options, and what they mean for this workload.
 
-    `base_batch` is the batch size that the learning rate was chosen for; `target` has its metric by
-    the name that the store has.
+    `base_batch` is the batch size that the learning rate was chosen for; `target` names its metric
+    as the store does.
     """
 
     workload: str
@@ -33,11 +33,11 @@ class StudyConfig:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that every batch size is trained with."""
+        """The seeds that each batch size is trained with."""
         return self.options.seed_numbers
 
     def to_dict(self) -> dict[str, Any]:
-        """The stored JSON: what has to be equal when a study is continued, and what may be more."""
+        """Return the stored JSON; when a study is continued, only `_MAY_JOIN` may differ."""
         options = self.options
         return {
             "workload": self.workload,
@@ -58,10 +58,10 @@ class StudyConfig:
         }
 
     def joined(self, before: Mapping[str, Any], where: str) -> StudyConfig:
-        """With the batch sizes, seeds and learning rates that the folder's study has already.
+        """Return this study with the batch sizes, seeds and learning rates stored in its folder.
 
         Raises:
-            UsageError: if the folder has another study.
+            UsageError: if the folder `where` holds another study.
         """
         now = self.to_dict()
         differing = [
@@ -69,18 +69,18 @@ class StudyConfig:
         ]
         if differing:
             changes = ", ".join(f"{key} was {before[key]}, not {now[key]}" for key in differing)
-            raise UsageError(f"{where} holds another study: {changes}; take another --out")
+            raise UsageError(f"{where} holds another study: {changes}; use another --out")
         more: dict[str, Any] = {
             key: tuple(dict.fromkeys([*before[key], *now[key]])) for key in _MAY_JOIN
         }
-        # The rates of earlier runs are no contradiction to searching for those of the next ones.
+        # The earlier runs' learning rates may be combined with a search for the next ones.
         return replace(self, options=replace(self.options, **more, search=0))
 
     def keys(self) -> list[RunKey]:
-        """One seed of every size first, so that the whole is seen early.
+        """Return the runs in training order: one seed of each size first, for an early overview.
 
-        Of the sizes the one that the learning rate was chosen for comes first, whose noise scale
-        sets that of the others, and then the largest, which take the fewest steps.
+        The base size comes first, since its noise scale sets the learning rates of the others; then
+        the sizes from the largest, which takes the fewest steps.
         """
         sizes = sorted(self.batches, key=lambda size: (size != self.base_batch, -size))
         return [

@@ -1,4 +1,4 @@
-"""JSON of documents whose numbers may be NaN or infinite, which JSON does not have."""
+"""JSON of documents with NaN and infinity, which JSON does not have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_json(content: Any) -> str:
-    """Compact JSON, with null for NaN and infinity."""
+    """Return compact JSON, with null for NaN and infinity."""
     try:
         return json.dumps(content, allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError):
@@ -17,7 +17,7 @@ def to_json(content: Any) -> str:
 
 
 def finite(content: Any) -> Any:
-    """The content as dicts, lists and numbers, with None for NaN and infinity."""
+    """Return the content as dicts, lists and numbers, with None for NaN and infinity."""
     if isinstance(content, float):
         return float(content) if math.isfinite(content) else None
     if isinstance(content, Mapping):

@@ -1,6 +1,6 @@
 """Search for the best learning rate of each batch size with Optuna's TPE sampler.
 
-A rule for the learning rate may fit one size better than another, and the difference would look
+A rule for the learning rate may suit one size better than another, and the difference would look
 like an effect of the size. So each size gets the same number of trials, with one seed.
 """
 
@@ -20,7 +20,7 @@ from rightbatch._study.records import Run, RunKey, Target
 from rightbatch._training.targets import is_better
 
 LOW, HIGH = 0.1, 10.0
-"""Bounds of the factor on the learning rate that the rule gives."""
+"""Bounds of the factor on the rule's learning rate."""
 DIGITS = 3
 """Significant digits of a factor: a rate matters by its logarithm, and keys should be readable."""
 RANDOM_TRIALS = 3
@@ -37,17 +37,17 @@ def search_learning_rates(
     train: Callable[[Sequence[RunKey]], Mapping[RunKey, Run]],
     known: Sequence[Run] = (),
 ) -> list[RunKey]:
-    """Find the best of so many learning rates for each size, and return the runs of the study.
+    """Find the best of `trials` learning rates for each size, and return the runs of the study.
 
-    The trials have the first seed. They are trained in rounds of one for each size, which may train
-    at the same time. A trial depends only on those before it, so an interrupted search continues
-    where it was and repeats nothing.
+    The trials use the first seed. They are trained in rounds of one per size, which may run at the
+    same time. A trial depends only on earlier ones, so an interrupted search continues without
+    repeating any.
 
     Args:
         config: sizes, seeds and the target.
-        trials: for each size; the first has the rule's own rate.
-        train: trains the runs that are not done, and returns all of them as the store has them.
-        known: runs that are done, all their tries; one that was interrupted is not done.
+        trials: number per size; the first has the rule's own rate.
+        train: trains the runs that are not done, and returns all of them from the store.
+        known: all attempts of finished runs; an interrupted run is not finished.
 
     Raises:
         MissingExtraError: without optuna.
@@ -76,9 +76,9 @@ def search_learning_rates(
 def next_factor(
     tried: Sequence[Trial], config: StudyConfig, trials: int, size: int
 ) -> float | None:
-    """The next factor to try for a size; None if its search is over.
+    """Return the next factor for a size; None if its search is over.
 
-    It is over after so many `trials`, and after an out-of-memory error, which no rate changes.
+    It is over after `trials` trials, or after an out-of-memory error, which no rate changes.
     """
     factors = [factor for factor, _ in tried]
     if len(tried) >= trials or any(run.status == "out_of_memory" for _, run in tried):
@@ -92,7 +92,7 @@ def next_factor(
         seed=int(source.generate_state(1)[0]), n_startup_trials=RANDOM_TRIALS
     )
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs every study
     try:
         study = optuna.create_study(sampler=sampler)
     finally:
@@ -112,14 +112,14 @@ def next_factor(
 
 
 def best_factor(tried: Sequence[Trial], target: Target | None) -> float:
-    """The factor of the best trial; among equals the one closest to the rule's."""
+    """Return the factor of the best trial; among equals the one closest to 1."""
     order = ranks([run for _, run in tried], target)
     best = min(zip(order, tried, strict=True), key=lambda one: (one[0], abs(math.log(one[1][0]))))
     return best[1][0]
 
 
 def ranks(runs: Sequence[Run], target: Target | None) -> list[int]:
-    """0 for the best run; equals have equal ranks.
+    """Return the rank of each run: 0 for the best, equal for equals.
 
     Runs that reached the target come first, by the steps it took them; then the others, by the
     last value of the target's metric, or of the evaluation or training loss; those that diverged,
@@ -131,7 +131,7 @@ def ranks(runs: Sequence[Run], target: Target | None) -> list[int]:
 
 
 def rounded(factor: float) -> float:
-    """To three digits, within the bounds.
+    """Round to three digits, within the bounds.
 
     >>> rounded(1.23456), rounded(0.098765), rounded(10.01)
     (1.23, 0.1, 10.0)
@@ -148,7 +148,7 @@ def _optuna() -> Any:
 
 
 def _score(run: Run, target: Target | None) -> tuple[int, float]:
-    """Smaller is better."""
+    """Return the sort key of a run; smaller is better."""
     if run.status not in ("finished", "stopped"):
         return 3, 0.0
     at = find_crossing(run, target)
@@ -163,7 +163,7 @@ def _score(run: Run, target: Target | None) -> tuple[int, float]:
 
 
 def _last(run: Run, name: str) -> float | None:
-    """The last value; the training loss is smoothed, since a single step's is noisy."""
+    """Return the last value of a metric; the training loss is smoothed, since steps are noisy."""
     curve = run.curves.get(name)
     value = run.metrics.get(name, math.nan)
     if curve is not None and len(curve.values):
@@ -173,7 +173,7 @@ def _last(run: Run, name: str) -> float | None:
 
 
 def _known_trials(config: StudyConfig, known: Sequence[Run]) -> dict[int, list[Trial]]:
-    """By size, in the order in which they were trained; of several tries the newest."""
+    """Return trials by size in the order of training; of several attempts the newest."""
     found: dict[int, dict[float, Run]] = {size: {} for size in config.batches}
     for run in sorted(known, key=lambda run: run.started):
         size, factor = run.batch_size, run.learning_rate_factor

@@ -9,15 +9,15 @@ from rightbatch._study.records import Run
 from rightbatch._training.targets import is_better
 
 FIRST_MARK, PER_DOUBLING = 0.1, 4
-"""Runs are compared after so many seconds, and then so many times per doubling of them."""
+"""Seconds of the first comparison, and comparisons per doubling of the time after that."""
 MARKS = 24 * PER_DOUBLING
-"""19 days."""
+"""Number of marks; the last one is at 19 days."""
 
 
 class Marks:
-    """A metric at the marks that training has passed, and when it ended.
+    """A metric at the marks that a run has passed, and the run's last measurement.
 
-    A mark has the newest measurement; of the training loss it has the mean since the mark before.
+    A mark has the newest measurement; for the training loss, the mean since the previous mark.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,7 +32,7 @@ class Marks:
 
     @classmethod
     def of(cls, run: Run, name: str) -> Self:
-        """The marks of a run that has ended."""
+        """Return the marks of a run that has ended."""
         marks = cls(name)
         if (curve := run.curves.get(name)) is not None:
             columns = (curve.seconds, curve.steps, curve.values)
@@ -41,7 +41,7 @@ class Marks:
         return marks
 
     def add(self, seconds: float, steps: float, value: float | None) -> None:
-        """A point of the run, with or without a measurement of the metric."""
+        """Add a point of the run; `value` is None if the metric was not measured."""
         first = self._next
         while self._next < MARKS and seconds_of(self._next) < seconds:
             if self.newest is not None:
@@ -50,7 +50,7 @@ class Marks:
         if self._next > first:
             self._sum, self._weight = 0.0, 0.0
             if self._is_new:
-                # one mark for one measurement, else a long step would be judged again and again
+                # one mark per measurement, else a long step would be judged repeatedly
                 self._new.append(self._next - 1)
                 self._is_new = False
         self.seconds = seconds
@@ -62,22 +62,22 @@ class Marks:
             self._steps = steps
 
     def take_new(self) -> list[int]:
-        """The marks before which something was measured, each returned once."""
+        """Return the marks with a new measurement, each only once."""
         new, self._new = self._new, []
         return new
 
     def best_until(self, mark: int) -> float:
-        """The best value at this mark and those before it."""
+        """Return the best value up to this mark."""
         best = min if is_better(self._name, 0.0, 1.0) else max
         return best(value for one, value in self.at.items() if one <= mark)
 
     def value_at(self, mark: int) -> float | None:
-        """The value at a mark; after the end of the run its last value."""
+        """Return the value at a mark; after the end of the run, its last value."""
         return self.newest if mark >= self._next else self.at.get(mark)
 
 
 def seconds_of(mark: int) -> float:
-    """Seconds of training at a mark.
+    """Return the seconds of training at a mark.
 
     >>> [seconds_of(mark) for mark in (0, 4, 8)]
     [0.1, 0.2, 0.4]
@@ -86,7 +86,7 @@ def seconds_of(mark: int) -> float:
 
 
 def mark_after(seconds: float) -> int:
-    """The first mark at or after so many seconds.
+    """Return the first mark at or after `seconds`.
 
     >>> mark_after(0.4), mark_after(0.41), mark_after(0)
     (8, 9, 0)

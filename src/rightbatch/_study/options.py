@@ -19,21 +19,23 @@ from rightbatch._workload.options import (
 Rule = Literal["scaling", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 UNBOUNDED = 100
-"""Epochs after which a run ends that was only given a target or a time."""
+"""Epochs of a run that has only a target or a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions(DeviceOptions):
-    """What `rightbatch.study` takes beside the workload."""
+    """What `rightbatch.study` takes in addition to the workload."""
 
     batches: Annotated[Sequence[int], Help("batch sizes, separated by commas: 8,16,32")]
-    seeds: Annotated[int | Sequence[int], Help("how many, or which: 3, or 0,7,8")] = 3
+    seeds: Annotated[int | Sequence[int], Help("number of seeds, or the seeds: 3, or 0,7,8")] = 3
     out: Annotated[
         str | Path, Help("folder of the study; an existing one is continued", "runs/study")
     ]
-    epochs: Annotated[int | None, Help("passes over the data, at most")] = None
-    target: Annotated[str | None, Help("where a run ends, for example evaluation_loss=0.3")] = None
-    budget: Annotated[float | str | None, Help("training time of each run, at most")] = None
+    epochs: Annotated[int | None, Help("maximum passes over the data")] = None
+    target: Annotated[
+        str | None, Help("metric value that ends a run, for example evaluation_loss=0.3")
+    ] = None
+    budget: Annotated[float | str | None, Help("maximum training time of each run")] = None
     rule: Annotated[Rule, Help("how the learning rate changes with the batch size")] = "scaling"
     learning_rates: Annotated[
         Sequence[float], Help("factors on the rule's learning rate, each a run: 0.5,1,2")
@@ -48,13 +50,15 @@ class StudyOptions(DeviceOptions):
         float | None, Help("for SGD's rule; default: measured by a run at the base size")
     ] = None
     micro_batch: Annotated[int | str, Help("auto, or examples per forward pass")] = "auto"
-    prune: Annotated[bool, Help("end runs without a chance to be best (median rule)")] = False
+    prune: Annotated[bool, Help("stop runs that are clearly behind the others (median rule)")] = (
+        False
+    )
     sharpness: Annotated[bool, Help("also measure the Hessian's largest eigenvalue")] = False
-    processes: Annotated[int, Help("that train each run together (torchrun)")] = 1
-    jobs: Annotated[int, Help("runs at a time")] = 1
-    on: Annotated[str | None, Help("ray: on a Ray cluster")] = None
+    processes: Annotated[int, Help("processes that train each run together (torchrun)")] = 1
+    jobs: Annotated[int, Help("number of runs at a time")] = 1
+    on: Annotated[str | None, Help("where runs train; ray: on a Ray cluster")] = None
     settings: Annotated[
-        Mapping[str, Any] | None, Help("of a framework's own training", python_only=True)
+        Mapping[str, Any] | None, Help("settings of the framework's trainer", python_only=True)
     ] = None
 
     def __post_init__(self) -> None:
@@ -64,30 +68,30 @@ class StudyOptions(DeviceOptions):
             _check_sizes("base_batch", (self.base_batch,))
         seeds = self.seed_numbers
         if not seeds or len(set(seeds)) < len(seeds):
-            raise UsageError(f"seeds are at least one, each once, not {seeds}")
+            raise UsageError(f"seeds are at least one, without duplicates, not {list(seeds)}")
         if self.rule not in RULES:
             raise UsageError(f"rule is one of {', '.join(RULES)}, not {self.rule!r}")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise UsageError(f"learning_rates are factors above 0, not {list(self.learning_rates)}")
         if self.search and len(self.learning_rates) > 1:
-            raise UsageError("learning rates are searched for, or given: not both")
+            raise UsageError("give either search or learning_rates, not both")
         if self.noise_scale is not None and not self.noise_scale > 0:
             raise UsageError(f"noise_scale is above 0, not {self.noise_scale}")
         if self.epochs is None and self.target is None and self.budget is None:
             raise UsageError(
-                "say when a run is over: epochs, a target such as loss=0.3, or a budget"
+                "nothing ends a run: give epochs, a target such as loss=0.3, or a budget"
             )
         check_at_least_one(epochs=self.epochs, processes=self.processes, jobs=self.jobs)
         _ = self.micro_batch_size, self.budget_seconds
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
-        """The seeds themselves, where only their number was given."""
+        """`seeds` as numbers: 0, 1, … if only their count is given."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
 
     @property
     def most_epochs(self) -> int:
-        """After which a run ends in any case."""
+        """Epochs after which a run ends in any case."""
         return UNBOUNDED if self.epochs is None else self.epochs
 
     @property
@@ -105,4 +109,4 @@ def _check_sizes(name: str, sizes: Sequence[int]) -> None:
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise UsageError(f"{name} are whole numbers of at least 1, not {list(sizes)}")
     if len(set(sizes)) < len(sizes):
-        raise UsageError(f"{name} are each named once, not {list(sizes)}")
+        raise UsageError(f"{name} must not have duplicates; got {list(sizes)}")

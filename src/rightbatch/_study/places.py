@@ -1,4 +1,4 @@
-"""Where runs are trained: this machine, or a cluster that an integration knows."""
+"""Where runs are trained: this machine, or a cluster of an integration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rightbatch._worker.wire import Header
 
 
 class ThisMachine:
-    """A process for each run, `jobs` of them at a time sharing the CPU's threads."""
+    """Trains each run in a process, `jobs` at a time, which share the CPU's threads."""
 
     def __init__(self, header: Header, jobs: int) -> None:
         self._header, self._threads, self.jobs = header, threads_of(jobs), jobs
@@ -51,11 +51,12 @@ class ThisMachine:
 
 @contextmanager
 def opened(on: str | None, header: Header, jobs: int) -> Iterator[Place]:
-    """The place called so, and its end; integrations name theirs in the entry point group
-    `rightbatch.places`.
+    """Open the place named `on` (None: this machine), and stop it at the end.
+
+    Integrations register places in the entry point group `rightbatch.places`.
 
     Raises:
-        UsageError: if there is none of that name.
+        UsageError: if there is no place of that name.
     """
     place: Place
     if on is None:

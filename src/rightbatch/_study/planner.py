@@ -13,13 +13,13 @@ from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.run_log import RunLog
 
 LATER_PART = 0.5
-"""Of a run: the noise scale is lower early on than near the target, where most time is spent."""
+"""Part of a run that is used: early on the noise scale is lower than near the target."""
 
 
 class Planner:
     """Plans the runs that have not ended yet.
 
-    `done` are the runs that have ended. One that was interrupted has not, and is trained again.
+    `done` are the runs that have ended. An interrupted run is trained again.
     """
 
     def __init__(self, config: StudyConfig, store: Store) -> None:
@@ -33,7 +33,7 @@ class Planner:
             self._noise_scale = None if measured is None else float(measured)
 
     def first(self, keys: Iterable[RunKey]) -> list[RunKey]:
-        """The run that measures the noise scale for the learning rates of the others, if needed."""
+        """Return the run that measures the noise scale for the other runs' rates, if needed."""
         config = self._config
         if config.options.rule == "none" or self._noise_scale is not None:
             return []
@@ -41,13 +41,13 @@ class Planner:
         return at_base[:1] if len(config.batches) > 1 else []
 
     def plans(self, keys: Iterable[RunKey]) -> Iterator[RunPlan]:
-        """The runs that are not done."""
+        """Yield the plans of the runs that are not done."""
         for key in keys:
             if key not in self.done:
                 yield self.plan(key)
 
     def plan(self, key: RunKey) -> RunPlan:
-        """What a run's process is told."""
+        """Return the plan of a run."""
         return RunPlan(key, self._config, self._noise_scale)
 
     def begin(self, plan: RunPlan) -> RunLog:
@@ -67,7 +67,7 @@ class Planner:
     def decide(self, runs: Collection[Run]) -> None:
         """Estimate the noise scale from the runs that were trained first, and store it.
 
-        It is the ratio of the means of tr(Σ) and |G|² over the later half of a run; infinite where
+        It is the ratio of the means of tr(Σ) and |G|² over the later half of a run; infinite if
         the estimate of |G|² is not positive, which makes the rule linear.
         """
         parts = [pair for run in runs for pair in _later_windows(run)]
@@ -88,7 +88,7 @@ class Planner:
 
 
 def _later_windows(run: Run) -> list[tuple[float, float]]:
-    """Pairs of |G|² and tr(Σ), of the noise windows in the later part of a run."""
+    """Return pairs of |G|² and tr(Σ) of the noise windows in the later part of a run."""
     squared, variance = (run.curves.get(f"gradient_{name}") for name in ("squared", "variance"))
     if squared is None or variance is None or not len(squared.steps):
         return []

@@ -20,7 +20,7 @@ class Notes:
         self._done = 0
 
     def done(self, count: int) -> None:
-        """So many runs were finished by an earlier call."""
+        """Show that an earlier call finished `count` runs."""
         self._count(count)
         if count:
             self._note(f"{count} of {self._total} runs were finished before")

@@ -1,8 +1,8 @@
-"""Ends runs that have no chance to be first, by a median rule.
+"""Stops runs that are clearly behind the others, by a median rule.
 
 The rule is that of Optuna's `MedianPruner`. Runs are compared at equal seconds of training, and
-with runs that differ in more than their seed. By itself the rule would end half of the runs,
-however little they differ; so the others are taken to have needed twice the time that they did.
+with runs that differ in more than their seed. By itself the rule would stop half of the runs,
+however little they differ; so a run is compared with the others at half its time.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from rightbatch._training.targets import is_better
 from rightbatch._units import format_seconds
 
 HANDICAP = PER_DOUBLING
-"""Marks by which the others are delayed: a run is ended that needs more than twice their time."""
+"""Marks by which the others are delayed: a run that needs over twice their time is stopped."""
 PATIENCE = 3
-"""Marks in a row at which a run has to be behind, since measurements are noisy."""
+"""Consecutive marks at which a run has to be behind, since measurements are noisy."""
 STARTUP = 4
-"""Finished runs of other sizes, before which none is ended."""
+"""Finished runs of other sizes before any run is stopped."""
 WARM_UP = 0.1
-"""Share of the finished runs' time in which none is ended: learning rates and caches warm up."""
+"""Share of the finished runs' time before any run is stopped: rates and caches warm up."""
 WITHOUT_TARGET = ("evaluation_loss", "loss")
-"""The metric that is compared if there is no target: the first that is measured."""
+"""The metric that is compared if there is no target: the first one that is measured."""
 
 _Group = tuple[int, float]
-"""Batch size and learning rate factor: runs of one group differ in their seed only."""
+"""Batch size and learning rate factor; runs of a group differ only in their seed."""
 
 
 class Pruner:
-    """Judges the runs of a sweep. Safe to use from several threads.
+    """Decides which runs of a sweep to stop. Thread-safe.
 
-    A run is ended if the best value that it has measured so far was worse than the median of
-    finished runs of other groups after half as many seconds, at several marks in a row. A finished
-    run counts with its last value after its end. Runs that failed or were ended do not count.
+    A run is stopped if, at several consecutive marks, its best value so far is worse than the
+    median of the finished runs of other groups after half as many seconds. After its end a finished
+    run counts with its last value. Runs that failed or were stopped do not count.
 
     Args:
-        target: the target whose metric is compared.
-        runs: those of an earlier call; the finished ones count.
+        target: its metric is compared; see `WITHOUT_TARGET`.
+        runs: runs of an earlier call; the finished ones count.
     """
 
     def __init__(self, target: Target | None, runs: Sequence[Run] = ()) -> None:
@@ -55,7 +55,7 @@ class Pruner:
                 self._finish(group, {name: Marks.of(run, name) for name in self._names})
 
     def verdict(self, key: RunKey, points: Sequence[Point]) -> str | None:
-        """Why the run is ended here; None lets it go on."""
+        """Add points of a run; return the reason to stop it, or None to continue."""
         with self._lock:
             if key not in self._running:
                 self._running[key] = _Running({name: Marks(name) for name in self._names})
@@ -68,7 +68,7 @@ class Pruner:
             return self._judge(_group(key), running) if running.name else None
 
     def ended(self, key: RunKey, ended: Ended) -> None:
-        """The run has ended; if it finished, others are compared with it from now on."""
+        """Record the end of a run; if it finished, later points are compared with it."""
         with self._lock:
             running = self._running.pop(key, None)
             if running is not None and ended.status == "finished":
@@ -105,7 +105,7 @@ class Pruner:
 
 @dataclass
 class _Running:
-    """A run that trains; `name` is the metric that is compared, once there is one."""
+    """A run in training; `name` is the metric that is compared, empty until one is measured."""
 
     marks: Mapping[str, Marks]
     name: str = ""

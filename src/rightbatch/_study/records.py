@@ -17,7 +17,7 @@ Axis = Literal["steps", "examples", "seconds", "epochs"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 Status = Literal["running", "finished", "out_of_memory", "diverged", "failed", "stopped"]
-"""`stopped`: ended from outside, by a pruner, Ctrl-C or a kill; only that one is begun anew."""
+"""`stopped`: by the pruner, Ctrl-C or a kill; only a stopped run may be trained again."""
 
 
 @dataclass(frozen=True, order=True)
@@ -35,7 +35,7 @@ class RunKey:
 
     @property
     def name(self) -> str:
-        """A unique name for files and tags."""
+        """The unique name for files and tags."""
         return f"batch_{self.batch_size}-seed_{self.seed}-rate_{self.learning_rate_factor!r}"
 
 
@@ -76,7 +76,7 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended; `error` has the type and the message if it failed."""
+    """How a run ended; `error` has `type`, `message` and `traceback` if it failed."""
 
     status: Status
     reason: str
@@ -108,7 +108,7 @@ class Curve:
     values: NDArray[np.float64]
 
     def along(self, axis: Axis) -> NDArray[np.float64]:
-        """The values of an axis, one for each of the metric."""
+        """Return the values of an axis, one per value of the metric."""
         return getattr(self, axis)  # type: ignore[no-any-return]
 
 
@@ -150,11 +150,11 @@ class Run:
 
     @property
     def examples_per_second(self) -> float | None:
-        """While it trained."""
+        """The throughput of the training; None if unknown."""
         return self.examples / self.seconds if self.seconds > 0 and self.examples else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the curves."""
+        """Return the fields without the curves."""
         plain = {name: value for name, value in vars(self).items() if name != "curves"}
         return plain | {
             "parameters": dict(self.parameters),

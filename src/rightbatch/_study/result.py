@@ -26,12 +26,12 @@ class StudyResult:
 
     @property
     def reason(self) -> str:
-        """The answer in a few sentences."""
+        """The result in a few sentences."""
         return " ".join(self.summary.sentences)
 
     @property
     def exit_code(self) -> int:
-        """0; 1 if no size reached the target or finished; 3 if all runs failed."""
+        """0; 1 if no run reached the target or finished; 3 if all runs failed."""
         statuses = {run.status for run in self.runs}
         if statuses <= {"failed", "stopped"} and "failed" in statuses:
             return 3
@@ -41,7 +41,7 @@ class StudyResult:
 
     @property
     def frame(self) -> Any:
-        """A row for each run, in a pandas DataFrame.
+        """A pandas DataFrame with a row for each run.
 
         Raises:
             MissingExtraError: without pandas, which mlflow brings.
@@ -54,7 +54,7 @@ class StudyResult:
         return pandas.DataFrame([self._row(run) for run in self.runs])
 
     def plot(self, metric: str = "loss", axis: Axis = "examples") -> Any:
-        """A plotly figure of a metric along the runs: a colour for each batch size, seeds as bands.
+        """Return a plotly figure of a metric along the runs: a colour per size, seeds as bands.
 
         Raises:
             MissingExtraError: without plotly.
@@ -96,12 +96,12 @@ class StudyResult:
                 *self.summary.sentences,
                 f"median{reach}:",
                 *lines,
-                f"look: rightbatch ui {self.out}; in one file: rightbatch report {self.out}",
+                f"show: rightbatch ui {self.out}; write one file: rightbatch report {self.out}",
             ]
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch study --json`."""
+        """Return the JSON document of `rightbatch study --json`."""
         return {
             "runs": [self._row(run) | {"parameters": dict(run.parameters)} for run in self.runs],
             "summary": self.summary.to_dict(),
@@ -122,7 +122,7 @@ class StudyResult:
 
 
 def result_of(source: Any, out: str) -> StudyResult:
-    """The result of the runs in a store."""
+    """Return the result of the runs in a store."""
     runs = tuple(source.runs())
     target = source.target
     return StudyResult(runs, target, summarize(runs, target), out)

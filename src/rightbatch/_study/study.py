@@ -1,4 +1,4 @@
-"""`study`: train every batch size with every seed, and compare what the size changes."""
+"""`study`: train every batch size with every seed, and compare the sizes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from rightbatch._workload.verb import takes
 def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
     """Train a workload at each of the `batches` with each of the `seeds`, and compare.
 
-    `seeds` is a number of seeds, or the seeds themselves. Every run has a process of its own;
-    running out of memory, a loss that is not finite and a crash are results. Runs are stored in
-    `out` (in MLflow, `OUT/mlflow.db`). Called again, it continues where it ended; batch sizes,
-    seeds and learning rates may be added.
+    `seeds` is a number of seeds, or the seeds themselves. Every run has its own process, so an
+    out-of-memory error, a loss that is not finite and a crash are results. Runs are stored in
+    `out` (in MLflow, `OUT/mlflow.db`). A second call continues the study; batch sizes, seeds and
+    learning rates may be added.
 
     A run ends after `epochs`, at the `target` (`"evaluation_loss=0.3"`), or after a `budget` of
     training time, whichever comes first. The workload's own learning rate was chosen for
     `base_batch` (16, or the framework's). The `rule` `"scaling"` scales it with the batch size (for
-    SGD by the `noise_scale`, which a run at the base size measures where it is not given); `"none"`
+    SGD by the `noise_scale`; if it is not given, a run at the base size measures it); `"none"`
     keeps it. The result is multiplied by each of `learning_rates`, or by the best factor of
-    `search` trials for each size (Optuna). `prune` ends runs without a chance to be best (Optuna's
-    median rule).
+    `search` trials for each size (Optuna). `prune` stops runs that are clearly behind the others
+    (Optuna's median rule).
 
     `processes` train each run together, `jobs` runs train at a time, `on="ray"` trains them on a
     Ray cluster. `sharpness` also measures the Hessian's largest eigenvalue from time to time.
@@ -110,18 +110,18 @@ def _locked(out: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise UsageError(
-            f"another sweep is at work in {out}; wait for it, or take another --out"
+            f"another sweep is running in {out}; wait for it, or use another --out"
         ) from None
 
 
 @contextmanager
 def _closed_on_error(store: Store) -> Iterator[None]:
-    """Mark unfinished runs as stopped, whatever ends the sweep; Ctrl-C says how to continue."""
+    """Mark unfinished runs as stopped on any error; the message of Ctrl-C says how to continue."""
     try:
         yield
     except BaseException as error:
-        with suppress(RightbatchError):  # the store may be what has failed
-            store.abandon("the sweep was ended")
+        with suppress(RightbatchError):  # the store itself may have failed
+            store.abandon("the sweep was stopped")
             store.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
@@ -131,13 +131,13 @@ def _closed_on_error(store: Store) -> Iterator[None]:
 
 
 def _target(training: Training, text: str) -> Target:
-    """By the name that the metric has in the store, where a framework knows it by others, too."""
+    """Parse a target, and translate its metric to the name in the store."""
     name, value = parse_target(text)
     return Target(training.metric_name(name), value)
 
 
 def _name_of(workload: object) -> str:
-    """The name in the store: of a file without its folder, which other machines do not have."""
+    """Return the name for the store: of a file without its folder, which differs by machine."""
     if isinstance(workload, str | Path):
         return Path(str(workload)).name
     name: str = getattr(workload, "__qualname__", type(workload).__name__)

@@ -1,4 +1,4 @@
-"""The sweep: which runs are still to be trained, several at a time if asked, each to its end."""
+"""The sweep: trains runs, several at a time, and stores how each one ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent
 
 TRIES = 3
-"""At a run whose machine or worker is lost; it may be the run itself that brings it down."""
+"""Attempts at a run whose machine or worker is lost, since the run itself may be the cause."""
 
 
 class Place(Protocol):
@@ -23,21 +23,21 @@ class Place(Protocol):
 
     @property
     def jobs(self) -> int:
-        """How many runs it takes at a time."""
+        """The number of runs at a time."""
 
     def stream_events(self, plan: RunPlan) -> Iterator[RunEvent]:
-        """Train, and say what comes of it, the end last; closing the iterator ends the run.
+        """Train a run and yield its events, the end last; closing the iterator ends the run.
 
         Raises:
-            LostError: if the place lost the run; it may be asked for it again.
+            LostError: if the place lost the run; it can be started again.
         """
 
     def stop(self) -> None:
-        """End all runs at once, from another thread than those that listen; no more will come."""
+        """Kill all runs at once, and start no more; called from another thread."""
 
 
 class Log(Protocol):
-    """Where a run is written down."""
+    """Where a run is stored."""
 
     def points(self, points: Sequence[Point]) -> object: ...
 
@@ -45,7 +45,7 @@ class Log(Protocol):
 
 
 class Board(Protocol):
-    """Who sees how it goes."""
+    """Where progress is shown."""
 
     def began(self, key: RunKey) -> object: ...
 
@@ -55,28 +55,28 @@ class Board(Protocol):
 
 
 class Judge(Protocol):
-    """Who may end a run that has no hope."""
+    """Decides whether to stop a run early."""
 
     def verdict(self, key: RunKey, points: Sequence[Point]) -> str | None:
-        """Why the run ends here; None lets it go on. Called from several threads."""
+        """Return the reason to stop the run, or None. Called from several threads."""
 
     def ended(self, key: RunKey, ended: Ended) -> object:
-        """The run is over, or is begun anew."""
+        """The run has ended, or is trained again."""
 
 
 class Stopped(Exception):
-    """The sweep was stopped from outside; runs in flight are to be begun anew."""
+    """The sweep was stopped; its unfinished runs have to be trained again."""
 
 
 class LostError(Exception):
-    """Where a run was trained is gone, which says nothing of the run; the message says how."""
+    """The machine or worker of a run was lost, for no reason of the run; the message says how."""
 
 
 class Sweep:
-    """Trains runs at a place, and writes them down.
+    """Trains runs at a place, and stores them.
 
-    An error that every run would meet (a factory that cannot be loaded) ends the sweep; all else
-    that becomes of a run is its result.
+    An error that every run would have (a factory that cannot be loaded) ends the sweep; any other
+    end of a run is its result.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Sweep:
         self._stopped = threading.Event()
 
     def run(self, plans: Iterator[RunPlan] | Sequence[RunPlan]) -> dict[RunKey, Ended]:
-        """Train all of them, `jobs` at a time, in their order.
+        """Train all runs in their order, `jobs` at a time, and return how they ended.
 
         Raises:
-            KeyboardInterrupt: as it came, once all processes are gone.
+            KeyboardInterrupt: after all processes were killed.
             UsageError, WorkloadError: if the workload cannot be loaded.
         """
         todo = iter(plans)
@@ -109,7 +109,7 @@ class Sweep:
                         running[pool.submit(self.train, plan)] = plan.key
                     if not running:
                         return found
-                    # A wait without end would not hear Ctrl-C on Windows.
+                    # On Windows a wait without a timeout would block Ctrl-C.
                     done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in done:
                         key = running.pop(future)
@@ -120,24 +120,24 @@ class Sweep:
                 raise
 
     def train(self, plan: RunPlan) -> Ended:
-        """One run to its end; begun anew where the machine or the worker that had it is lost."""
+        """Train a run to its end; again if its machine or worker is lost."""
         key = plan.key
         log = self._begin(plan)
         self._board.began(key)
         for tries in itertools.count(1):
             events: list[dict[str, Any]] = []
             try:
-                ended = self._heard(plan, log, events)
+                ended = self._attempt(plan, log, events)
                 break
             except LostError as lost:
                 if self._stopped.is_set():
                     raise Stopped from lost
                 if tries == TRIES:
-                    ended = Ended("failed", f"{lost}, as in the {TRIES - 1} tries before")
+                    ended = Ended("failed", f"{lost}, as in the {TRIES - 1} attempts before")
                     break
-                # The newest try is the one that counts: it is there before the old one ends.
+                # The newest attempt counts, so it is created before the old one ends.
                 abandoned, log = log, self._begin(plan)
-                stopped = Ended("stopped", f"{lost}; begun anew")
+                stopped = Ended("stopped", f"{lost}; trained again")
                 abandoned.ended(stopped, events)
                 if self._judge:
                     self._judge.ended(key, stopped)
@@ -147,35 +147,35 @@ class Sweep:
         self._board.ended(key, ended)
         return ended
 
-    def _heard(self, plan: RunPlan, log: Log, events: list[dict[str, Any]]) -> Ended:
-        """A try at a run, written down as it goes."""
+    def _attempt(self, plan: RunPlan, log: Log, events: list[dict[str, Any]]) -> Ended:
+        """Train a run once, store its points, and add its out-of-memory events to `events`."""
         key = plan.key
         ended: Ended | None = None
-        with closing(self._place.stream_events(plan)) as saying:  # type: ignore[type-var]
-            for said in saying:
+        with closing(self._place.stream_events(plan)) as stream:  # type: ignore[type-var]
+            for news in stream:
                 if self._stopped.is_set():
                     raise Stopped
-                if said.points:
-                    log.points(said.points)
-                    self._board.went(key, said.points)
-                    why = self._judge.verdict(key, said.points) if self._judge else None
-                    if why is not None:
-                        ended = _hopeless(why, said.points[-1])
+                if news.points:
+                    log.points(news.points)
+                    self._board.went(key, news.points)
+                    reason = self._judge.verdict(key, news.points) if self._judge else None
+                    if reason is not None:
+                        ended = _stopped_early(reason, news.points[-1])
                         break
-                if said.event is not None:
-                    events.append(said.event)
-                ended = said.ended or ended
+                if news.event is not None:
+                    events.append(news.event)
+                ended = news.ended or ended
         if self._stopped.is_set():
             raise Stopped
         if ended is None:
-            raise RuntimeError(f"the place said nothing of the end of {key}")
+            raise RuntimeError(f"the place reported no end of {key}")
         return ended
 
 
-def _hopeless(why: str, last: Point) -> Ended:
+def _stopped_early(reason: str, last: Point) -> Ended:
     return Ended(
         "stopped",
-        why,
+        reason,
         steps=last.steps,
         examples=int(last.examples),
         seconds=last.seconds,

@@ -1,1 +1,1 @@
-"""`train`: a whole training at a batch size that is given, tuned, or grows."""
+"""`train`: a complete training at a batch size that is given, tuned, or grows."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training while it goes on, at its end, and when it is interrupted."""
+"""Checkpoints of a training: from time to time, at its end, and on an interrupt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rightbatch._units import format_seconds
 
 
 class Checkpointing(Observer):
-    """Saves a loop and the `others` that observe it; comes last of all observers.
+    """Saves a loop and its `others`, observers by name; must be the last observer.
 
-    Ctrl-C and SIGTERM end the training between two steps with a checkpoint of where it is; a
-    second Ctrl-C ends it at once.
+    Ctrl-C and SIGTERM end the training after the current step with a checkpoint; a second Ctrl-C
+    ends it at once.
     """
 
     def __init__(self, checkpoints: Checkpoints, others: Mapping[str, Observer]) -> None:
@@ -28,10 +28,10 @@ class Checkpointing(Observer):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def resume(self, loop: WorkloadLoop) -> None:
-        """Go on from the last checkpoint; call it before the loop runs.
+        """Load the last checkpoint; call it before the loop runs.
 
         Raises:
-            UsageError: if there is none, or it is of another training.
+            UsageError: if there is none, or it belongs to another training.
         """
         state = self._checkpoints.read_same(self._asked(loop))
         loop.load_state_dict(state["loop"])
@@ -43,7 +43,7 @@ class Checkpointing(Observer):
             seed_all(loop.plan.seed + loop.processes.rank + loop.state.steps)
 
     def on_start(self, loop: WorkloadLoop) -> None:
-        """Take the signals; from here on there is something to resume."""
+        """Install signal handlers, and save a new training once so that it can be resumed."""
         if threading.current_thread() is threading.main_thread():
             self._handlers = {
                 kind: signal.signal(kind, self._note) for kind in (signal.SIGINT, signal.SIGTERM)
@@ -52,16 +52,16 @@ class Checkpointing(Observer):
             self._save(loop)
 
     def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
-        """Save if it is time.
+        """Save if a checkpoint is due.
 
         Raises:
-            KeyboardInterrupt: if a process was interrupted, after a checkpoint.
+            KeyboardInterrupt: after a checkpoint, if any process was interrupted.
         """
         if loop.processes.any(self._signal is not None):
             self._save(loop)
             raise KeyboardInterrupt(
                 f"interrupted after {loop.state.steps} updates "
-                f"({format_seconds(loop.state.seconds)}); --resume goes on from there"
+                f"({format_seconds(loop.state.seconds)}); continue with --resume"
             )
         if self._checkpoints.is_due:
             self._save(loop)
@@ -72,14 +72,16 @@ class Checkpointing(Observer):
             self._save(loop)
 
     def on_end(self, loop: WorkloadLoop) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         for kind, handler in self._handlers.items():
             signal.signal(kind, handler)
         self._handlers = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            raise KeyboardInterrupt("interrupted at once; --resume goes on from the last save")
+            raise KeyboardInterrupt(
+                "interrupted during a step; continue from the last checkpoint with --resume"
+            )
         self._signal = number
 
     def _asked(self, loop: WorkloadLoop) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training measures after each epoch, and what a person sees meanwhile."""
+"""Evaluation after each epoch, and the progress line of a training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from rightbatch._progress import Live
 from rightbatch._training.protocol import Observer, StepLoss, TrainingLoop
 
 _PERIOD = 0.5
-"""Seconds between two lines, since reading the loss waits for the device."""
+"""Seconds between two updates of the line, since reading the loss waits for the device."""
 
 
 class EpochEvaluation(Observer):
-    """Evaluates at the end of every epoch, if there is anything to evaluate."""
+    """Evaluates at the end of every epoch, if the workload has an evaluation."""
 
     def measure_epoch(self, loop: TrainingLoop) -> Mapping[str, float]:
         """Return the metrics of the evaluation."""
@@ -20,7 +20,7 @@ class EpochEvaluation(Observer):
 
 
 class ProgressLine(Observer):
-    """Shows the epoch, the loss and the speed twice a second at most."""
+    """Shows the epoch, the loss and the speed, at most twice a second."""
 
     def __init__(self, *, enabled: bool, shows_batch_size: bool = False) -> None:
         self._enabled, self._shows_batch_size = enabled, shows_batch_size
@@ -35,14 +35,14 @@ class ProgressLine(Observer):
             self._live.__enter__()
 
     def on_step(self, loop: TrainingLoop, report: StepLoss) -> None:
-        """Show where the training is."""
+        """Show the state of the training."""
         at = loop.state
         if self._live is None or at.seconds - self._shown < _PERIOD:
             return
         self._shown = at.seconds
         text = f"epoch {at.epoch + 1} of {loop.plan.epochs}, loss {float(report.mean_loss):.4g}"
         if self._shows_batch_size:
-            text += f", batches of {at.batch_size}"
+            text += f", batch size {at.batch_size}"
         self._live.show(f"{text}, {at.examples / at.seconds:.3g} examples/s", at.examples)
 
     def on_end(self, loop: TrainingLoop) -> None:

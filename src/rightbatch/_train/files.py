@@ -1,4 +1,4 @@
-"""The files of a training's folder: history, events, and the weights at the end."""
+"""The files in the folder of a training: history, events, and the final weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingFiles(Observer):
         self._folder = folder
 
     def on_start(self, loop: WorkloadLoop) -> None:
-        """Make the folder; after a resume, drop what was written after the checkpoint."""
+        """Create the folder; after a resume, drop the lines written after the checkpoint."""
         if not loop.processes.is_first:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class TrainingFiles(Observer):
         self._keep(EVENTS, lambda line: line["step"] < steps)
 
     def on_epoch(self, loop: WorkloadLoop) -> None:
-        """Write the epoch's line, and the weights after the last epoch."""
+        """Write a line for the epoch, and the weights after the last one."""
         if not loop.processes.is_first:
             return
         at = loop.state
@@ -54,7 +54,7 @@ class TrainingFiles(Observer):
             torch.save(loop.model.state_dict(), self._folder / WEIGHTS)
 
     def on_event(self, loop: WorkloadLoop, event: Event) -> None:
-        """Write the event's line, here and in the log."""
+        """Write a line for the event, and log it."""
         log_event(event)
         self._append(EVENTS, event.to_dict())
 

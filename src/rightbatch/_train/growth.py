@@ -1,9 +1,9 @@
 """A batch size that grows with the noise scale while a model trains.
 
-Early in a training the gradient stands out of the noise and large batches waste examples; later
-they pay. So now and then the weights are held still for a moment, the noise scale is taken again,
-and `tune`'s decision is made again with it: for the size in use against twice that size, at the
-step times that `tune` has measured.
+Early in a training the noise scale is low and large batches waste examples; later they are faster.
+So from time to time the weights are held still in a short window that measures the noise scale, and
+`tune`'s decision between the current size and twice that size is repeated, with the step times that
+`tune` measured.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from rightbatch._tune.throughput import Throughput
 from rightbatch._workload.workload import StepSeconds
 
 SHARE = 0.03
-"""Of the training's time that measuring may take."""
+"""Share of the training's time for measurements."""
 WINDOW = 0.5
 """Seconds of the first window; later ones take their share of the time since the last."""
-REMEMBERED = 6
-"""Windows that a decision rests on; the noise scale grows, so older ones say too little."""
-LEAST = 3
+MAX_WINDOWS = 6
+"""Windows that a decision uses; the noise scale grows, so older ones are out of date."""
+MIN_WINDOWS = 3
 
 
 @dataclass(frozen=True)
 class Grown:
-    """From now on batches of `batch_size` in parts of `micro_batch_size`, with the learning rate
-    changed by `scaling`."""
+    """A larger batch size, its micro-batch size, and how the optimizer is scaled for it."""
 
     batch_size: int
     micro_batch_size: int
@@ -43,10 +42,10 @@ class Grown:
 
 
 class Growth(Observer):
-    """Measures when it is time, and lets the batch size grow where that is faster.
+    """Measures the noise scale from time to time, and doubles the batch size if that is faster.
 
-    `samples` are step times by micro-batch size, of which none above `most_at_once` is used.
-    Nothing above the largest size that leaves enough updates is chosen.
+    `samples` are step times by micro-batch size; sizes above `most_at_once` are not used. The size
+    never grows beyond the largest one that leaves enough updates (`most_useful`).
     """
 
     def __init__(
@@ -67,14 +66,14 @@ class Growth(Observer):
         self._average: WeightAverage | None = None
 
     def on_start(self, loop: WorkloadLoop) -> None:
-        """Begin to average the weights; what the loop trains bounds the size."""
+        """Start the average of the weights, and take the bounds of the size from the loop."""
         self._average = WeightAverage(loop.model)
         self._throughput = Throughput(self._samples, workers=loop.facts.workers)
         self._most = most_useful(loop.examples, self._epochs)
         self._betas = loop.facts.betas
 
     def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
-        """Measure if it is time, and take a larger batch if that is faster."""
+        """Measure if a window is due, and double the batch size if that is faster."""
         assert self._average is not None
         self._average.update()
         at = loop.state
@@ -93,19 +92,19 @@ class Growth(Observer):
             )
 
     def window_seconds(self, seconds: float) -> float | None:
-        """How long to measure now, `seconds` into the training; None while it is too early."""
+        """Return how long to measure now, `seconds` into the training; None if it is too early."""
         since = seconds - self._measured_at
         return SHARE * since if SHARE * since >= WINDOW else None
 
     def grown(self, seen: NoiseWindow, batch_size: int, seconds: float) -> Grown | None:
-        """With what a window has shown: twice the size where that is not slower now.
+        """Add a window's observations, and return twice the size if that is not slower.
 
-        At the same speed half the updates are left, each with half the noise.
+        At equal speed the larger size is taken: half the updates, each with half the noise.
         """
         self._measured_at = seconds
-        self._seen = (self._seen + seen).last(REMEMBERED)
+        self._seen = (self._seen + seen).last(MAX_WINDOWS)
         noise = self.estimate
-        if len(self._seen.at_weights) < LEAST or noise is None or noise.value is None:
+        if len(self._seen.at_weights) < MIN_WINDOWS or noise is None or noise.value is None:
             return None
         twice = 2 * batch_size
         if twice > self._most:
@@ -115,24 +114,24 @@ class Growth(Observer):
         if then > now:
             return None
         rule = scaling(self._betas, batch_size, twice, decision.noise_scale)
-        self._seen = NoiseWindow()  # the next decision rests on what the new size leads to
+        self._seen = NoiseWindow()  # the next decision uses windows at the new size only
         micro = decision.expected[1].micro_batch_size
         return Grown(
             twice,
             micro,
             rule,
-            f"{noise}: batches of {twice} are {now / then:.2f} times as fast to the target as of "
-            f"{batch_size}, in half the updates; learning rate x {rule.learning_rate_factor:.3g} "
+            f"{noise}: batch size {twice} is expected to reach the target {now / then:.2f} times "
+            f"as fast as {batch_size}; learning rate x {rule.learning_rate_factor:.3g} "
             f"({rule.rule})",
         )
 
     @property
     def estimate(self) -> NoiseEstimate | None:
-        """From the windows that are remembered."""
+        """The noise scale from the latest windows; None if there are none."""
         return estimate_from(self._seen.at_weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, step times included, since a training that resumes has no `tune`."""
+        """Return the state, with the step times, since a resumed training does not run `tune`."""
         return {
             "samples": {size: [asdict(s) for s in steps] for size, steps in self._samples.items()},
             "seen": self._seen,
@@ -140,11 +139,11 @@ class Growth(Observer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the step times are those of the constructor."""
+        """Restore `state_dict`, except for the step times, which the constructor takes."""
         self._seen = state["seen"]
         self._measured_at = state["measured_at"]
 
 
 def samples_of(state: dict[str, Any]) -> dict[int, list[StepSeconds]]:
-    """The step times in a `state_dict`."""
+    """Return the step times in a `state_dict`."""
     return {size: [StepSeconds(**s) for s in steps] for size, steps in state["samples"].items()}

@@ -20,21 +20,21 @@ from rightbatch._workload.options import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(ProbeOptions):
-    """What `rightbatch.train` takes beside the workload."""
+    """What `rightbatch.train` takes in addition to the workload."""
 
     epochs: Annotated[int, Help("passes over the data")]
     batch: Annotated[int | str, Help("auto, or a batch size")] = "auto"
     out: Annotated[str | Path, Help("folder for the results", cli_default="runs/rightbatch")]
-    micro_batch: Annotated[int | str, Help("auto, or examples per forward pass to begin with")] = (
+    micro_batch: Annotated[int | str, Help("auto, or examples per forward pass at the start")] = (
         "auto"
     )
-    budget: Annotated[float | str, Help("how long auto may take to choose")] = "1min"
+    budget: Annotated[float | str, Help("time for auto to choose the size")] = "1min"
     base_batch: BaseBatch = DEFAULT_BATCH
-    adapt: Annotated[bool, Help("let auto's size grow with the noise scale")] = False
+    adapt: Annotated[bool, Help("let the size of auto grow with the noise scale")] = False
     resume: Annotated[bool, Help("continue the training in --out")] = False
-    checkpoint_seconds: Annotated[float, Help("time between two checkpoints")] = 30.0
+    checkpoint_seconds: Annotated[float, Help("seconds between checkpoints")] = 30.0
     settings: Annotated[
-        Mapping[str, Any] | None, Help("of a framework's own training", python_only=True)
+        Mapping[str, Any] | None, Help("settings of the framework's trainer", python_only=True)
     ] = None
 
     def __post_init__(self) -> None:

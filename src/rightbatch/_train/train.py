@@ -1,4 +1,4 @@
-"""`train`: a whole training at a batch size, found and chosen first if that is asked for."""
+"""`train`: a complete training at a batch size that is given, or chosen by `tune`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from rightbatch._workload.workload import StepSeconds
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training. `steps` are updates, `examples` those that all of them saw.
+    """A finished training of `steps` updates and `examples` examples, in `seconds`.
 
-    `micro_batch_size` is the one in use at the end, `out_of_memory_events` how often memory ran out
-    and was survived. `plan` is that of `tune` where the size was chosen, whose learning rate a
-    workload was trained with; `reason` says why this one. With `adapt` the size is that of the end.
+    `batch_size` and `micro_batch_size` are those at the end. `out_of_memory_events` counts the
+    out-of-memory errors that the training survived. `reason` says why the batch size was used;
+    `plan` is the result of `tune`, None if it did not run. The files are in the folder `out`.
     """
 
     batch_size: int
@@ -62,7 +62,7 @@ class TrainResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch train --json`."""
+        """Return the JSON document of `rightbatch train --json`."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
         return document | {"plan": self.plan.to_dict() if self.plan else None}
 
@@ -71,15 +71,15 @@ class TrainResult:
 def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
     """Train a workload, or a model of an integration through that framework's own trainer.
 
-    `batch` is the batch size, or `"auto"`: what `tune` answers within `budget`, with its learning
-    rate for a workload whose own was chosen for `base_batch` (a framework keeps to its own rule).
-    With `adapt` the size then grows with the noise scale, and the learning rate with it. A
-    workload's batches are cut into parts of `micro_batch` examples, which shrink where memory runs
-    out; the batch size stays. Everything is written into the folder `out`, from which `resume` goes
-    on at the next example. Started by torchrun, the processes train together.
+    `batch` is the batch size, or `"auto"`: the choice of `tune` within `budget`, with its learning
+    rate if the workload's own was chosen for `base_batch` (a framework keeps its own rule). With
+    `adapt` the size then grows with the noise scale, and the learning rate with it. A workload's
+    batches are run in parts of `micro_batch` examples, which shrink when memory runs out; the batch
+    size stays. All files are written into the folder `out`; `resume` continues from it at the next
+    example. Processes started by torchrun train together.
 
-    `checkpoint_seconds` lie between two checkpoints. `settings` go to a framework's training as
-    they are; any other keyword goes to its spec (`data=`, `imgsz=`).
+    A checkpoint is written every `checkpoint_seconds`. `settings` are passed to a framework's
+    trainer; any other keyword goes to its spec (`data=`, `imgsz=`).
 
     Raises:
         UsageError: for an option that cannot be used, or an `out` that holds another training.
@@ -96,11 +96,11 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
     if adapt:
         require(training, Ability.GROW, "train --adapt")
         if batch != "auto":
-            raise UsageError("adapt grows a size that tune has chosen: it takes batch='auto'")
+            raise UsageError("adapt needs a size that tune chose: use it with batch='auto'")
 
     def choose(processes: int) -> _Choice:
         if isinstance(batch, int):
-            return _Choice(batch, f"{batch} was asked for", None)
+            return _Choice(batch, f"batch size {batch} was given", None)
         plan = tune(
             training,
             budget=options.budget,
@@ -121,19 +121,19 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
         if processes.world_size > 1:
             require(training, Ability.DISTRIBUTE, "train with torchrun")
             if adapt:
-                raise UsageError("adapt measures in one process; torchrun trains at one size")
+                raise UsageError("adapt works in one process only: leave out --adapt, or torchrun")
         checkpoints = None
         if Ability.RESUME in training.abilities:
             checkpoints = Checkpoints(out, options.checkpoint_seconds)
             if checkpoints.exist and not resume:
                 raise UsageError(
-                    f"{out} holds a training: --resume (resume=True) goes on with it, or take "
+                    f"{out} holds a training: continue it with --resume (resume=True), or use "
                     "another --out"
                 )
         if resume and batch == "auto":
             assert checkpoints is not None
             began = checkpoints.asked()["batch_size"]
-            chosen = _Choice(began, f"the training began with {began}", None)
+            chosen = _Choice(began, f"the training was started with batch size {began}", None)
         else:
             own = choose(processes.world_size) if processes.is_first else None
             chosen = processes.from_first(own)
@@ -153,7 +153,7 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
         )
         observers: list[Observer] = [ProgressLine(enabled=options.progress, shows_batch_size=adapt)]
         checkpointing = None
-        if checkpoints is not None:  # a framework evaluates and writes by itself
+        if checkpoints is not None:  # a framework evaluates and writes files itself
             observers += [EpochEvaluation(), TrainingFiles(out)]
             kept: dict[str, Observer] = {}
             if adapt:
@@ -185,7 +185,7 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
 def _factors(
     training: Training, plan: Plan | None
 ) -> Callable[[Betas], tuple[float, float]] | None:
-    """By what the optimizer's settings are scaled; a framework keeps to its own rule."""
+    """Return the factors on the optimizer's settings; None for a framework, which has a rule."""
     if plan is None or training.base_batch is not None:
         return None
     factors = (plan.batch_size / plan.base_batch, plan.learning_rate_factor)
@@ -195,19 +195,23 @@ def _factors(
 def _samples(
     plan: Plan | None, checkpoints: Checkpoints | None
 ) -> Mapping[int, Sequence[StepSeconds]]:
-    """Return the step times of the plan, or of the one that a training was begun with."""
+    """Return the step times of the plan, or of the training in the checkpoint.
+
+    Raises:
+        UsageError: if that training was started without `adapt`.
+    """
     if checkpoints is None:
         assert plan is not None
         return plan.samples
     state = checkpoints.read()["observers"].get("growth")
     if state is None:
-        raise UsageError("the training in --out was begun without --adapt")
+        raise UsageError("the training in --out was started without --adapt: resume it without")
     return samples_of(state)
 
 
 @contextmanager
 def _workload_errors() -> Iterator[None]:
-    """Raise what the workload itself raises as the error that says so."""
+    """Raise errors of the workload as `NothingFitsError` or `WorkloadError`."""
     try:
         yield
     except RightbatchError:
@@ -219,7 +223,7 @@ def _workload_errors() -> Iterator[None]:
         }
         said = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            raise NothingFitsError(f"memory ran out outside of a step: {said}", **what) from error
+            raise NothingFitsError(f"out of memory outside of a step: {said}", **what) from error
         trace = "".join(traceback.format_exception(error))
         reason = f"the workload failed with an error other than out-of-memory: {said}"
         raise WorkloadError(reason, traceback=trace, **what) from error

@@ -1,4 +1,4 @@
-"""One training and its step: the protocol, the loop, and what goes with a long run.
+"""One training and its step, which all verbs use: the protocol and the loop of a `Workload`.
 
-Checkpoints, epochs, evaluation, learning-rate scaling and several processes. Verbs build on it.
+With checkpoints, epochs, evaluation, learning-rate scaling and distributed processes.
 """

@@ -1,4 +1,4 @@
-"""Where a training stands, written so that a kill at any moment leaves the last one whole."""
+"""Checkpoint files, written atomically: a kill at any moment leaves the last one intact."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rightbatch._errors import UsageError
 
 NAME = "last.pt"
 SHARE = 0.05
-"""At most this share of the time goes into checkpoints: a large one is written less often."""
+"""Largest share of the time for checkpoints: large ones are written less often."""
 
 
 class Checkpoints:
-    """Writes `last.pt` into a folder, every `every` seconds at most; after every step with 0."""
+    """Writes `last.pt` into a folder, at most every `every` seconds; 0: after every step."""
 
     def __init__(self, folder: Path, every: float) -> None:
         self._path = folder / NAME
@@ -33,7 +33,7 @@ class Checkpoints:
         return time.perf_counter() >= self._due
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the last checkpoint by this one, in one step of the file system."""
+        """Replace the last checkpoint atomically."""
         started = time.perf_counter()
         partial = self._path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -45,27 +45,33 @@ class Checkpoints:
         self._due = ended + (max(self._every, (ended - started) / SHARE) if self._every else 0)
 
     def read(self) -> dict[str, Any]:
-        """The last checkpoint, on the CPU.
+        """Return the last checkpoint, with its tensors on the CPU.
 
         Raises:
             UsageError: if there is none.
         """
         if not self.exist:
-            raise UsageError(f"there is nothing to resume in {self._path.parent}: no {NAME}")
-        # Schedules keep objects of their own in their state; the file is this program's.
+            raise UsageError(
+                f"there is nothing to resume in {self._path.parent}: {NAME} does not exist"
+            )
+        # States of schedules contain arbitrary objects; this program wrote the file.
         state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=False)
         return state
 
     def asked(self) -> dict[str, Any]:
-        """What the training was begun with. Raises UsageError if there is none."""
+        """Return the settings that the training was started with.
+
+        Raises:
+            UsageError: if there is no checkpoint.
+        """
         asked: dict[str, Any] = self.read()["asked"]
         return asked
 
     def read_same(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The last checkpoint, of the training that `asked` describes.
+        """Return the last checkpoint if it belongs to the training with the settings `asked`.
 
         Raises:
-            UsageError: if there is none, or it is of another training.
+            UsageError: if there is none, or it belongs to another training.
         """
         state = self.read()
         was = state["asked"]

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, or the one there is."""
+"""The processes that torchrun started, or the only one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """Who this process is among those that train together."""
+    """The device, rank and world size of this process."""
 
     device: torch.device
     rank: int = 0
@@ -24,7 +24,7 @@ class Processes:
 
     @property
     def group(self) -> Any:
-        """Torch's group of all processes; None for one alone. Not kept: see `opened`."""
+        """Torch's group of all processes; None for a single one. Not stored, see `opened`."""
         return dist.group.WORLD if self.world_size > 1 else None
 
     @property
@@ -32,25 +32,25 @@ class Processes:
         return self.rank == 0
 
     def share_of(self, batch: Sequence[int]) -> list[int]:
-        """This process' part of a batch's examples; parts differ by one at most."""
+        """Return this process' part of a batch's indices; sizes of parts differ by at most one."""
         return list(batch[self.rank :: self.world_size])
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Give every process the first one's values."""
+        """Broadcast the first process' values in place."""
         if self.group is not None:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0, group=self.group)
 
-    def any(self, said: bool) -> bool:
-        """Whether any process says so."""
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process."""
         if self.group is None:
-            return said
-        answer = torch.tensor(float(said), device=self._collectives_on)
+            return value
+        answer = torch.tensor(float(value), device=self._collectives_on)
         dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.group)
         return bool(answer.item())
 
     def mean(self, value: float) -> float:
-        """The mean of what every process passes."""
+        """Return the mean of the processes' values."""
         if self.group is None:
             return value
         answer = torch.tensor(value, dtype=torch.float64, device=self._collectives_on)
@@ -58,7 +58,7 @@ class Processes:
         return float(answer.item()) / self.world_size
 
     def from_first(self, value: Any) -> Any:
-        """What the first process passes; the others' is ignored."""
+        """Return the first process' value, which must be picklable."""
         if self.group is None:
             return value
         box = [value]
@@ -72,7 +72,7 @@ class Processes:
 
 @contextmanager
 def opened(device: str | None) -> Iterator[Processes]:
-    """Join the group that torchrun describes in the environment, where there is one."""
+    """Join the process group that torchrun describes in the environment, if there is one."""
     from rightbatch._device import open_device
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -91,7 +91,7 @@ def opened(device: str | None) -> Iterator[Processes]:
         yield Processes(torch.device(name), rank, world_size)
     finally:
         if joined:
-            # What still holds the group would end it only with the interpreter, whose end does not
-            # wait for gloo's threads.
+            # Objects that still hold the group would destroy it when the interpreter exits, which
+            # does not wait for gloo's threads.
             gc.collect()
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""An epoch's order, cut into batches of a size that may change on the way."""
+"""The order of an epoch's examples, cut into batches whose size may change within it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rightbatch._workload.workload import Workload
 
 
 def order_of(examples: int, seed: int, epoch: int) -> list[int]:
-    """The indices of an epoch, in an order that the seed and the epoch determine."""
+    """Return the shuffled indices of an epoch, determined by the seed and the epoch."""
     return torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
 
 
 def cuts(
     workload: Workload, examples: int, batch_size: int, start: int = 0
 ) -> list[tuple[int, int]]:
-    """Where the order from `start` on is cut into batches.
+    """Return (start, stop) of each batch in the order from `start` on.
 
-    BatchNorm cannot train on the one example that may be left over; then the last two batches
-    share their examples.
+    BatchNorm cannot train on a single example: if one is left over, the last two batches are
+    redistributed.
     """
     stops = range(start, examples, batch_size)
     found = [(begin, min(begin + batch_size, examples)) for begin in stops]
@@ -49,14 +49,14 @@ def batches(
     seed: int,
     epoch: int,
 ) -> Iterator[tuple[Batch, int]]:
-    """This process' share of every batch, with the number of examples in all of it."""
+    """Yield this process' share of every batch, with the number of examples of the whole batch."""
     chosen = [list(order[start:stop]) for start, stop in where]
     loader: DataLoader[Any] = DataLoader(
         workload.data,
         batch_sampler=[processes.share_of(batch) for batch in chosen],
         num_workers=workload.workers,
         collate_fn=_Collate(workload.collate),
-        generator=_generator(seed, epoch, processes.rank),  # of what workers draw
+        generator=_generator(seed, epoch, processes.rank),  # seeds the workers
     )
     for batch, (start, stop) in zip(loader, where, strict=True):
         yield batch, stop - start
@@ -68,7 +68,7 @@ def _generator(seed: int, epoch: int, rank: int = 0) -> torch.Generator:
 
 @dataclass(frozen=True)
 class _Collate:
-    """None for a process that has no example in the last, small batch."""
+    """Returns None if this process has no example in the last, small batch."""
 
     collate: Callable[[list[Any]], Batch]
 

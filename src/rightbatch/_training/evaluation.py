@@ -1,4 +1,4 @@
-"""What is measured after an epoch: the loss on evaluation data, and the user's own metrics."""
+"""The evaluation after an epoch: the loss on evaluation data, and the user's metrics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from rightbatch._workload.workload import Workload
 
 
 def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> dict[str, float]:
-    """`evaluation_loss`, and what the workload's `evaluate` returns; the model trains on after it.
+    """Return `evaluation_loss` and the metrics of the workload's `evaluate`.
 
-    `ran_out` hears where memory ran out in `evaluate`, which is then called once more.
+    The model is in training mode afterwards. If `evaluate` runs out of memory, `ran_out` is called
+    with a message and `evaluate` is called once more.
     """
     metrics: dict[str, float] = {}
     w.model.eval()
@@ -42,7 +43,7 @@ def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> d
 
 
 def _users(w: Workload, ran_out: Callable[[str], object]) -> Mapping[str, float]:
-    """Called once more with an emptied cache where memory ran out: its batches are its own."""
+    """Call `evaluate`; after an out-of-memory error once more, with an emptied cache."""
     assert w.evaluate is not None
     try:
         _faults.enter("evaluation")
@@ -52,6 +53,6 @@ def _users(w: Workload, ran_out: Callable[[str], object]) -> Mapping[str, float]
         if not is_out_of_memory(error):
             raise
     release(next(w.model.parameters()).device)
-    ran_out("memory ran out in the workload's evaluate; emptied the cache to try again")
+    ran_out("out of memory in the workload's evaluate; emptied the cache and tried again")
     with torch.no_grad():
         return w.evaluate(w.model)

@@ -1,4 +1,4 @@
-"""What only the process that holds a training can tell of it, and advice depends on."""
+"""Properties of a training that only its own process knows, for the advice of `tune`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """Of a loop's model, optimizer and loading.
+    """Properties of a loop's model, optimizer and loader.
 
-    `betas` are those of Adam and its kin, None for others. `gradient_bytes` is what processes that
-    train together exchange at every update. `precision` is None where a framework has its own.
+    `betas` are those of Adam and its variants, None for others. `gradient_bytes` is what
+    distributed processes exchange per update. `precision` is None if the framework sets it.
     """
 
     optimizer: str
@@ -37,7 +37,7 @@ def facts_of(
     precision: str | None,
     notes: tuple[str, ...] = (),
 ) -> TrainingFacts:
-    """Return the facts of a model and its optimizer, with what the loop knows beside them."""
+    """Return the facts of a model and its optimizer; the keywords are properties of the loop."""
     from rightbatch._workload.normalization import has_batch_norm
 
     betas = optimizer.defaults.get("betas")

@@ -1,4 +1,4 @@
-"""The training of a `Workload`, epoch after epoch, with observers at its steps."""
+"""The training loop of a `Workload`, with observers at its steps."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from rightbatch._workload.workload import Workload
 
 
 class WorkloadLoop:
-    """Trains a workload as planned; `Elastic` makes its updates.
+    """Trains a workload by a plan; `Elastic` runs its updates.
 
     Raises:
-        UsageError: for data without a length, or none at all.
+        UsageError: for data without a length, or empty data.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class WorkloadLoop:
     ) -> None:
         if isinstance(workload.data, IterableDataset) or not hasattr(workload.data, "__len__"):
             raise UsageError(
-                "a training takes a map-style data set, whose order it can resume; a stream is "
-                "trained in your own loop, with rightbatch.Elastic as its step"
+                "training needs a map-style data set, whose order can be resumed; for a stream, "
+                "write your own loop with rightbatch.Elastic as its step"
             )
         self.workload, self.plan, self.processes = workload, plan, processes
         self.examples = len(workload.data)
@@ -70,7 +70,7 @@ class WorkloadLoop:
             memory=plan.memory,
             margin=plan.margin,
         )
-        if plan.factors is not None:  # after the schedule is made, which may set rates of its own
+        if plan.factors is not None:  # after the schedule is made, since it may set learning rates
             batch_factor, rate_factor = plan.factors(workload.optimizer.defaults.get("betas"))
             scale_optimizer(workload.optimizer, batch_factor, rate_factor, self.scheduler)
         self.learning_rate = float(workload.optimizer.param_groups[0]["lr"])
@@ -78,7 +78,7 @@ class WorkloadLoop:
 
     @property
     def population(self) -> int | None:
-        """All examples: a data set of a workload's counts as the same each time."""
+        """The number of examples: those of a workload are assumed to be the same in every epoch."""
         return self.examples
 
     @property
@@ -112,7 +112,7 @@ class WorkloadLoop:
         return at
 
     def stop(self, reason: str) -> None:
-        """End the training after this step; the state stays where it is."""
+        """End the training after this step; the state is kept."""
         self._stopped = reason
 
     def resize(
@@ -124,7 +124,7 @@ class WorkloadLoop:
         rate_factor: float,
         reason: str,
     ) -> None:
-        """Go on with batches of another size; the rest of the epoch is cut anew."""
+        """Continue with another batch size; the rest of the epoch is cut into batches of it."""
         self.state.batch_size = batch_size
         self.step.use(micro_batch_size)
         scale_optimizer(self.optimizer, batch_factor, rate_factor, self.scheduler)
@@ -132,7 +132,7 @@ class WorkloadLoop:
         self._on_event(Event("adapted", self.state.steps - 1, reason, micro))
 
     def evaluate(self) -> dict[str, float]:
-        """Measure the loss on evaluation data, and the workload's own metrics."""
+        """Return the evaluation loss and the workload's metrics; restores the random states."""
         before = random_state(self.device)
         try:
             return evaluated(self.workload, self.step, self._on_evaluation_out_of_memory)
@@ -140,7 +140,7 @@ class WorkloadLoop:
             set_random_state(before, self.device)
 
     def micro_batches(self, most: int | None = None) -> Iterator[Part]:
-        """Yield each example once, in an order of its own, `most` at once at most."""
+        """Yield micro-batches of at most `most` examples, each example at most once, shuffled."""
         w, size = self.workload, min(self.step.micro_batch_size or 1, most or sys.maxsize)
         generator = torch.Generator().manual_seed(self.plan.seed + self.state.steps)
         order = torch.randperm(self.examples, generator=generator).tolist()
@@ -153,7 +153,7 @@ class WorkloadLoop:
                 yield partial(self._plain.loss, self.model, here), size, count * scale
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a checkpoint needs to go on at the next example."""
+        """Return the state that a checkpoint needs to continue at the next example."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -164,7 +164,7 @@ class WorkloadLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the state of `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -199,7 +199,7 @@ class WorkloadLoop:
 
     def _count(self, report: StepReport, examples: int) -> None:
         at = self.state
-        at.loss_sum = at.loss_sum + report.mean_loss * report.count  # waits for no device
+        at.loss_sum = at.loss_sum + report.mean_loss * report.count  # does not wait for the device
         at.loss_count += report.count
         at.examples, at.position = at.examples + examples, at.position + examples
         at.steps += 1
@@ -209,11 +209,11 @@ class WorkloadLoop:
 
     @property
     def _steps_schedule(self) -> bool:
-        """Whether the schedule is stepped here, since `Elastic` steps it once an update."""
+        """Whether the schedule is stepped here; otherwise `Elastic` steps it once per update."""
         return self.plan.schedule_by_examples or self.plan.schedule_epochs is not None
 
     def _step_schedule(self) -> None:
-        """Step the schedule to where it belongs, never beyond its end: some schedules refuse."""
+        """Step the schedule to its due step, never beyond its end, where some schedules raise."""
         if self.scheduler is None:
             return
         at = self.state

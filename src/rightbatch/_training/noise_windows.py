@@ -1,4 +1,4 @@
-"""The noise scale of a training, taken at a step's boundary with the weights held still."""
+"""Noise scale measurements of a training, between two steps with the weights held still."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rightbatch._workload.normalization import min_examples
 def noise_windows(
     loop: TrainingLoop, seconds: float, average: WeightAverage | None = None
 ) -> NoiseWindow:
-    """Measure |G|² and tr(Σ) for `seconds`: at the weights, and at their `average` if there is one.
+    """Measure |G|² and tr(Σ) for `seconds`: at the weights, and at their `average` if given.
 
-    The training goes on as if nothing had been measured. Nothing is found where memory does not
-    suffice.
+    The weights and random states of the training are unchanged. Out of memory gives an empty
+    window.
     """
-    # A window holds several parts, and no example twice, where the data set is small, too.
+    # Also for a small data set, a window has several parts and no example twice.
     most = max(min_examples(loop.model), loop.examples // 8, 1)
     before = random_state(loop.device)
     try:

@@ -1,11 +1,10 @@
-"""`Training`: what every verb is given, with the abilities that it declares.
+"""`Training`: the argument of every verb, with the abilities that it declares.
 
-A `Training` is a description that can be sent to another process. There it is loaded, and makes one
-of two things: a `Session`, whose steps have any size (`fit`, step times, `predict`), or a
-`TrainingLoop`, which goes through epochs and calls observers at the boundaries of its steps
-(`train`, `tune`, `study`). A framework's integration implements it once and passes
-`rightbatch.testing.TrainingContract`; then every verb works with it, or refuses it by name for an
-ability that it does not declare. Imports no torch.
+A `Training` is a description that can be sent to another process. There it is loaded, and opens
+either a `Session`, which runs single steps of any batch size (`fit`, step times, `predict`), or a
+`TrainingLoop`, which runs epochs and calls observers between its steps (`train`, `tune`, `study`).
+A framework's integration implements it once and passes `rightbatch.testing.TrainingContract`. Then
+every verb works with it, or refuses it and names the missing ability. Imports no torch.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ if TYPE_CHECKING:
     from rightbatch._workload.workload import Precision, StepSeconds
 
 Betas = tuple[float, float] | None
-"""Of Adam and its kin; None for SGD."""
+"""The betas of Adam and its variants; None for SGD."""
 
 
 class Ability(Enum):
-    """What a training can do. The value says it in words; `WAY_ROUND` what to do without it.
+    """What a training can do. The value is its description, `WAY_ROUND` the alternative.
 
     STEP and EVALUATE are about `session`, LOOP and SETTINGS about `loop`. FOLLOW needs a session
     that is a `rightbatch._predict.follow_framework.FollowableSession`. BRANCH, RESUME, GROW,
@@ -73,12 +72,12 @@ WAY_ROUND = {
 class LoopPlan:
     """How a loop trains.
 
-    `batch_size` examples an update, in parts of `micro_batch_size` (`"auto"`: found at the first
-    step, within `memory` less `margin`), for `epochs`. A schedule is made for `schedule_epochs`
-    (default: as many), and goes by steps, or by examples where the batch size changes on the way.
-    `factors(betas)` returns the factors on the batch size and on the learning rate that the
-    optimizer's settings are scaled by. `out` is a folder for what a framework's own trainer writes;
-    without it nothing is kept. `settings` are arguments of that trainer.
+    Each update has `batch_size` examples, in parts of `micro_batch_size` (`"auto"`: found at the
+    first step, within `memory` less `margin`), for `epochs`. A schedule is made for
+    `schedule_epochs` (default: `epochs`), and is stepped by updates, or by examples with
+    `schedule_by_examples`. `factors(betas)` returns the factors on the batch size and on the
+    learning rate that the optimizer is scaled by. `out` is the folder for the files of a
+    framework's trainer; without it no files are kept. `settings` are arguments of that trainer.
     """
 
     batch_size: int
@@ -95,15 +94,15 @@ class LoopPlan:
 
 
 class BatchTooLargeError(Exception):
-    """A batch that the data set does not fill."""
+    """The batch size is too large for the data set."""
 
 
 class Session(Protocol):
-    """Runs steps of any size; lives in a worker's process."""
+    """Runs steps of any batch size, in a worker process."""
 
     @property
     def examples(self) -> int | None:
-        """How many examples one epoch has; None where nobody knows."""
+        """The number of examples of one epoch; None if unknown."""
 
     @property
     def varies(self) -> bool:
@@ -113,30 +112,30 @@ class Session(Protocol):
         """Run one full training step (forward, backward, optimizer) on the worst examples."""
 
     def evaluate(self, batch_size: int) -> int:
-        """Evaluate one batch without gradients; returns how many examples it held.
+        """Evaluate one batch without gradients, and return its number of examples.
 
-        That is `batch_size`, or what the framework validates with beside such a training batch.
+        That is `batch_size`, or the framework's validation size for such a training batch.
         """
 
     def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
-        """Run one training step on ordinary examples, in another `precision` if asked.
+        """Run one training step on ordinary examples, and time it; `precision` overrides its own.
 
-        The device has ended its work when a part's time is taken. The loss' value is of no use.
+        Synchronises the device before each time is taken. The value of the loss is arbitrary.
         """
 
     def modules(self) -> Sequence[nn.Module]:
-        """Return what stays on the device; the trained model is the first."""
+        """Return the modules that stay on the device; the first is the trained model."""
 
     def close(self) -> None:
-        """Stop workers, delete temporary files."""
+        """Stop loader workers and delete temporary files."""
 
 
 class StepLoss(Protocol):
-    """What an observer is told of an update; `Elastic`'s `StepReport` is one."""
+    """The report of an update for observers; `Elastic`'s `StepReport` is one."""
 
     @property
     def mean_loss(self) -> Tensor:
-        """The mean loss over this process' batch, a scalar on the device."""
+        """The mean loss over this process' batch, a scalar tensor on the device."""
 
 
 class TrainingLoop(Protocol):
@@ -161,74 +160,74 @@ class TrainingLoop(Protocol):
 
     @property
     def examples(self) -> int:
-        """Of one epoch; 0 before it is known."""
+        """The number of examples of one epoch; 0 before it is known."""
 
     @property
     def population(self) -> int | None:
-        """The examples of an epoch, where each is the same whenever it is drawn; else None."""
+        """The number of distinct examples; None if augmentation makes them different each time."""
 
     @property
     def micro_batch_size(self) -> int | None:
-        """Examples that are run at once; None before the first step."""
+        """Examples per forward pass; None before the first step."""
 
     @property
     def facts(self) -> TrainingFacts:
-        """What advice depends on."""
+        """Properties of the training that advice depends on; see `TrainingFacts`."""
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate that it is configured with, after scaling and without its schedule."""
+        """The configured learning rate, after scaling and without its schedule."""
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether `evaluate` measures anything."""
+        """Whether the training has an evaluation."""
 
     def evaluate(self) -> dict[str, float]:
-        """Measure what is measured after an epoch; the random states are as before."""
+        """Return the metrics of the evaluation; the random states are restored."""
 
     def micro_batches(self, most: int | None = None) -> Iterator[Part]:
-        """Yield micro-batches at the weights of now, no example twice, `most` examples at once."""
+        """Yield micro-batches of at most `most` examples at the current weights, none twice."""
 
     def stop(self, reason: str) -> None:
         """End the training after this step."""
 
     def run(self) -> TrainingState:
-        """Train to the end."""
+        """Train to the end, or until `stop`, and return the state."""
 
 
 class Observer:
-    """What is called at the boundaries of a training's steps; subclass and override.
+    """Callbacks between a training's steps; subclass and override.
 
-    `counts_as_training` says whether the time spent in it is part of the training's seconds.
+    `counts_as_training` says whether the time spent in them is part of the training's seconds.
     """
 
     counts_as_training = True
 
     def on_start(self, loop: Any) -> None:
-        """Before the first step, or the first after a resume."""
+        """Called before the first step, also after a resume."""
 
     def on_step(self, loop: Any, report: StepLoss) -> None:
-        """After an update."""
+        """Called after an update."""
 
     def measure_epoch(self, loop: Any) -> Mapping[str, float]:
-        """Return metrics at the end of an epoch; those of all observers become the state's."""
+        """Return metrics at the end of an epoch, which are added to `state.metrics`."""
         return {}
 
     def on_epoch(self, loop: Any) -> None:
-        """After an epoch, when the state has its metrics."""
+        """Called after an epoch, when `state.metrics` is set."""
 
     def on_event(self, loop: Any, event: Event) -> None:
-        """When memory ran out, or the micro-batch or batch size changed."""
+        """Called when memory ran out, or the micro-batch or batch size changed."""
 
     def on_end(self, loop: Any) -> None:
-        """After the last step, however it came to be the last."""
+        """Called after the last step, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of this observer."""
+        """Return the state of this observer for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the state of `state_dict`."""
 
 
 class Training(ABC):
@@ -258,28 +257,31 @@ class Training(ABC):
 
     @property
     def loss_may_rise(self) -> bool:
-        """Whether a healthy training's loss may rise far above its first value.
+        """Whether the loss of a normal training may rise far above its first value.
 
-        A detector's does, from next to nothing, as its objects are found.
+        That of a detector starts near zero and rises as it begins to find objects.
         """
         return False
 
     def metric_name(self, name: str) -> str:
-        """Return the name under which a metric is logged that a person calls `name`."""
+        """Return the logged name of the metric that a user calls `name`."""
         return name
 
     def load(self) -> Training:
-        """Import what it needs, in the process that will run it, before anything is measured."""
+        """Import dependencies, in the process that runs the training, before any measurement."""
         return self
 
     def session(self, device: str, *, seed: int, inference: bool) -> Session:
-        """Open a session; needs `Ability.STEP`, or `Ability.EVALUATE` for `inference`."""
+        """Open a session on `device`.
+
+        Needs `Ability.STEP`, or `Ability.EVALUATE` for `inference`.
+        """
         raise _undeclared(self, Ability.EVALUATE if inference else Ability.STEP)
 
     def loop(
         self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
     ) -> AbstractContextManager[TrainingLoop]:
-        """Open a loop that trains as planned; needs `Ability.LOOP`."""
+        """Open a loop that trains by `plan`; needs `Ability.LOOP`."""
         raise _undeclared(self, Ability.LOOP)
 
 
@@ -290,10 +292,10 @@ def _undeclared(training: Training, ability: Ability) -> UsageError:
 
 
 def require(training: Training, ability: Ability, verb: str) -> None:
-    """Refuse a verb for a training without an ability that it needs.
+    """Check that a training has an ability that a verb needs.
 
     Raises:
-        UsageError: naming the verb, the integration, the ability, and the way round.
+        UsageError: if not; it names the verb, the integration, the ability and the alternative.
     """
     if ability not in training.abilities:
         raise UsageError(

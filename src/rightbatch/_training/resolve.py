@@ -1,4 +1,4 @@
-"""What a verb is given, made into a `Training`. Imports no torch."""
+"""Make a `Training` of the argument of a verb. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve(workload: object, **options: Any) -> Training:
     `imgsz=`).
 
     Raises:
-        UsageError: if it is none of these.
+        UsageError: if it is none of these, or takes no options.
     """
     if isinstance(workload, str | Path):
         return _from_text(str(workload), options)
@@ -30,7 +30,7 @@ def resolve(workload: object, **options: Any) -> Training:
         return workload
     if not callable(workload):
         raise UsageError(
-            "expected a factory (a callable without arguments that builds the workload, because "
+            "expected a factory (a callable without arguments that builds the workload, since "
             f"every probe builds its own), got {type(workload).__name__}"
         )
     return WorkloadTraining(workload)

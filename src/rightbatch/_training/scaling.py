@@ -1,4 +1,4 @@
-"""What a learning rate becomes when the batch size changes, and where the rule is from."""
+"""Rules that scale the learning rate with the batch size, and their sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 _LEAST_LEFT = 0.01
-"""Of 1 − κ(1−β): below, β2 would lose its memory, and the power is taken instead."""
+"""Smallest 1 − κ(1−β2) that is used as the new β2; below, β2 is taken to the power κ."""
 
 _SGD = "gain of AdaScale (Johnson 2020, arXiv 2007.05105; McCandlish 2018, arXiv 1812.06162)"
 _ADAM = "square root of the batch size, with beta2 and eps (Malladi 2022, arXiv 2205.10287)"
@@ -17,9 +17,10 @@ _ADAM = "square root of the batch size, with beta2 and eps (Malladi 2022, arXiv 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Factors from one batch size to another, which is `batch_factor` times as large.
+    """How an optimizer changes for a batch that is `batch_factor` times as large.
 
-    `beta2` is the new value and `epsilon_factor` on ε, both for Adam and its kin only.
+    `beta2` is the new value, `epsilon_factor` the factor on ε; None unless for Adam and its
+    variants. `rule` names the rule and its source.
     """
 
     batch_factor: float
@@ -32,14 +33,12 @@ class Scaling:
 def scaling(
     betas: tuple[float, float] | None, before: int, after: int, noise_scale: float
 ) -> Scaling:
-    """How to change an optimizer's settings with the batch size; `betas` are None for SGD.
+    """Scale an optimizer from batch size `before` to `after`; `betas` are None for SGD.
 
     SGD: the gain of AdaScale (Johnson 2020, arXiv 2007.05105), which is the law of McCandlish et
     al. (2018): the best rate is proportional to 1/(1 + φ/B), linear far below the noise scale φ and
-    constant far above; where the noise scale is infinite, it is linear. Adam and its kin: the
-    square root (Malladi 2022, arXiv 2205.10287), with β2 and ε; 1 − β2 grows by the factor, or β2
-    is taken to its power where that would leave nothing of it (Marek 2025, arXiv 2507.07101). β1
-    stays.
+    constant far above; it is linear if `noise_scale` is infinite. Adam and its variants: the square
+    root (Malladi 2022, arXiv 2205.10287), with β2 and ε; see `scaled_beta2`. β1 stays.
     """
     factor = after / before
     if betas is None:
@@ -52,7 +51,10 @@ def scaling(
 
 
 def scaled_beta2(beta2: float, batch_factor: float) -> float:
-    """1 − β2 grows by the factor, or β2 is taken to its power where nothing would be left of it."""
+    """Multiply 1 − β2 by the factor; if that leaves no β2, take β2 to the power of the factor.
+
+    The power is from Marek 2025, arXiv 2507.07101.
+    """
     changed = 1 - batch_factor * (1 - beta2)
     return float(changed if changed >= _LEAST_LEFT else beta2**batch_factor)
 
@@ -63,18 +65,22 @@ def scale_optimizer(
     rate_factor: float,
     scheduler: LRScheduler | None = None,
 ) -> None:
-    """Change the learning rate, and where there are, β2 and ε, by the rule of `scaling`.
+    """Change the learning rate, and β2 and ε if there are any, in place, by the rule of `scaling`.
 
-    A `scheduler` (and those that it is made of) goes on from the new rate.
+    A `scheduler` and the schedulers inside it continue from the new rate.
     """
     for schedule in _schedules(scheduler):
-        for name in ("base_lrs", "max_lrs"):  # cyclic ones have both
+        for name in ("base_lrs", "max_lrs"):  # cyclic schedulers have both
             if hasattr(schedule, name):
                 rates = [rate * rate_factor for rate in getattr(schedule, name)]
                 setattr(schedule, name, rates)
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * rate_factor
-        for name in ("initial_lr", "max_lr", "min_lr"):  # of schedules; OneCycleLR keeps all three
+        for name in (
+            "initial_lr",
+            "max_lr",
+            "min_lr",
+        ):  # set by schedulers; OneCycleLR has all three
             if name in group:
                 group[name] = group[name] * rate_factor
         if "betas" in group:

@@ -1,4 +1,4 @@
-"""Steps of a `Workload` at any size: the same loop that a training script has."""
+"""Sessions of a `Workload`: steps of any batch size, as in a plain training loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LABELS = {"label", "labels", "label_ids", "target", "targets", "y"}
 
 
 class WorkloadSession:
-    """The default `Session`: the plain PyTorch loop on the worst examples."""
+    """The `Session` of a workload: a plain PyTorch loop on the examples that need most memory."""
 
     def __init__(self, workload: Workload, device: str, *, seed: int = 0) -> None:
         self._workload = workload
@@ -35,8 +35,8 @@ class WorkloadSession:
         self._examples = WorstExamples(workload.data, workload.collate, workload.size, seed)
         self._step = PlainStep(workload, device)
         self._batches: tuple[int, Iterator[Batch]] | None = None
-        # What is held from one step to the next is part of the peak: the batch and the loss stay
-        # alive while the next batch is loaded, as they do in `for batch in loader`.
+        # The batch and the loss stay alive while the next batch is loaded, as in `for batch in
+        # loader`, and are part of the peak.
         self._batch: Batch = None
         self._loss: torch.Tensor | None = None
 
@@ -98,7 +98,7 @@ class WorkloadSession:
         self._batches = None  # stops the loader's workers
 
     def _loader(self, batch_size: int) -> Iterator[Batch]:
-        """Batches for ever; a new loader when the size changes."""
+        """Return an endless iterator of batches; a new loader when the size changes."""
         if self._batches is None or self._batches[0] != batch_size:
             self._batches = None
             self._batch = self._loss = None
@@ -114,7 +114,7 @@ class WorkloadSession:
 
 
 class InferenceSession(WorkloadSession):
-    """The same without training: `evaluate` runs `predict`, or the model on the batch's inputs."""
+    """A session without training: `evaluate` runs `predict`, or the model on the batch's inputs."""
 
     def step(self, batch_size: int) -> None:
         raise UsageError("an inference session does not train")
@@ -132,7 +132,7 @@ class InferenceSession(WorkloadSession):
 
 
 class _Batches:
-    """A batch sampler without an end, over the kinds of batches that an epoch has."""
+    """An endless batch sampler over the kinds of batches that an epoch has."""
 
     def __init__(self, examples: WorstExamples, batch_size: int, drop_last: bool) -> None:
         self._examples = examples
@@ -144,7 +144,7 @@ class _Batches:
 
 
 def _forward(model: nn.Module, batch: Batch) -> Any:
-    """The model on a batch's inputs: the tensor, a tuple's first field, a mapping's non-labels."""
+    """Run the model on a batch's inputs: the tensor, the first field, or all but the labels."""
     if isinstance(batch, Mapping):
         return model(**{key: value for key, value in batch.items() if key not in _LABELS})
     if isinstance(batch, list | tuple):

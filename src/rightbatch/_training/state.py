@@ -1,4 +1,4 @@
-"""Where a training is: its counts, its place in the epoch, and its last metrics."""
+"""The state of a training: its counts, its position in the epoch, and its last metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainingState:
-    """The counts of a training, at `position` in the order of `epoch`, with its batch size of now.
+    """The counts of a training at `position` in the order of `epoch`.
 
-    `seconds` are those of the training; `loss_sum` over `loss_count` is the mean loss of the epoch
-    so far. `metrics` are those of the last epoch.
+    `batch_size` is the current one; `seconds` are of training, without measurements; `loss_sum`
+    over `loss_count` is the mean loss of the epoch so far; `metrics` are those of the last epoch.
     """
 
     batch_size: int

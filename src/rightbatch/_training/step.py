@@ -1,7 +1,7 @@
-"""One training step of a `Workload`, as its parts: everything that trains a workload uses these.
+"""The parts of a training step of a `Workload`, used by everything that trains one.
 
 `PlainStep` is the step of a plain PyTorch loop: one forward and backward pass, one update. Its
-`elastic` makes the same step one that survives memory that runs out.
+method `elastic` returns the same step in parts, which survives out-of-memory errors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rightbatch._workload.workload import Workload
 class PlainStep:
     """The step of a workload whose model and optimizer state are on `device`.
 
-    `autocasting` replaces the workload's own precision, `gradient_scaler` its own scaler; `foreach`
-    is that of gradient clipping.
+    `autocasting` replaces the workload's autocast, `gradient_scaler` its scaler; `foreach` is the
+    argument of gradient clipping.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PlainStep:
         """Return the mean loss over a batch that is on the device.
 
         Raises:
-            UsageError: if the workload's loss is no scalar tensor.
+            UsageError: if the workload's loss is not a scalar tensor.
         """
         with self._autocasting():
             loss = self.workload.loss(model, batch)
@@ -58,11 +58,11 @@ class PlainStep:
         return loss
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled where fp16 needs it."""
+        """Add the gradients of a loss, scaled if the precision is fp16."""
         self.scaler.scale(loss).backward()
 
     def update(self) -> None:
-        """Clip the gradients if the workload asks for it, and take the optimizer's step."""
+        """Clip the gradients if the workload sets `clip_norm`, and step the optimizer."""
         w = self.workload
         if w.clip_norm is not None:
             self.scaler.unscale_(w.optimizer)
@@ -71,7 +71,7 @@ class PlainStep:
         self.scaler.update()
 
     def evaluate(self, batch: Batch) -> Any:
-        """Run a batch as an evaluation does: `predict` if the workload has one, else the loss."""
+        """Run a batch without gradients: `predict` if the workload has it, else the loss."""
         w = self.workload
         with torch.no_grad(), self._autocasting():
             return w.predict(w.model, batch) if w.predict is not None else w.loss(w.model, batch)
@@ -106,7 +106,7 @@ class PlainStep:
 
 
 def move_state(optimizer: torch.optim.Optimizer, device: str | torch.device) -> None:
-    """Move what the optimizer holds already; its parameters were moved with the model."""
+    """Move the optimizer's existing state; its parameters were moved with the model."""
     for state in optimizer.state.values():
         for key, value in state.items():
             if isinstance(value, Tensor) and key != "step":

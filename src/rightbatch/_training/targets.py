@@ -1,4 +1,4 @@
-"""Metrics with a value to reach. Imports no torch: a page that compares runs need not have it."""
+"""Metrics with a value to reach. Imports no torch, so that the page of a study can use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FALLING = ("loss", "error", "perplexity", "mae", "mse")
 
 
 def is_better(name: str, value: float, wanted: float) -> bool:
-    """Whether a metric has reached what is wanted: losses and errors from above, others from below.
+    """Whether a metric has reached `wanted`: losses and errors from above, others from below.
 
     >>> is_better("accuracy", 0.91, 0.9), is_better("val_loss", 0.5, 0.4)
     (True, False)
@@ -18,18 +18,18 @@ def is_better(name: str, value: float, wanted: float) -> bool:
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """A metric and the value to reach.
+    """Parse a metric and the value to reach.
 
     >>> parse_target("loss=0.45")
     ('loss', 0.45)
 
     Raises:
-        UsageError: if it is none.
+        UsageError: if it is not of the form METRIC=VALUE.
     """
     name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)
     except ValueError:
         raise UsageError(
-            f"{text!r} is no target; write a metric and its value, for example loss=0.45"
+            f"{text!r} is not a target; write a metric and its value, for example loss=0.45"
         ) from None

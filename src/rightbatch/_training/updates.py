@@ -1,6 +1,6 @@
-"""How large a batch may be before a training has too few updates.
+"""The largest batch size that leaves a training enough updates.
 
-The largest batch that fits is seldom the best one: an epoch of few updates learns little, however
+The largest batch that fits is rarely the best one: an epoch of few updates improves little, however
 fast it is.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from math import ceil
 
 DEFAULT_BATCH = 16
-"""What most examples and Ultralytics begin with."""
+"""The default of most examples and of Ultralytics."""
 
 SMALL = 1024
-"""Batches that a small data set may be cut into two of."""
+"""Largest batch size for which two updates per epoch suffice, if `epochs` is not given."""
 
 UPDATES_PER_EPOCH = 10
 UPDATES_IN_ALL = 300
@@ -20,10 +20,10 @@ UPDATES_IN_ALL = 300
 
 
 def most_useful(examples: int, epochs: int | None) -> int:
-    """The largest batch size that leaves enough updates per epoch and in all; 1 if none does.
+    """Return the largest batch size with enough updates per epoch and in all; 1 if none has.
 
-    Without `epochs` a training goes on until it is good: then two updates an epoch will do where
-    the data set is small.
+    Without `epochs` a training continues until its target: then two updates per epoch suffice for a
+    small data set.
 
     >>> most_useful(examples=240, epochs=28), most_useful(examples=240, epochs=None)
     (23, 120)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkloadTraining(Training):
-    """What a factory of a `Workload` describes, whether it is a function or stands in a file."""
+    """The training of a `Workload` that a factory builds: a function, or one in a file."""
 
     factory: Factory | FileFactory
 
@@ -27,7 +27,7 @@ class WorkloadTraining(Training):
     abilities = frozenset(Ability) - {Ability.SETTINGS}
 
     def load(self) -> WorkloadTraining:
-        """Run the factory's file, where it has one."""
+        """Import the factory from its file, if it has one."""
         if isinstance(self.factory, FileFactory):
             return WorkloadTraining(self.factory.load())
         return self
@@ -36,12 +36,12 @@ class WorkloadTraining(Training):
         """Call the factory.
 
         Raises:
-            UsageError: if it returns something else than a workload.
+            UsageError: if it does not return a workload.
         """
         return checked(self.factory())
 
     def session(self, device: str, *, seed: int, inference: bool) -> Session:
-        """Open the plain PyTorch loop on the worst examples."""
+        """Open a plain PyTorch loop on the examples that need the most memory."""
         from rightbatch._training.session import InferenceSession, WorkloadSession
 
         kind = InferenceSession if inference else WorkloadSession
@@ -53,7 +53,7 @@ class WorkloadTraining(Training):
     ) -> Iterator[WorkloadLoop]:
         """Build the workload from the plan's seed, and open its loop.
 
-        The caller's random states are as before in the end.
+        The caller's random states are restored at the end.
         """
         from rightbatch._device.random_state import random_state, seed_all, set_random_state
         from rightbatch._training.loop import WorkloadLoop
@@ -62,17 +62,17 @@ class WorkloadTraining(Training):
         try:
             seed_all(plan.seed)
             workload = self.build()
-            seed_all(plan.seed + processes.rank)  # dropout is not the same in every process
+            seed_all(plan.seed + processes.rank)  # dropout differs between processes
             yield WorkloadLoop(workload, plan, processes, observers)
         finally:
             set_random_state(before, processes.device)
 
 
 def checked(made: Any) -> Workload:
-    """Return what a factory made, if it is a `Workload`.
+    """Return a factory's result, checked to be a `Workload`.
 
     Raises:
-        UsageError: if it is something else.
+        UsageError: if it is not.
     """
     from rightbatch._workload.workload import Workload
 

@@ -1,4 +1,5 @@
-"""`tune`: the batch size that reaches the target soonest, with what it takes to train at it.
+"""`tune`: the batch size that reaches the target soonest, and the settings to train with it.
 
-`timing` and `pilot` measure, `decision` decides from what they measured, `advice` says the rest.
+`timing` and `pilot` measure, `decision` chooses a size from the measurements, `reason` and `advice`
+explain it.
 """

@@ -1,4 +1,4 @@
-"""What a person should know about a chosen batch size, each said only where it applies."""
+"""Advice about a chosen batch size; each item only if it applies."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from rightbatch._training.scaling import Scaling
 from rightbatch._tune.decision import Expected
 
 FEW_VALUES = 16
-"""Per channel: below, BatchNorm's errors rise (Wu and He 2018, arXiv 1803.08494)."""
+"""Values per channel below which BatchNorm's error rises (Wu and He 2018, arXiv 1803.08494)."""
 FEW_UPDATES = 10
+"""Updates per epoch below which an epoch is too short to count a training in."""
 WARM_UP_ABOVE = 1.5
+"""Factor on the learning rate above which a warm-up is recommended."""
 FASTER = 1.2
-"""What mixed precision must gain to be worth a word."""
+"""Speed-up from which mixed precision is recommended."""
 IMPROVES = 0.02
+"""Share by which the pilot's loss has to fall."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """`code` names it for programs, `figure` is the number it rests on, `text` is a sentence with
-    that figure and `remedy` what to do."""
+    """One item of advice.
+
+    `code` identifies it for programs, `figure` is the measured number behind it, `text` states the
+    finding with that number, and `remedy` says what to do.
+    """
 
     code: str
     text: str
@@ -39,11 +45,12 @@ class Advice:
 
 @dataclass(frozen=True)
 class Situation:
-    """All that advice depends on.
+    """Everything that advice depends on.
 
-    `values_per_channel` are those of the BatchNorm with the fewest, at the chosen micro-batch;
-    `loading` is seconds of loading beside one of computing; `bf16` how many times as fast a step is
-    in it; `losses` are the pilot's, smoothed.
+    `values_per_channel` is the smallest of all BatchNorm layers at the chosen micro-batch size;
+    `loading` is seconds of loading per second of computing; `bf16` is the speed-up of a step in
+    bf16; `unsteady` is the relative uncertainty of the step time (see `spread`); `losses` are
+    (examples, smoothed loss) of the pilot.
     """
 
     chosen: Expected
@@ -64,7 +71,7 @@ class Situation:
 
 
 def advise(s: Situation) -> list[Advice]:
-    """Everything that applies, what matters most first."""
+    """Return the items that apply, the most important first."""
     return [
         *_training(s),
         *_noise(s),
@@ -83,18 +90,18 @@ def _training(s: Situation) -> Iterator[Advice]:
         if last > (1 - IMPROVES) * first:
             yield Advice(
                 "not_improving",
-                f"The pilot's loss went from {first:.4g} to {last:.4g}: it did not learn.",
+                f"The pilot's loss went from {first:.4g} to {last:.4g}: it did not improve.",
                 last / first,
-                "Check the learning rate and --base-batch, or give a longer --budget; the noise "
-                "scale is that of an untrained model.",
+                "Check the learning rate and --base-batch, or increase --budget; the noise scale "
+                "is that of an untrained model.",
             )
     if s.target_reached is False:
         yield Advice(
             "target_not_reached",
-            f"The pilot ended before the target, at a loss of {s.losses[-1][1]:.4g}.",
+            f"The pilot ended before the target was reached, at a loss of {s.losses[-1][1]:.4g}.",
             s.losses[-1][1],
-            "The noise scale grows on the way, so larger sizes may pay later: a longer --budget "
-            "tells, and train --adapt follows it.",
+            "The noise scale grows during training, so larger sizes may be faster later: increase "
+            "--budget, or use train --adapt.",
         )
 
 
@@ -103,18 +110,18 @@ def _noise(s: Situation) -> Iterator[Advice]:
     if noise.value is None:
         yield Advice(
             "noise_scale_unknown",
-            f"The gradient could not be told from noise: its scale is above {noise.low:.3g}.",
+            f"The noise scale could not be measured; it is above {noise.low:.3g}.",
             noise.low,
-            "The size was chosen as if it were that; a longer --budget may tell more.",
+            "The size was chosen for that lower bound; increase --budget to measure it.",
         )
     elif size > max(noise.high, s.averaged.high if s.averaged else 0.0):
         yield Advice(
             "above_noise_scale",
-            f"{size} is above every noise scale ({noise.value:.3g}): {1 - s.chosen.efficiency:.0%} "
-            "of the examples are wasted.",
+            f"{size} is above every estimate of the noise scale ({noise.value:.3g}): "
+            f"{1 - s.chosen.efficiency:.0%} of the examples are wasted.",
             1 - s.chosen.efficiency,
-            "It is still the fastest here; where examples or energy cost more than time, take "
-            "a smaller one.",
+            "It is still the fastest size here; use a smaller one if examples or energy cost more "
+            "than time.",
         )
     elif 8 * size < noise.low:
         yield Advice(
@@ -122,7 +129,7 @@ def _noise(s: Situation) -> Iterator[Advice]:
             f"The noise scale of {noise.value:.3g} is far above {size}: {noise.value / size:.0f} "
             "devices could share a batch with little waste.",
             noise.value / size,
-            "This one device gains nothing from larger batches; with more devices it would.",
+            "Add devices; larger batches gain nothing on one device.",
         )
 
 
@@ -133,20 +140,20 @@ def _normalization(s: Situation) -> Iterator[Advice]:
     if values is not None and values < FEW_VALUES:
         yield Advice(
             "few_values_per_channel",
-            f"BatchNorm has {values:.0f} values per channel (micro-batch x height x width) to take "
-            f"its statistics over; below {FEW_VALUES} they are too noisy.",
+            f"BatchNorm computes its statistics from {values:.0f} values per channel (micro-batch "
+            f"x height x width); below {FEW_VALUES} they are too noisy.",
             values,
-            "Use SyncBatchNorm over several devices, GroupNorm, or a larger micro-batch, and "
+            "Use SyncBatchNorm over several devices, GroupNorm, or a larger micro-batch, and call "
             "rightbatch.recalibrate_batchnorm after training.",
         )
     if s.chosen.accumulation > 1:
         yield Advice(
             "accumulation_changes_batch_norm",
             f"BatchNorm sees micro-batches of {s.chosen.micro_batch_size}, not the batch of "
-            f"{s.chosen.batch_size}: accumulation is not the same training here.",
+            f"{s.chosen.batch_size}: accumulation changes the training.",
             float(s.chosen.micro_batch_size),
-            "GroupNorm does not depend on it; rightbatch.recalibrate_batchnorm sets the statistics "
-            "after training.",
+            "Use GroupNorm, which does not depend on the batch, or call "
+            "rightbatch.recalibrate_batchnorm after training.",
         )
 
 
@@ -173,18 +180,18 @@ def _epoch(s: Situation) -> Iterator[Advice]:
     if updates < FEW_UPDATES:
         yield Advice(
             "few_updates",
-            f"An epoch has {updates} updates only.",
+            f"An epoch has only {updates} updates.",
             float(updates),
-            "Count a training's length in updates, not in epochs: as many as smaller batches get.",
+            "Set the length of the training in updates, not in epochs.",
         )
     rest = s.examples % size
     if rest and rest < size / 4 and updates > 1 and not s.drop_last:
         yield Advice(
             "small_last_batch",
-            f"An epoch's last batch has {rest} examples, which weigh {size / rest:.0f} times as "
-            "much as others.",
+            f"The last batch of an epoch has {rest} examples, each with {size / rest:.0f} times "
+            "the weight of the others.",
             float(rest),
-            "Set drop_last, so that another few are left out in every epoch.",
+            "Set drop_last; each epoch then leaves out different examples.",
         )
 
 
@@ -195,20 +202,19 @@ def _speed(s: Situation) -> Iterator[Advice]:
             "loader_is_slow",
             f"Loading takes {s.loading:.2g} s for every second of computing.",
             s.loading,
-            f"Set workers to {workers}, cores permitting, or store what is decoded again and "
-            "again.",
+            f"Set workers to {workers} if there are enough cores, or cache the decoded examples.",
         )
     if s.bf16 is not None and s.bf16 >= FASTER:
         yield Advice(
             "mixed_precision",
-            f"In bf16 a step was {s.bf16:.2f} times as fast.",
+            f"A step in bf16 was {s.bf16:.2f} times as fast.",
             s.bf16,
             'Set precision="bf16".',
         )
     if s.unsteady > 0.1:
         yield Advice(
             "unsteady_times",
-            f"Step times are known to {s.unsteady:.0%} only: something else ran here.",
+            f"The step time is uncertain by ±{s.unsteady:.0%}: the machine was probably busy.",
             s.unsteady,
-            "Repeat it on a quiet machine, or with a longer --budget.",
+            "Repeat on a quiet machine, or increase --budget.",
         )

@@ -1,4 +1,4 @@
-"""Branches: short trainings at several batch sizes that begin at one state of a training."""
+"""Branches: short trainings at several batch sizes, all from the same state of a training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rightbatch._tune.plan import Branch
 from rightbatch._workload.batch import to_device
 
 _HELD_OUT = 512
-"""Examples that branches are compared on, where the workload has no data for evaluation."""
-_AT_ONCE = 64
-"""Of these, at most."""
+"""Examples of the evaluation that compares branches."""
+_MICRO_BATCH = 64
+"""Largest micro-batch of that evaluation."""
 
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """A branch at `batch_size`, whose optimizer is scaled by the two factors."""
+    """A branch at `batch_size`; its optimizer is scaled by the two factors (`scale_optimizer`)."""
 
     batch_size: int
     micro_batch_size: int
@@ -40,10 +40,10 @@ def train_branches(
     examples: int,
     show: Callable[[str], object] = lambda text: None,
 ) -> tuple[Branch, ...]:
-    """Train each branch for at least `examples` from where `loop` is, and compare their losses.
+    """Train each branch for at least `examples` from the state of `loop`, and return their losses.
 
-    All see the same examples in the same order, without the workload's schedule. `loop` is then as
-    it was.
+    All branches see the same examples in the same order, without the workload's schedule. The state
+    of `loop` is restored.
     """
     before = copy.deepcopy(loop.state_dict())
     plain = replace(loop.workload, scheduler=None)
@@ -77,12 +77,12 @@ def train_branches(
 
 
 def unseen_loss(loop: WorkloadLoop) -> float:
-    """Return the mean loss on evaluation data, or on a fixed sample of the training data."""
+    """Return the mean loss on a fixed sample of the evaluation data, or else the training data."""
     w, step = loop.workload, PlainStep(loop.workload, loop.device)
     data: Any = w.data if w.evaluation_data is None else w.evaluation_data
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(data), generator=generator)[:_HELD_OUT].tolist()
-    size = min(loop.micro_batch_size or 1, _AT_ONCE)
+    size = min(loop.micro_batch_size or 1, _MICRO_BATCH)
     total, weight = 0.0, 0.0
     loop.model.eval()
     with torch.no_grad():
@@ -102,4 +102,4 @@ class _StopAfter(Observer):
 
     def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
         if loop.state.examples >= self._examples:
-            loop.stop("the branch has its examples")
+            loop.stop("the branch has seen its examples")

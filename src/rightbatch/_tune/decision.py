@@ -1,9 +1,9 @@
-"""Which batch size reaches the target soonest, as far as that can be told.
+"""Which batch size reaches the target soonest, with its uncertainty.
 
-To a target a training at batch size B needs examples in proportion to 1 + B/φ (McCandlish 2018),
-and so time in proportion to (1 + B/φ) / throughput(B). Both are known with an uncertainty, which is
-carried through: the answer is a distribution over times for every size, all from the same draws.
-For φ that is wide: it lies between two noise scales (`rightbatch._noise.NoiseWindow`).
+To reach a target, a training at batch size B needs examples in proportion to 1 + B/φ (McCandlish
+2018), and so time in proportion to (1 + B/φ) / throughput(B). The uncertainty of both is carried
+through: each size gets a distribution of times, all from the same draws. That of φ is wide: it lies
+between two noise scales (`rightbatch._noise.NoiseWindow`).
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from rightbatch._tune.throughput import DRAWS, Steps, Throughput
 
 MODEL_ERROR = math.log(2) / 2
 """Standard deviation of log φ: near the target the noise scale is within a factor of 2 of the
-critical batch size (McCandlish 2018, figure 4), so that is taken for a 95% interval."""
+critical batch size (McCandlish 2018, figure 4), which is taken as the 95% interval."""
 NEAR = 1.02
-"""A smaller size is preferred where it may be as fast, and is not expected to be slower by more."""
+"""A smaller size is preferred if it may be as fast and is expected to take at most this factor."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One size: `relative_time` to the target, the chosen size's being 1, with its 95% interval.
+    """What is expected of one batch size.
 
-    `efficiency` is the share of its examples that is not wasted, 1/(1 + B/φ). A batch is run in
-    `accumulation` micro-batches of at most `micro_batch_size` on each device. `seconds` to the
-    target are known where the pilot reached it.
+    `relative_time` to the target is 1 for the chosen size, with its 95% interval `low` to `high`.
+    `efficiency` is the share of examples that is not wasted, 1/(1 + B/φ). A batch is run in
+    `accumulation` micro-batches of at most `micro_batch_size` on each device. `seconds` is the time
+    to the target; None if the pilot did not reach it.
     """
 
     batch_size: int
@@ -53,11 +54,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Decision:
-    """The sizes that were weighed, the chosen one, and those that cannot be told from the best.
+    """The sizes that were compared, and the chosen one.
 
-    `price` is what the chosen one costs, in a unit that is the same for the same observations;
-    `noise_scale` the median of those that sizes were weighed with. No size above `most` may be
-    chosen; None for no bound.
+    `alike` are the sizes that cannot be distinguished from the best. `price` is the relative price
+    of the chosen one, comparable between decisions from the same observations. `noise_scale` is the
+    median of the draws. No size above `most` may be chosen; None for no bound.
     """
 
     expected: tuple[Expected, ...]
@@ -82,10 +83,10 @@ def decide(
     examples_to_target: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Decision:
-    """Weigh `candidates` by expected time, or by that times the `price` of a second of such steps.
+    """Compare `candidates` by expected time, times the `price` of a second of such steps.
 
-    None above `most` is chosen.
-    `examples_to_target` are the batch size and the examples of a training that reached it.
+    No size above `most` is chosen. `examples_to_target` is the batch size and the number of
+    examples of a training that reached the target.
     """
     noise = _noise_draws(seen, seed)
     steps = [throughput.steps(size) for size in sorted(set(candidates))]
@@ -132,7 +133,7 @@ def decide(
 def _seconds(
     times: Tensor, noise: Tensor, examples_to_target: tuple[int, int] | None
 ) -> list[float | None]:
-    """Of each size to the target, where one training has shown the examples it takes."""
+    """Return the seconds of each size to the target, from one training that reached it."""
     if examples_to_target is None:
         return [None] * len(times)
     base, examples = examples_to_target
@@ -141,8 +142,11 @@ def _seconds(
 
 
 def _noise_draws(seen: NoiseWindow, seed: int) -> Tensor:
-    """DRAWS of φ: anywhere between the noise scale at the weights and that at their average, on a
-    logarithmic scale; within MODEL_ERROR of the first where the second is not known."""
+    """Draw φ, shape (DRAWS,).
+
+    Its logarithm is uniform between those of the noise scales at the weights and at their average;
+    if the latter is unknown, normal around the former with MODEL_ERROR.
+    """
     generator = torch.Generator().manual_seed(seed)
     low = _drawn(seen.at_weights, generator, seed)
     if len(seen.at_average) < 2:
@@ -156,8 +160,11 @@ def _noise_draws(seen: NoiseWindow, seed: int) -> Tensor:
 def _drawn(
     observations: Sequence[tuple[float, float]], generator: torch.Generator, seed: int
 ) -> Tensor:
-    """DRAWS of resampled ratios. Where the gradient is lost in noise, all that is known is that the
-    ratio is above a bound, and it is taken to be at it: noise must be no order to grow."""
+    """Draw resampled noise scales, shape (DRAWS,).
+
+    If the gradient is lost in noise, only a lower bound is known, which is used: noise alone must
+    not lead to a larger batch.
+    """
     ratios = resample_ratios(list(observations), seed)
     estimate = estimate_from(observations, seed=seed)
     assert estimate is not None

@@ -18,22 +18,24 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ProbeOptions):
-    """What `rightbatch.tune` takes beside the workload."""
+    """What `rightbatch.tune` takes in addition to the workload."""
 
     target: Annotated[str | None, Help("for example loss=0.45 or accuracy=0.9")] = None
-    budget: Annotated[float | str, Help("how long it may take")] = "3min"
-    objective: Annotated[Objective, Help("what is to be least")] = "time"
+    budget: Annotated[float | str, Help("time for the whole measurement")] = "3min"
+    objective: Annotated[
+        Objective, Help("what to minimize: time, cost (of all devices) or energy")
+    ] = "time"
     base_batch: BaseBatch = DEFAULT_BATCH
     epochs: Annotated[
-        int | None, Help("of the training that is planned; default: until the target")
+        int | None, Help("epochs of the planned training; default: until the target")
     ] = None
     verify: Annotated[bool, Help("also train short branches at sizes around the chosen one")] = (
         False
     )
-    processes: Annotated[int, Help("devices that will train together")] = 1
-    bandwidth: Annotated[int | str, Help("between the devices, per second")] = "10GB"
+    processes: Annotated[int, Help("number of devices that train together")] = 1
+    bandwidth: Annotated[int | str, Help("bandwidth between the devices, per second")] = "10GB"
     largest: Annotated[
-        FitResult | None, Help("what `fit` found, where it was run before", python_only=True)
+        FitResult | None, Help("the result of an earlier `fit`", python_only=True)
     ] = None
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
-"""A pilot: a short real training of a copy, and the noise scale late in it.
+"""A pilot: a short training of a copy, and the noise scale late in it.
 
-Early values say little: the noise scale dips, then grows several-fold while a model learns. So half
-of the time is spent on training at a size that is known to train, and only then the weights are
-held still in windows (`rightbatch._noise.window`), with some training in between.
+Early values are not representative: the noise scale dips, then grows several-fold while a model
+learns. So the first half of the time is spent on training, at the size that the learning rate was
+chosen for. Then the weights are held still in windows (`rightbatch._noise.window`), with some
+training in between.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ WINDOWS = 8
 TRAINING_FIRST = 0.5
 """Share of the time before the first window."""
 IN_WINDOWS = 0.7
-"""Share of the rest that the windows take."""
+"""Share of the remaining time that the windows take."""
 SMOOTHING = 0.95
-"""Of the training loss: the last 20 steps or so count."""
+"""Decay of the average of the training loss: about the last 20 steps count."""
 EVALUATION_SHARE = 0.1
-"""Of the time at most, where a target is a metric of the evaluation."""
+"""Largest share of the time for evaluations, if the target is a metric of the evaluation."""
 UNBOUNDED = 10**6
-"""Epochs of a training that is ended from outside."""
+"""Epochs of a training that an observer ends."""
 
 
 @dataclass(frozen=True)
 class PilotPlan:
-    """`batch_size` examples an update, of which `micro_batch_size` at once, for `seconds`.
+    """A pilot of `seconds`, with `batch_size` examples per update in parts of `micro_batch_size`.
 
-    `target` is a metric with the value to reach; then it is time for the windows. A schedule is
-    that of a training of `epochs`.
+    `target` is a metric and the value to reach, which starts the windows. The workload's schedule
+    is made for `epochs`.
     """
 
     batch_size: int
@@ -49,7 +50,7 @@ class PilotPlan:
     seed: int = 0
 
     def loop_plan(self) -> LoopPlan:
-        """Return how the loop under the pilot trains."""
+        """Return the plan of the pilot's training loop."""
         return LoopPlan(
             batch_size=self.batch_size,
             micro_batch_size=min(self.micro_batch_size, self.batch_size),
@@ -61,7 +62,7 @@ class PilotPlan:
 
 @dataclass(frozen=True)
 class Reached:
-    """When a target was reached; `seconds` are those of the training alone."""
+    """When the target was reached; `seconds` are of training, without measurements."""
 
     steps: int
     examples: int
@@ -73,8 +74,8 @@ class PilotReport:
     """What a pilot measured.
 
     `losses` are (examples, smoothed training loss). `noise` has |G|² and tr(Σ) of every window, at
-    the weights and at the average of the last ones. `reached` is None where the target was not, or
-    there was none.
+    the weights and at their running average. `reached` is None if the target was not reached or
+    there is none.
     """
 
     steps: int
@@ -85,12 +86,12 @@ class PilotReport:
     facts: TrainingFacts
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as a report of the worker's has it."""
+        """Return the fields for a report of the worker."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> PilotReport:
-        """Return what `to_dict` made, after it went through JSON."""
+        """Return the report that `to_dict` made, after it went through JSON."""
         noise, facts, reached = found["noise"], found["facts"], found["reached"]
         betas = facts["betas"]
         return cls(
@@ -109,7 +110,7 @@ class PilotReport:
 
 @dataclass
 class _Losses:
-    """The training loss, smoothed; early on, the mean of what there is."""
+    """The exponentially averaged training loss; `weight` corrects the bias of the first steps."""
 
     values: list[tuple[int, float]] = field(default_factory=list)
     _sum: float = 0.0
@@ -122,7 +123,7 @@ class _Losses:
 
 
 class Pilot(Observer):
-    """Measures when it is time, and ends the training when all is measured."""
+    """Takes the windows when they are due, and ends the training after the last."""
 
     counts_as_training = False
 
@@ -137,16 +138,16 @@ class Pilot(Observer):
         self._evaluated, self._evaluation_seconds = self._began, 0.0
 
     def on_start(self, loop: TrainingLoop) -> None:
-        """Begin to average the weights."""
+        """Start the clock and the average of the weights."""
         self._began = self._looked = self._evaluated = time.perf_counter()
         self._average = WeightAverage(loop.model)
 
     def on_step(self, loop: TrainingLoop, report: StepLoss) -> None:
-        """Note the loss, look for the target, and take a window when it is time.
+        """Record the loss, check the target, and take a window if one is due.
 
         Raises:
             FloatingPointError: if the loss is not finite.
-            UsageError: if the target is no metric of the training.
+            UsageError: if the target is not a metric of the training.
         """
         assert self._average is not None
         self._average.update()
@@ -154,8 +155,8 @@ class Pilot(Observer):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss was {loss} after {at.steps} steps at batch size "
-                f"{self._plan.batch_size}: the learning rate does not suit it. --base-batch says "
-                "which size it was chosen for"
+                f"{self._plan.batch_size}: the learning rate is too high for this size. Give the "
+                "size that it was chosen for with --base-batch"
             )
         self._losses.add(at.examples, loss)
         self._show(f"pilot: loss {self._losses.values[-1][1]:.4g} after {at.steps} steps")
@@ -164,10 +165,10 @@ class Pilot(Observer):
         if self._is_due:
             self._take_window(loop)
         if self._windows == WINDOWS:
-            loop.stop("the pilot has its windows")
+            loop.stop("the pilot has measured its windows")
 
     def report(self, loop: TrainingLoop) -> PilotReport:
-        """Return what was measured, when the loop has ended."""
+        """Return the measurements, after the loop has ended."""
         return PilotReport(
             steps=loop.state.steps,
             examples=loop.state.examples,
@@ -179,7 +180,7 @@ class Pilot(Observer):
 
     @property
     def _is_due(self) -> bool:
-        """The windows lie along the way, since one place's noise scale is not that of the next."""
+        """Whether a window is due; they are spread, since the noise scale changes on the way."""
         now = time.perf_counter()
         if self._windows:
             return now - self._looked >= (1 - IN_WINDOWS) / IN_WINDOWS * self._window_seconds
@@ -213,7 +214,7 @@ class Pilot(Observer):
         self._evaluation_seconds = self._evaluated - now
         if name not in metrics:
             raise UsageError(
-                f"the workload measures no {name!r}; a target is loss, or one of "
-                f"{', '.join(sorted(metrics)) or 'what evaluate returns (it has no evaluate)'}"
+                f"the workload does not measure {name!r}; a target is loss, or one of "
+                f"{', '.join(sorted(metrics)) or 'the keys of evaluate (it has no evaluate)'}"
             )
         return is_better(name, metrics[name], wanted)

@@ -1,4 +1,4 @@
-"""A plan: the size to train at, with what was measured and why."""
+"""A plan: the size to train at, with the measurements and the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rightbatch._workload.workload import StepSeconds
 
 @dataclass(frozen=True)
 class Branch:
-    """What became of a training at `batch_size`, from the pilot's end over `examples`."""
+    """A short training at `batch_size` from the end of the pilot: its final loss and duration."""
 
     batch_size: int
     loss: float
@@ -28,12 +28,12 @@ class Branch:
 class Plan:
     """The size to train at, and why.
 
-    `batch_size` examples an update, `accumulation` micro-batches of `micro_batch_size` on each
-    device. `learning_rate_factor` is on a rate chosen for `base_batch`; `beta2` and
-    `epsilon_factor` are for Adam and its kin. `expected` has every size that was weighed,
-    `examples_per_second` with 95% intervals; `branches` are trained with `verify`. `samples` are
-    the raw step times by micro-batch size, `seen` what the noise scales rest on, that at the
-    weights and that at the average of the last ones: a decision can be made again from them.
+    Each update has `batch_size` examples, in `accumulation` micro-batches of `micro_batch_size` on
+    each device. `learning_rate_factor` multiplies the rate chosen for `base_batch`; `beta2` and
+    `epsilon_factor` are for Adam and its variants. `expected` has every size that was compared,
+    `branches` the trainings of `verify`. `samples` are the raw step times by micro-batch size,
+    `seen` the gradient statistics at the weights and at their average: the decision can be repeated
+    from them.
     """
 
     batch_size: int
@@ -77,7 +77,7 @@ class Plan:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `rightbatch tune --json`."""
+        """Return the JSON document of `rightbatch tune --json`."""
         plain = (
             "batch_size micro_batch_size accumulation learning_rate_factor learning_rate_rule "
             "beta2 epsilon_factor base_batch steps_per_epoch steps_in_all epochs objective "
@@ -108,7 +108,7 @@ class Plan:
         }
 
     def plot(self) -> Any:
-        """A plotly figure: throughput, efficiency and their product over the batch size.
+        """Return a plotly figure: throughput, efficiency and their product over the batch size.
 
         Raises:
             MissingExtraError: without plotly.
@@ -129,7 +129,7 @@ def _row(each: Expected, plan: Plan) -> str:
         for size, mark in (
             (plan.batch_size, "chosen"),
             (DEFAULT_BATCH, "default"),
-            (plan.largest.batch_size, "largest that was tried"),
+            (plan.largest.batch_size, "largest tried"),
         )
         if size == each.batch_size
     ]

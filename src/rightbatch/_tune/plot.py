@@ -1,4 +1,4 @@
-"""A picture of a plan: what each batch size gives, and where it stops paying."""
+"""The figure of a plan: throughput, efficiency and their product for each batch size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rightbatch._noise import NoiseEstimate
     from rightbatch._tune.decision import Expected
 
-# Told apart by people with any colour vision (Okabe and Ito).
+# Distinguishable with any colour vision (Okabe and Ito).
 _THROUGHPUT, _EFFICIENCY, _GOODPUT, _LIMIT = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
@@ -21,7 +21,7 @@ def plot_plan(
 ) -> Any:
     """Draw throughput, statistical efficiency and their product over the batch size, with plotly.
 
-    Each is a share of its largest value; the chosen size and the largest that fits are marked.
+    Each is a share of its largest value; the chosen size and the largest tried are marked.
 
     Raises:
         MissingExtraError: without plotly.
@@ -71,10 +71,10 @@ def plot_plan(
     )
     for size, text, line in (
         (chosen, "chosen", {"color": _GOODPUT}),
-        (largest, "largest that was tried", {"color": _LIMIT, "dash": "dash"}),
+        (largest, "largest tried", {"color": _LIMIT, "dash": "dash"}),
     ):
         figure.add_vline(x=size, line=line)
-        # On a log axis an annotation's place is the logarithm, that of a line is not.
+        # On a log axis an annotation is placed by the logarithm, a line by the value.
         figure.add_annotation(x=math.log10(size), y=1, yref="paper", text=text, showarrow=False)
     figure.update_layout(
         title=f"batch size {chosen}, noise scale: {noise_scale}",

@@ -1,4 +1,4 @@
-"""A worker that times steps, and trains a pilot and branches, as its parent asks it."""
+"""The parent's side of a worker that times steps and trains a pilot and branches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rightbatch._workload.workload import StepSeconds
 
 @dataclass(frozen=True)
 class TimedSteps:
-    """Steps of one size that were timed, or the failure that ended them.
+    """Timed steps of one size, or the failure that ended them.
 
-    `watts` is the mean power where the device tells, `values_per_channel` the least that a
-    BatchNorm had.
+    `watts` is the mean power, None if the device does not report energy; `values_per_channel` the
+    smallest of all BatchNorm layers.
     """
 
     outcome: Outcome
@@ -28,7 +28,7 @@ class TimedSteps:
 
 
 class TuneProcess(Worker):
-    """Works below `limit` (bytes), which it hears with the first command."""
+    """A worker with a memory limit; only the first command's `limit` (bytes) counts."""
 
     entry = "rightbatch._tune.worker:run"
 
@@ -39,10 +39,10 @@ class TuneProcess(Worker):
         limit: int | None = None,
         precision: str | None = None,
     ) -> TimedSteps:
-        """Time training steps on ordinary examples for some `seconds`, one at least.
+        """Time training steps on ordinary examples for `seconds`, at least one.
 
         Raises:
-            BuildError: if the session could not even be built.
+            BuildError: if the session could not be built.
         """
         about = {"seconds": seconds, "limit": limit, "precision": precision}
         report = self.ask({"time": batch_size, **about}, "timed")
@@ -56,7 +56,7 @@ class TuneProcess(Worker):
         """Train a pilot.
 
         Raises:
-            BuildError: if it fails; its outcome says whether for want of memory.
+            BuildError: if it fails; its `outcome` says whether memory ran out.
         """
         report = self.ask({"pilot": asdict(plan), "limit": limit}, "pilot", show)
         return PilotReport.from_dict(report)
@@ -64,7 +64,7 @@ class TuneProcess(Worker):
     def branches(
         self, plans: Sequence[BranchPlan], examples: int, show: Callable[[str], object]
     ) -> tuple[Branch, ...]:
-        """Train branches from the end of the pilot; after `pilot`.
+        """Train branches from the end of the pilot; call `pilot` first.
 
         Raises:
             BuildError: if one fails.

@@ -1,4 +1,4 @@
-"""The reason of a plan, in sentences."""
+"""The reason of a plan, as text."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from rightbatch._tune.decision import Decision, Expected
 from rightbatch._tune.plan import Branch
 
 NOT_WORSE = 0.01
-"""Of the loss: what a branch may end above the best one and still be as good."""
+"""Loss above the best branch up to which a branch counts as equally good."""
 _BEST = {
     "time": "reaches the target soonest",
     "cost": "costs least",
     "energy": "takes least energy",
 }
-_WOULD = {"time": "take {} times as long", "cost": "cost {} times as much"}
-_WOULD["energy"] = "take {} times the energy"
+_WOULD = {
+    "time": "take {} times as long",
+    "cost": "cost {} times as much",
+    "energy": "take {} times the energy",
+}
 
 
 def reason(
     decision: Decision, largest: FitResult, objective: str, branches: tuple[Branch, ...]
 ) -> str:
-    """Return why the size was chosen, which others may be as good, and what two others would take.
+    """Return why the size was chosen, which sizes may be as good, and the time of two others.
 
-    The two are the default size and the largest that was tried.
+    The two are the default size and the largest tried.
     """
     size = decision.batch_size
     text = f"expected to be the size that {_BEST[objective]}"

@@ -1,8 +1,8 @@
 """Seconds per step for any batch size, from steps of some micro-batch sizes that were timed.
 
-A step of k micro-batches takes k forward and backward passes and one update, and its examples have
-to be loaded: in the same process before it, or by workers beside it. Samples are kept raw; medians
-are taken, and their uncertainty by resampling, since a shared machine has moments of its own.
+A step of k micro-batches takes k forward and backward passes and one update. Its examples are
+loaded before it in the same process, or by workers in parallel. Medians are used since a shared
+machine has outliers; their uncertainty is found by resampling the raw samples.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor
 from rightbatch._workload.workload import StepSeconds
 
 DRAWS = 1000
-_ALIKE = 0.01
+_SAME_SPEED = 0.01
+"""Relative difference below which the larger of two micro-batches is used."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Several devices, of which each gets its share of a batch and all add their gradients up.
+    """Devices that share each batch and all-reduce their gradients.
 
-    `bandwidth` is in bytes per second, between two neighbours of a ring.
+    `bandwidth` is in bytes per second between neighbours of a ring.
     """
 
     devices: int = 1
@@ -33,14 +34,14 @@ class Network:
 
     @property
     def seconds(self) -> float:
-        """For an all-reduce in a ring: every device sends 2(N−1)/N of the gradients."""
+        """Seconds of a ring all-reduce: every device sends 2(N−1)/N of the gradients."""
         share = 2 * (self.devices - 1) / self.devices
         return share * self.gradient_bytes / self.bandwidth
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How a batch is run on each device, and the seconds of its step (DRAWS resampled medians)."""
+    """How each device runs a batch; `seconds` are resampled medians of its step, shape (DRAWS,)."""
 
     batch_size: int
     micro_batch_size: int
@@ -51,7 +52,7 @@ class Steps:
 class Throughput:
     """Step times of every batch size, from `samples` of some micro-batch sizes.
 
-    `workers` is how many processes load examples beside the step; 0 is the step's own.
+    `workers` is the number of processes that load examples in parallel; 0: the training process.
     """
 
     def __init__(
@@ -82,18 +83,18 @@ class Throughput:
         self._updating = torch.stack(updating).quantile(0.5, dim=0)
 
     def steps(self, batch_size: int) -> Steps:
-        """The micro-batch that runs `batch_size` fastest; the larger where that is no matter."""
+        """Return the fastest steps of `batch_size`; of equally fast micro-batches, the largest."""
         local = -(-batch_size // self._network.devices)
         tries = [size for size in self._sizes if size <= local] or self._sizes[:1]
         seconds = {size: self._step(local, size) for size in tries}
         fastest = min(float(times.median()) for times in seconds.values())
         micro = max(
-            size for size in tries if float(seconds[size].median()) <= (1 + _ALIKE) * fastest
+            size for size in tries if float(seconds[size].median()) <= (1 + _SAME_SPEED) * fastest
         )
         return Steps(batch_size, min(micro, local), -(-local // micro), seconds[micro])
 
     def waits_for_loading(self, batch_size: int) -> float:
-        """Seconds of loading beside one of computing and updating."""
+        """Return seconds of loading per second of computing and updating."""
         steps = self.steps(batch_size)
         local = -(-batch_size // self._network.devices)
         busy = self._busy(local, steps.micro_batch_size).median()
@@ -103,8 +104,8 @@ class Throughput:
     def _step(self, local: int, micro: int) -> Tensor:
         busy = self._busy(local, micro)
         if self._network.devices > 1:
-            # Between an exchange that hides behind the computation and one that follows it: the
-            # two ends of Pollux' (T_comp^γ + T_net^γ)^(1/γ), Qiao 2021, arXiv 2008.12260.
+            # Between an exchange that overlaps the computation and one that follows it: the
+            # two extremes of Pollux' (T_comp^γ + T_net^γ)^(1/γ), Qiao 2021, arXiv 2008.12260.
             net = self._network.seconds
             share = torch.linspace(0, 1, DRAWS, dtype=torch.float64)
             share = share[torch.randperm(DRAWS, generator=torch.Generator().manual_seed(1))]
@@ -123,7 +124,7 @@ class Throughput:
         return computing + self._updating
 
     def _between(self, size: int) -> Tensor:
-        """A pass of a size that was not timed, on the straight line between its neighbours."""
+        """Interpolate the seconds of a pass of a size that was not timed, linearly."""
         place = bisect_left(self._sizes, size)
         if place == 0:
             return self._computing[self._sizes[0]]
@@ -135,9 +136,9 @@ class Throughput:
 
 
 def spread(samples: Sequence[StepSeconds]) -> float:
-    """Half the 95% interval of the median step, as a share of it; infinite below three samples.
+    """Return half the 95% interval of the median step, relative to it; infinite below 3 samples.
 
-    By order statistics, so no shape of the noise is assumed.
+    Uses order statistics, so no distribution of the noise is assumed.
     """
     times = sorted(s.computing + s.updating for s in samples)
     count = len(times)

@@ -1,4 +1,4 @@
-"""Times steps of every micro-batch size in a process of their own, until the medians are known."""
+"""Times steps of every micro-batch size in a worker process, until the medians are precise."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from rightbatch._workload.workload import StepSeconds
 T = TypeVar("T")
 
 TIGHT = 0.02
-"""Half of a median's 95% interval, as a share of it, that needs no more samples."""
+"""A size needs no more samples if half the 95% interval of its median is below this share."""
 BURST = 0.25
-"""Seconds of one size before the next one has its turn, so that a noisy moment hits them all."""
+"""Seconds of one size before the next one is timed, so that a slow moment affects all sizes."""
 LEAST_ROUNDS = 3
 
 
 class Timing:
-    """Raw step times by micro-batch size, `watts` where the device tells, the least `values` per
-    channel that a BatchNorm had, and how many times as fast `bf16` was.
+    """Times steps, all results by micro-batch size.
+
+    `samples` are raw step times, `watts` the power if the device reports energy, `values` the
+    smallest number of values per channel of a BatchNorm. `bf16` is the speed-up in bf16.
 
     Raises (`run`):
         WorkloadError: if the workload fails.
@@ -39,7 +41,7 @@ class Timing:
         self.bf16: float | None = None
 
     def run(self, smallest: int, largest: int, seconds: float) -> None:
-        """Steps of every micro-batch size in turns, until all are tight or the time is up."""
+        """Time sizes up to `largest` in turns, until all are precise, for `seconds` at most."""
         end = time.perf_counter() + seconds
         sizes = self._warm_up(smallest, largest, seconds / 8)
         todo, rounds = sizes, 0
@@ -50,7 +52,7 @@ class Timing:
                     break
                 self._show(f"timing micro-batches of {size}")
                 report = self._timed(size, burst)
-                if report.outcome != "ok":  # memory, at other examples than before
+                if report.outcome != "ok":  # out of memory on other examples than before
                     sizes.remove(size)
                     break
                 self.samples[size] += report.steps
@@ -61,9 +63,10 @@ class Timing:
         self.bf16 = self._faster_in_bf16()
 
     def _warm_up(self, smallest: int, largest: int, seconds: float) -> list[int]:
-        """A step of every size, from the smallest; those whose step takes longer are left out.
+        """Run a step of every size from the smallest on, and return the sizes that are timed.
 
-        Larger batches are then run in parts of the sizes that were timed.
+        Sizes after one that takes longer than `seconds` are left out: their batches are run in
+        parts of smaller sizes.
         """
         sizes: list[int] = []
         for size in sizes_between(smallest, largest):
@@ -71,9 +74,9 @@ class Timing:
             began = time.perf_counter()
             report = self._timed(size, 0.0)
             if report.failure is not None and sizes:
-                break  # memory, that `fit` has found to suffice with other examples
+                break  # out of memory, though the examples of `fit` did fit
             if report.failure is not None:
-                raise report.failure.as_error("memory ran out in the smallest step")
+                raise report.failure.as_error("out of memory at the smallest batch size")
             sizes.append(size)
             if report.values_per_channel is not None:
                 self.values[size] = report.values_per_channel
@@ -90,7 +93,7 @@ class Timing:
         return report
 
     def _faster_in_bf16(self) -> float | None:
-        """Beside fp32 steps of the same moment; None where the session has its own precision."""
+        """Return the speed-up of bf16 over fp32; None if the session sets its own precision."""
         size = max(self.samples)
         times: dict[str, list[float]] = {"fp32": [], "bf16": []}
         for _ in range(4):
@@ -103,7 +106,7 @@ class Timing:
 
 
 def sizes_between(least: int, most: int) -> list[int]:
-    """Powers of 2 from `least` to `most`, and the two themselves.
+    """Return the powers of 2 from `least` to `most`, and these two.
 
     >>> sizes_between(2, 24)
     [2, 4, 8, 16, 24]
@@ -113,8 +116,8 @@ def sizes_between(least: int, most: int) -> list[int]:
 
 
 def raise_build_errors(ask: Callable[[], T]) -> T:
-    """Return what a process answers; raise what it could not do as the error of a verb."""
+    """Return the answer of a process; raise a `BuildError` as the error of a verb."""
     try:
         return ask()
     except BuildError as error:
-        raise error.failure.as_error("the workload failed while it was tuned") from None
+        raise error.failure.as_error("the workload failed during tuning") from None

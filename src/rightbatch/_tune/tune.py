@@ -1,4 +1,4 @@
-"""`tune`: the batch size that reaches the target soonest, with what it takes to train at it."""
+"""`tune`: the batch size that reaches the target soonest, and the settings to train with it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ from rightbatch._worker import BuildError, Header, header_for
 from rightbatch._workload.verb import takes
 
 TIMING, PILOT = 0.25, 0.55
-"""Shares of the budget. The rest is for `fit` and for processes to start."""
+"""Shares of the budget. The rest is for `fit` and for starting processes."""
 SCHEDULED_EPOCHS = 10
-"""What a schedule is made for in the pilot, where nobody says."""
+"""Epochs that the pilot's schedule is made for, if `epochs` is not given."""
 BRANCHES = 0.3
+"""Share of the budget for branches."""
 LEAST_UPDATES = 10
+"""Updates of the branch with the largest size, at least."""
 
 
 @takes(TuneOptions)
@@ -46,12 +48,12 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
     Measures what fits, how long steps of several sizes take, and the noise scale late in a short
     training of a copy at `base_batch`, the size that the workload's learning rate was chosen for.
     `target` (`"loss=0.45"`, `evaluation_loss`, or a key of `evaluate`) ends that training when it
-    is reached. All of it takes about `budget`. `objective` is `time`, `cost` (the time of all
-    devices) or `energy` (NVIDIA GPUs). `processes` extrapolates to so many devices that exchange
-    gradients at `bandwidth` a second. `verify` also trains short branches at half, twice and four
-    times the size. `largest` is what `fit` found, where it was run before. No size is chosen that
+    is reached. The whole call takes about `budget`. `objective` is `time`, `cost` (the time of all
+    devices) or `energy` (NVIDIA GPUs). `processes` extrapolates to that many devices, which
+    exchange gradients at `bandwidth` per second. `verify` also trains short branches at half, twice
+    and four times the size. `largest` is the result of an earlier `fit`. No size is chosen that
     leaves a training of `epochs` too few updates (`rightbatch._training.updates`); without `epochs`
-    it goes on until the target.
+    the training is assumed to continue until the target.
 
     Raises:
         NothingFitsError: if not even one example fits.
@@ -86,7 +88,7 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
 
 
 class _Tuning:
-    """Measures, decides, and says why."""
+    """Measures, decides, and explains the decision."""
 
     def __init__(
         self,
@@ -99,8 +101,8 @@ class _Tuning:
     ) -> None:
         if largest.examples is None:
             raise UsageError(
-                "tune takes a data set with a length, of which it knows how many steps are an "
-                "epoch; for a stream, use rightbatch.NoiseScale in your own loop"
+                "tune needs a data set with a length, to know the steps of an epoch; for a stream, "
+                "use rightbatch.NoiseScale in your own loop"
             )
         self._header, self._limit = header, limit
         self._largest, self._options = largest, options
@@ -120,8 +122,8 @@ class _Tuning:
                 timing.watts.get(s) for s in timing.samples
             ):
                 raise UsageError(
-                    f"{largest.device} does not tell its energy; objective='energy' needs an "
-                    "NVIDIA GPU of the Volta generation or later, 'time' and 'cost' run anywhere"
+                    f"{largest.device} does not report its energy: objective='energy' needs an "
+                    "NVIDIA GPU of the Volta generation or later; use 'time' or 'cost'"
                 )
             trainer, report = self._pilot(processes)
             facts = report.facts
@@ -129,8 +131,8 @@ class _Tuning:
             averaged = estimate_from(report.noise.at_average, notes=facts.notes)
             if noise is None:
                 raise UsageError(
-                    "no gradient of the pilot's windows was finite, so that nothing is known of "
-                    "its noise; fp16 may overflow where bf16 does not"
+                    "the noise scale is unknown: no gradient in the pilot's windows was finite; if "
+                    "the precision is fp16, use bf16, which does not overflow as easily"
                 )
             throughput, decision, devices = self._decide(timing, report)
             chosen = decision.chosen
@@ -185,12 +187,12 @@ class _Tuning:
         )
 
     def _left(self) -> float:
-        """Of the budget; not less than half of it, however long `fit` took."""
+        """Return the seconds left of the budget; at least half of it, however long `fit` took."""
         spent = time.perf_counter() - self._started
         return max(self._options.budget_seconds - spent, 0.5 * self._options.budget_seconds)
 
     def _pilot(self, processes: ExitStack) -> tuple[TuneProcess, PilotReport]:
-        """In smaller parts where memory runs out: the average of the weights takes some of it."""
+        """Train the pilot; halve its micro-batch if it does not fit beside the averaged weights."""
         share = BRANCHES if self._options.verify else 0.0
         plan = PilotPlan(
             batch_size=self._base,
@@ -207,12 +209,12 @@ class _Tuning:
             except BuildError as error:
                 least = self._largest.smallest_batch_size
                 if error.outcome == "failed" or plan.micro_batch_size <= least:
-                    raise error.failure.as_error("the workload failed while it was tuned") from None
+                    raise error.failure.as_error("the workload failed during tuning") from None
             process.stop()
             plan = replace(plan, micro_batch_size=max(plan.micro_batch_size // 2, least))
 
     def _decide(self, timing: Timing, report: PilotReport) -> tuple[Throughput, Decision, int]:
-        """With how many devices, too: cost may be least with fewer than there are."""
+        """Choose the batch size, and for cost the number of devices: fewer may cost less."""
         options, facts, reached = self._options, report.facts, report.reached
         best: tuple[Throughput, Decision, int] | None = None
         counts = [options.processes]
@@ -245,8 +247,10 @@ class _Tuning:
         return best
 
     def _candidates(self, devices: int) -> list[int]:
-        """Powers of 2, the default, the size of the learning rate, and the largest that fits; every
-        device gets at least one example."""
+        """Return the powers of 2, the default, the base size and the largest that fits.
+
+        Every device gets at least one example.
+        """
         largest = self._largest.batch_size
         least = self._largest.smallest_batch_size * devices
         most = max(self._most(devices), largest)
@@ -254,7 +258,7 @@ class _Tuning:
         return sorted({*sizes_between(least, self._most(devices)), *extra})
 
     def _most(self, devices: int) -> int:
-        """Nothing above is chosen: it would leave too few updates, or was not wanted."""
+        """Return the largest size that may be chosen, by `max_batch` and the number of updates."""
         useful = most_useful(self._examples, self._options.epochs)
         wanted = self._options.max_batch or useful
         if self._options.epochs is not None:
@@ -267,7 +271,7 @@ class _Tuning:
     def _branches(
         self, process: TuneProcess, decision: Decision, facts: TrainingFacts
     ) -> tuple[Branch, ...]:
-        """Half, once, twice and four times the chosen size, all over as many examples."""
+        """Train branches of 1/2, 1, 2 and 4 times the chosen size on the same examples."""
         chosen = decision.chosen
         size, least = chosen.batch_size, self._largest.smallest_batch_size
         sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= self._examples]

@@ -1,4 +1,4 @@
-"""The worker's side of tuning: timed steps, or a pilot and branches from its end."""
+"""The worker's side of tuning: times steps, or trains a pilot and branches from its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rightbatch._workload.normalization import ValuesPerChannel
 
 
 def run(channel: Channel, header: Header, training: Training) -> None:
-    """Time steps or train a pilot, as the first command says, and go on with that."""
+    """Time steps or train a pilot, depending on the first command; later ones are of that kind."""
     command = channel.receive()
     try:
         if "pilot" in command:
@@ -39,7 +39,7 @@ def run(channel: Channel, header: Header, training: Training) -> None:
 
 
 def _timed(session: Session, command: dict[str, Any]) -> dict[str, Any]:
-    """Run steps of one size for some seconds."""
+    """Run steps of one size for the command's seconds, at least one."""
     model = session.modules()[0]
     values = ValuesPerChannel(model)
     where = next(model.parameters()).device

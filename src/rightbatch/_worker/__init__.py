@@ -1,7 +1,7 @@
-"""A process of ours that runs something of the user's, and what both sides say to each other.
+"""Worker processes that run the user's code, and the messages between both sides.
 
-`child` starts one, `dialogue` asks it, `__main__` runs in it: an entry named by whoever started it,
-so that nothing here knows any verb.
+`child` starts a process, `dialogue` sends commands and receives reports, `__main__` runs in it and
+calls the entry that its header names. Nothing here depends on a verb.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A worker's process: `python -m rightbatch._worker`, driven over its standard input.
+"""The main module of a worker process: `python -m rightbatch._worker`, driven over stdin.
 
-It imports the entry that its header names, unpickles what it was sent and waits, so that it can be
-started while another process still holds the device. The entry then answers commands until it is
-told to stop or its parent is gone.
+It imports the entry that its header names, unpickles the subject and waits, so that it can be
+started while another process still uses the device. The entry then answers commands until the
+parent kills it or exits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rightbatch._worker.wire import Header, receive_bytes
 
 
 def main() -> None:
-    """Load what the header describes, and hand it to the entry."""
+    """Load the subject of the header, and call the entry with it."""
     commands, reports = take_over_streams()
     header: Header = pickle.loads(receive_bytes(commands))
     channel = Channel(commands, reports)

@@ -1,4 +1,4 @@
-"""What a worker's process does before anything of the user's runs in it."""
+"""What a worker process does before the user's code runs in it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Channel:
-    """The worker's side of the dialogue: commands come in order, reports go out.
+    """The worker's side of the dialogue: receives commands in order, and sends reports.
 
-    Commands are read by a thread, so that the process ends at once when its parent is gone.
+    A thread reads the commands, so that the process ends at once when its parent has exited.
     """
 
     def __init__(self, commands: BinaryIO, reports: BinaryIO) -> None:
@@ -34,12 +34,12 @@ class Channel:
         return self._inbox.get()
 
     def send(self, **report: Any) -> None:
-        """Send a report; from any thread."""
+        """Send a report; thread-safe."""
         with self._sending:
             send(self._reports, **report)
 
     def forward(self, line: bytes) -> None:
-        """Pass on a report of another process as it came."""
+        """Send a report of another process unchanged."""
         with self._sending:
             self._reports.write(line)
             self._reports.flush()
@@ -55,9 +55,9 @@ class Channel:
 
 
 def take_over_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Return private pipes to the parent.
+    """Return private streams from and to the parent.
 
-    What the workload prints goes to stderr from now on, and its input is empty.
+    From now on the workload's stdout is redirected to stderr, and its stdin is empty.
     """
     commands = os.fdopen(os.dup(0), "rb")
     reports = os.fdopen(os.dup(1), "wb")
@@ -65,20 +65,20 @@ def take_over_streams() -> tuple[BinaryIO, BinaryIO]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    # Ctrl-C reaches the whole group; the parent decides, and ends this process.
+    # Ctrl-C reaches the whole process group; the parent handles it and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return commands, reports
 
 
 def load(header: Header, *, keeps_group: bool = False) -> Any:
-    """Unpickle and load the header's subject in the folder and with the path of its sender.
+    """Unpickle and load the header's subject in its sender's folder, with its `sys.path`.
 
-    `keeps_group` keeps torchrun's variables, for processes that it started.
+    `keeps_group` keeps the variables of torchrun, for processes that torchrun started.
     """
     os.chdir(header.folder)
     sys.path[:] = header.sys_path + [p for p in sys.path if p not in header.sys_path]
     sys.argv = ["rightbatch"]
-    # A process that torchrun started would otherwise make every probe try to join its group.
+    # If torchrun started the parent, every probe would otherwise try to join its group.
     for name in () if keeps_group else _GROUP:
         os.environ.pop(name, None)
     import torch
@@ -91,7 +91,7 @@ def load(header: Header, *, keeps_group: bool = False) -> Any:
 
 
 def warm_up(torch: Any) -> None:
-    """Take one optimizer step, since what torch imports for it (100 MiB) is no workload's need."""
+    """Run one optimizer step: its imports (100 MiB) must not count as the workload's memory."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()
     torch.optim.AdamW([parameter]).step()

@@ -1,4 +1,4 @@
-"""A process of ours that runs something of the user's, started, talked to, and ended."""
+"""A worker process: started, sent messages, and ended."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from rightbatch._worker.wire import Header, receive, send, send_bytes
 
 
 class Child:
-    """`python -m rightbatch._worker`, which is sent a header; a context manager that ends it.
+    """Starts `python -m rightbatch._worker` and sends it a header; a context manager that ends it.
 
-    What it prints is kept for when it dies, its temporary files are deleted with it.
+    Its stderr is kept for the report of a crash; its temporary files are deleted at the end.
     """
 
     def __init__(self, header: Header, environment: Mapping[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        # It may be killed at any moment, so its temporary files are ours to delete.
+        # It may be killed at any moment, so this process deletes its temporary files.
         self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True)
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._folder.name)
         package_root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            # -P: the folder where the user stands must not shadow modules of the process.
+            # -P: the working directory must not shadow modules of the process.
             [sys.executable, "-P", "-m", "rightbatch._worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=os.environ | temporary | {"PYTHONPATH": path} | dict(environment or {}),
-            # Its own group: Ctrl-C is the parent's to answer, and its workers end with it.
+            # Its own process group: the parent handles Ctrl-C, and kills loader workers with it.
             process_group=0 if os.name == "posix" else None,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -48,33 +48,33 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process' number."""
+        """The process id."""
         return self._process.pid
 
     def send(self, **message: Any) -> None:
-        """If it died meanwhile, the next `receive` tells."""
+        """Send a message; if the process has died, the next `receive` returns None."""
         with suppress(BrokenPipeError):
             send(self._commands, **message)
 
     def send_bytes(self, data: bytes) -> None:
-        """Likewise."""
+        """Send bytes; if the process has died, the next `receive` returns None."""
         with suppress(BrokenPipeError):
             send_bytes(self._commands, data)
 
     def receive(self) -> dict[str, Any] | None:
-        """Its next message; None once it is gone."""
+        """Return the next message; None if the process has ended."""
         return receive(self._reports)
 
     def death(self) -> tuple[Outcome, Failure]:
-        """The process is gone without a report: killed for memory, or crashed."""
+        """Return how the process ended without a report: `killed` for memory, or `failed`."""
         code = self._process.wait()
         self._stderr.seek(0)
-        said = self._stderr.read().decode(errors="replace")[-20000:]
-        failure = Failure("ProcessDied", f"the process ended with status {code}", said)
-        return ("killed" if died_out_of_memory(code, said) else "failed"), failure
+        stderr = self._stderr.read().decode(errors="replace")[-20000:]
+        failure = Failure("ProcessDied", f"the process ended with status {code}", stderr)
+        return ("killed" if died_out_of_memory(code, stderr) else "failed"), failure
 
     def kill(self) -> None:
-        """End the process, and its workers with it; whoever waits for a message hears of it."""
+        """Kill the process and its loader workers; a waiting `receive` returns None."""
         if os.name == "posix":
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -82,11 +82,11 @@ class Child:
             self._process.kill()
 
     def stop(self) -> None:
-        """Kill it, and delete what it left."""
+        """Kill the process, and delete its temporary files."""
         self.kill()
         self._process.wait()
         for stream in (self._commands, self._reports, self._stderr):
-            with suppress(OSError):  # a command that was never read
+            with suppress(OSError):  # a command was never read
                 stream.close()
         self._folder.cleanup()
 

@@ -1,4 +1,4 @@
-"""The parent's side of a worker: it asks, receives answers, and understands how the worker ends."""
+"""The parent's side of a worker: sends commands, receives reports, and detects its failure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rightbatch._worker.failure import Failure, Outcome
 from rightbatch._worker.wire import Header
 
 EXACT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""glibc's malloc keeps freed memory for later, which blurs small measurements by hundreds of MiB.
-With these every tensor is mapped and unmapped by itself, and the resident peak is what the steps
-need, on a straight line in the batch size. Other systems ignore the variables."""
+"""glibc's malloc keeps freed memory, which distorts small measurements by hundreds of MiB. With
+these variables every tensor is mapped and unmapped individually, and the resident peak is what the
+steps need, linear in the batch size. Other systems ignore the variables."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a worker reported of its device and of the training before the first answer.
+    """What a worker reported about its device and training before the first answer.
 
-    `capability` is a CUDA device's compute capability; None for others. `examples` is one epoch,
-    None where nobody knows, or where the training is not built yet.
+    `capability` is the compute capability of a CUDA device, else None. `examples` is the number in
+    one epoch; None if unknown, or if the training is not built yet.
     """
 
     device: str
@@ -34,9 +34,9 @@ class Ready:
 
 
 class BuildError(Exception):
-    """The worker failed before or outside of what it was asked.
+    """The worker failed before its first answer, or outside of a command.
 
-    `outcome` is as in `Probe`; `ready` as far as known.
+    `outcome` is that of `Probe`; `ready` is None if the device was not reported yet.
     """
 
     def __init__(self, outcome: Outcome, failure: Failure, ready: Ready | None) -> None:
@@ -47,9 +47,9 @@ class BuildError(Exception):
 
 
 class Worker:
-    """One process that runs `entry`; a context manager that ends it.
+    """A process that runs `entry`; a context manager that ends it.
 
-    It imports at once and waits; the device is touched with the first command.
+    It imports at once and waits; the first command opens the device.
     """
 
     entry: str
@@ -66,7 +66,7 @@ class Worker:
         answer: str,
         show: Callable[[str], object] = lambda text: None,
     ) -> dict[str, Any]:
-        """Send a command and return the report named `answer`; `show` gets lines of progress.
+        """Send a command and return the report named `answer`; `show` is called with progress.
 
         Raises:
             BuildError: if the worker fails or dies before it answers.
@@ -88,7 +88,7 @@ class Worker:
         raise BuildError(outcome, failure, self.ready)
 
     def stop(self) -> None:
-        """End the process; its own children end with it."""
+        """Kill the process and its children."""
         self._child.stop()
 
     def __enter__(self) -> Self:

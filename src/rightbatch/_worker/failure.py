@@ -1,4 +1,4 @@
-"""An error in a worker's process, as its parent receives it."""
+"""Errors in a worker process, as its parent receives them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Outcome = Literal["ok", "out_of_memory", "killed", "failed"]
 
 @dataclass(frozen=True)
 class Failure:
-    """An error in a worker's process: its type, its message, its own traceback."""
+    """An error in a worker process: its type, message and traceback."""
 
     type: str
     message: str
     traceback: str = ""
 
     def as_error(self, what: str, measured: dict[str, Any] | None = None) -> RightbatchError:
-        """Return the error that a verb raises: wrong use stays that, the rest is the workload's.
+        """Return the error that a verb raises: `UsageError` for wrong use, else `WorkloadError`.
 
-        `what` says what failed, `measured` has the fields of a result that exist without an answer.
+        `what` says what failed; `measured` has the fields of a result that are known without an
+        answer.
         """
         if self.type in ("UsageError", "MissingExtraError"):
             return UsageError(self.message)
@@ -36,7 +37,7 @@ class Failure:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """Return `outcome` and the fields of a `Failure`, as a report of the worker's has them."""
+    """Return `outcome` and the fields of a `Failure`, for a report of the worker."""
     from rightbatch._device import is_out_of_memory
 
     out_of_memory = is_out_of_memory(error)

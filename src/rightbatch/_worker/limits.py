@@ -1,4 +1,4 @@
-"""The device of a worker, with the share of it that may be used."""
+"""The device of a worker, with its memory limit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from rightbatch._worker.wire import Header
 
 
 def open_limited_device(channel: Channel, header: Header, limit: int | None) -> Any:
-    """Open the header's device, enforce the smaller of `limit` and its capacity, and report it.
+    """Open the header's device, limited to the smaller of `limit` (bytes) and its capacity.
 
-    The margin is kept by enforcing it: a size that fits below the ceiling leaves what is above.
+    The ceiling, which is the limit less the margin, is enforced: a size that runs leaves the margin
+    free. Reports the device to the parent.
     """
     from rightbatch._device import open_device
 

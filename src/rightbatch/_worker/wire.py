@@ -1,4 +1,4 @@
-"""What the two processes say to each other: one pickled header, then lines of JSON."""
+"""The messages between a worker and its parent: one pickled header, then lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rightbatch._errors import UsageError
 
 
 class Subject(Protocol):
-    """What a worker works on; it is unpickled there, and loaded before anything is measured."""
+    """The object that a worker uses; it is unpickled there, and loaded before any measurement."""
 
     def load(self) -> Any:
-        """Import what it needs; returns what the entry is given."""
+        """Import dependencies, and return the argument of the entry."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a worker is told once, before it imports anything of the user's.
+    """The first message to a worker, before it imports the user's code.
 
     `entry` is the `module:function` that it runs. `subject` is a cloudpickled `Subject`; it is
     unpickled only when `sys_path` is in place.
@@ -45,7 +45,7 @@ def header_for(
     inference: bool = False,
     entry: str = "",
 ) -> Header:
-    """Return a header for processes that find modules and files as this one does.
+    """Return a header for processes with the `sys.path` and working directory of this one.
 
     Raises:
         UsageError: if the subject cannot be sent to another process.
@@ -63,7 +63,7 @@ def header_for(
 
 
 def send_bytes(stream: BinaryIO, data: bytes) -> None:
-    """Write bytes with their length before them."""
+    """Write bytes, preceded by their length."""
     stream.write(len(data).to_bytes(8, "big"))
     stream.write(data)
     stream.flush()
@@ -73,7 +73,7 @@ def receive_bytes(stream: BinaryIO) -> bytes:
     """Read what `send_bytes` wrote.
 
     Raises:
-        EOFError: if the other side is gone.
+        EOFError: if the other process has exited.
     """
     size = stream.read(8)
     if len(size) < 8:
@@ -88,7 +88,7 @@ def send(stream: BinaryIO, **message: Any) -> None:
 
 
 def receive(stream: BinaryIO) -> dict[str, Any] | None:
-    """Return the next message, None if the other side is gone."""
+    """Return the next message; None if the other process has exited."""
     line = stream.readline()
     return json.loads(line) if line.endswith(b"\n") else None
 
@@ -105,6 +105,6 @@ def pickled(subject: object) -> bytes:
         return bytes(cloudpickle.dumps(subject))
     except Exception as error:
         raise UsageError(
-            f"the factory cannot be sent to a probe's process ({type(error).__name__}: {error}); "
-            "let it open files, connections and devices itself, instead of closing over them"
+            f"the factory cannot be sent to a worker process ({type(error).__name__}: {error}); "
+            "open files, connections and devices inside the factory, not in its closure"
         ) from error

@@ -28,10 +28,10 @@ def elastic(
     loss: Callable[[nn.Module, Batch], Tensor],
     **options: Any,
 ) -> Elastic:
-    """An `Elastic` over prepared objects; `options` are those of `Elastic`.
+    """Return an `Elastic` over prepared objects; `options` are those of `Elastic`.
 
-    Mixed precision and DDP stay as they were prepared. The accumulation is Elastic's own, so the
-    loader's batch is the batch of the update.
+    Mixed precision and DDP stay as prepared. `Elastic` accumulates, so the loader's batch is the
+    batch of the update.
 
     Raises:
         MissingExtraError: if accelerate is not installed.
@@ -45,13 +45,13 @@ def elastic(
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(
-            f"Elastic cannot retry a step of {kind.value}, whose forward pass communicates; use "
-            "DDP, or a micro-batch that `rightbatch fit` found"
+            f"Elastic cannot retry a step with {kind.value}, whose forward pass communicates; use "
+            "DDP, or a fixed micro-batch size from `rightbatch fit`"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise UsageError(
-            "gradient_accumulation_steps is 1 with Elastic, which accumulates by itself: give the "
-            "loader the whole batch"
+            "gradient_accumulation_steps must be 1 with Elastic, which accumulates itself; give "
+            "the loader the whole batch"
         )
-    bare = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-    return Elastic(model, bare, loss, scaler=accelerator.scaler, **options)
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return Elastic(model, inner, loss, scaler=accelerator.scaler, **options)

@@ -1,16 +1,16 @@
-"""Lightning: a callback that makes each batch of the loader one update, in parts that fit.
+"""Lightning: a callback that runs each batch of the loader as one update, in parts that fit.
 
 ::
 
     trainer = L.Trainer(callbacks=[ElasticBatches()])
     trainer.fit(module, loader)
 
-And for `fit`, `predict`, `tune` and `train`, a factory of the module as a `Workload`::
+For `fit`, `predict`, `tune` and `train`, a factory that makes a `Workload` of the module::
 
     rb.tune(lambda: workload(Module(), DataLoader(Images())))
 
 The module's `training_step`, `validation_step` and optimizer stay as they are. `self.log` inside
-them is called once a part, weighted by its size where Lightning averages over an epoch.
+them is called once per part, weighted by its size when Lightning averages over an epoch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ else:
 
 
 class ElasticBatches(Callback):
-    """The loader's batch becomes the batch of the update; `options` are those of `Elastic`.
+    """Makes the loader's batch the batch of the update; `options` are those of `Elastic`.
 
-    `report` is that of the last step. Gradient clipping, the schedule and checkpoints of the
-    trainer are kept.
+    `report` is that of the last step. The trainer's gradient clipping, schedule and checkpoints are
+    kept.
 
     Raises:
-        UsageError: when training begins, for manual optimization, several optimizers, accumulation
+        UsageError: when training starts, for manual optimization, several optimizers, accumulation
             in the trainer, several processes, or fp16 with a scaler.
     """
 
@@ -58,7 +58,7 @@ class ElasticBatches(Callback):
         self.report: StepReport | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take the module's steps into our hands."""
+        """Replace the module's steps."""
         if stage != "fit":
             return
         _refuse(trainer, pl_module)
@@ -74,7 +74,7 @@ class ElasticBatches(Callback):
         )
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Give them back."""
+        """Restore the module's steps."""
         if self._training_step is None:
             return
         for name in ("training_step", "validation_step"):
@@ -84,23 +84,23 @@ class ElasticBatches(Callback):
         self.elastic = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Lightning leaves `teardown` out then."""
+        """Restore the module's steps; Lightning does not call `teardown` after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Step the schedules that go by epochs."""
+        """Step the schedules with the interval `epoch`."""
         self._step_schedules(trainer, "epoch", trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Goes into Lightning's checkpoints."""
+        """Return the state for Lightning's checkpoints."""
         return self.elastic.state_dict() if self.elastic else self._state or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Comes out of Lightning's checkpoints, before the first step."""
+        """Keep the state of a checkpoint; Lightning calls this before the first step."""
         self._state = state_dict or None
 
     def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> dict[str, Tensor]:
-        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        elastic = self.elastic = self.elastic or self._make(module)
         self._batch_index = index
         report = self.report = elastic(batch)
         self._step_schedules(trainer, "step", trainer.global_step)
@@ -109,10 +109,10 @@ class ElasticBatches(Callback):
     def _validate(
         self, trainer: Any, module: Any, batch: Batch, index: int, loader: tuple[int, ...]
     ) -> None:
-        elastic = self.elastic = self.elastic or self._make(trainer, module)
+        elastic = self.elastic = self.elastic or self._make(module)
         elastic.evaluate(batch, lambda _, part: self._validation_step(part, index, *loader))
 
-    def _make(self, trainer: Any, module: Any) -> Elastic:
+    def _make(self, module: Any) -> Elastic:
         wrapped = module.optimizers()
         elastic = Elastic(
             module,
@@ -120,7 +120,7 @@ class ElasticBatches(Callback):
             self._loss,
             backward=module.manual_backward,
             update=wrapped.step,
-            before_update=lambda: self._clipped(module, wrapped),
+            before_update=lambda: self._clip_gradients(module, wrapped),
             **{"count": count_examples, "split": split_batch} | self._options,
         )
         if self._state is not None:
@@ -130,7 +130,7 @@ class ElasticBatches(Callback):
     def _loss(self, module: nn.Module, part: Batch) -> Tensor:
         return _loss_in(self._training_step(part, self._batch_index))
 
-    def _clipped(self, module: Any, optimizer: Any) -> None:
+    def _clip_gradients(self, module: Any, optimizer: Any) -> None:
         value, algorithm = self._clip
         if value:
             module.clip_gradients(
@@ -153,24 +153,24 @@ def workload(
     validation: DataLoader[Any] | None = None,
     **fields: Any,
 ) -> Workload:
-    """A LightningModule and its loaders as a `Workload`; call it in a factory.
+    """Return a LightningModule and its loaders as a `Workload`; call it in a factory.
 
-    The loss is `training_step`'s, the optimizer that of `configure_optimizers`; schedules, which
-    Lightning steps by its trainer, are not taken along. The loader's own batch size is of no
-    matter. `fields` are others of `Workload` (`precision=`, `evaluate=`, `scheduler=`).
+    The loss is that of `training_step`, the optimizer that of `configure_optimizers`; its schedules
+    are not used. The batch size of the loader is ignored. `fields` are other fields of `Workload`
+    (`precision=`, `evaluate=`, `scheduler=`).
 
     Raises:
         UsageError: for manual optimization, or several optimizers.
     """
     if not module.automatic_optimization:
         raise UsageError(
-            "the module optimizes by itself (automatic_optimization=False): describe its step as a "
-            "rightbatch.Workload"
+            "the module uses manual optimization (automatic_optimization=False); describe its step "
+            "as a rightbatch.Workload"
         )
 
     def loss(module: Any, batch: Batch) -> Tensor:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*self.log.*")  # there is no trainer to log to
+            warnings.filterwarnings("ignore", ".*self.log.*")  # no trainer to log to
             return _loss_in(module.training_step(batch, 0))
 
     about: dict[str, Any] = {
@@ -184,23 +184,29 @@ def workload(
 
 
 def _only_optimizer(configured: Any) -> torch.optim.Optimizer:
-    """Of all that `configure_optimizers` may return."""
+    """Return the optimizer in any result of `configure_optimizers`.
+
+    Raises:
+        UsageError: if there are several, or none.
+    """
     if isinstance(configured, dict):
         configured = configured["optimizer"]
     while isinstance(configured, list | tuple) and configured:
         if isinstance(configured[0], torch.optim.Optimizer) and len(configured) > 1:
             if isinstance(configured[1], torch.optim.Optimizer):
-                raise UsageError("a Workload takes one optimizer")
+                raise UsageError(
+                    "a Workload has one optimizer; configure_optimizers returned several"
+                )
         configured = configured[0]
     if isinstance(configured, dict):
         configured = configured["optimizer"]
     if not isinstance(configured, torch.optim.Optimizer):
-        raise UsageError(f"configure_optimizers returned no optimizer, but {configured!r:.60}")
+        raise UsageError(f"configure_optimizers must return an optimizer; got {configured!r:.60}")
     return configured
 
 
 def _loss_in(out: Any) -> Tensor:
-    """What a training step returned, or its entry `loss`."""
+    """Return the loss in the result of a training step: itself, or its entry `loss`."""
     loss = out["loss"] if isinstance(out, dict) else out
     if loss is None:
         raise UsageError("training_step returned no loss; Elastic needs one for every part")
@@ -210,22 +216,22 @@ def _loss_in(out: Any) -> Tensor:
 def _refuse(trainer: Any, module: Any) -> None:
     if not module.automatic_optimization:
         raise UsageError(
-            "the module optimizes by itself (automatic_optimization=False): call "
+            "the module uses manual optimization (automatic_optimization=False); call "
             "rightbatch.Elastic in its training_step instead of this callback"
         )
     if trainer.accumulate_grad_batches != 1:
         raise UsageError(
-            "accumulate_grad_batches is 1 with ElasticBatches, which accumulates by itself: give "
+            "accumulate_grad_batches must be 1 with ElasticBatches, which accumulates itself; give "
             "the loader the whole batch"
         )
     strategy = type(trainer.strategy).__name__
     if strategy != "SingleDeviceStrategy":
         raise UsageError(
-            f"ElasticBatches runs on one device, not with {strategy}, whose own reduction would "
-            "run in every part: use rightbatch.Elastic on the DDP model in your own loop, or "
+            f"ElasticBatches runs on one device, not with {strategy}, which would reduce the "
+            "gradients of every part; use rightbatch.Elastic on the DDP model in your own loop, or "
             "`torchrun -m rightbatch train` with a Workload of the module"
         )
     if len(trainer.optimizers) > 1:
-        raise UsageError("ElasticBatches takes one optimizer")
+        raise UsageError(f"ElasticBatches needs one optimizer; got {len(trainer.optimizers)}")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise UsageError("ElasticBatches takes bf16-mixed or full precision, not 16-mixed")
+        raise UsageError("ElasticBatches does not support 16-mixed; use bf16-mixed or 32-true")

@@ -5,8 +5,8 @@
     from rightbatch.integrations.transformers import ElasticTrainer
     trainer = ElasticTrainer(model=model, args=arguments, train_dataset=data)
 
-With a trainer of one's own, `class Mine(ElasticMixin, TheirTrainer)`. And for `fit`, `predict`,
-`tune` and `train`, a factory of a trainer as a `Workload`::
+For your own trainer: `class MyTrainer(ElasticMixin, BaseTrainer)`. For `fit`, `predict`, `tune` and
+`train`, a factory that makes a `Workload` of a trainer::
 
     rb.tune(lambda: workload(Trainer(model=model(), args=arguments, train_dataset=data)))
 """
@@ -36,10 +36,10 @@ _IGNORED = -100
 
 
 class ElasticMixin:
-    """Runs each of the trainer's micro-batches in parts that fit; placed before a `Trainer`.
+    """Runs each of the trainer's micro-batches in parts that fit; list it before a `Trainer`.
 
-    `micro_batch_size` is the most examples at once, `elastic_options` are all that `Elastic` is
-    told. Callbacks, logging, saving, resuming and the trainer's own batch stay as they are.
+    `micro_batch_size` is the largest part, `elastic_options` are the options of `Elastic`.
+    Callbacks, logging, saving, resuming and the trainer's own batch size stay as they are.
 
     Raises:
         UsageError: with several processes, FSDP or DeepSpeed.
@@ -59,8 +59,8 @@ class ElasticMixin:
         trainer: Any = self
         if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
             raise UsageError(
-                "ElasticTrainer runs in one process on one device: with several, use your own loop "
-                "with rightbatch.Elastic on the DDP model"
+                "ElasticTrainer runs in one process on one device; with several, write your own "
+                "loop with rightbatch.Elastic on the DDP model"
             )
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise UsageError("ElasticTrainer does not run with DeepSpeed or FSDP")
@@ -71,7 +71,7 @@ class ElasticMixin:
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """One of the trainer's micro-batches, added to the gradients that there are."""
+        """Run one of the trainer's micro-batches; adds to the existing gradients."""
         trainer: Any = self
         model.train()
         if hasattr(trainer.optimizer, "train") and callable(trainer.optimizer.train):
@@ -97,7 +97,7 @@ class ElasticMixin:
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """The parts' losses, logits and labels, put together again."""
+        """Evaluate in parts, and return their loss, logits and labels joined."""
         trainer: Any = self
         elastic = self.elastic = self.elastic or self._make(model)
 
@@ -113,7 +113,7 @@ class ElasticMixin:
         return mean, logits, labels
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """Train; the optimizer's step is whole or not at all while it lasts."""
+        """Train; meanwhile a step of the optimizer that fails is undone."""
         try:
             return super().train(*arguments, **keywords)  # type: ignore[misc]
         finally:
@@ -123,12 +123,12 @@ class ElasticMixin:
     def _make(self, model: nn.Module) -> Elastic:
         trainer: Any = self
         optimizer = trainer.optimizer
-        bare = getattr(optimizer, "optimizer", optimizer)
-        if bare is None:  # evaluation alone
-            bare = torch.optim.SGD(model.parameters(), lr=0.0)
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if inner is None:  # evaluation only
+            inner = torch.optim.SGD(model.parameters(), lr=0.0)
         elastic = Elastic(
             model,
-            bare,
+            inner,
             self._loss_of,
             count=_count,
             split=_split,
@@ -147,22 +147,22 @@ class ElasticMixin:
 
 
 class ElasticTrainer(ElasticMixin, Trainer):
-    """Transformers' `Trainer`, elastic."""
+    """Transformers' `Trainer` with `ElasticMixin`."""
 
 
 def workload(trainer: Trainer, **fields: Any) -> Workload:
-    """A trainer's model, data, collator, optimizer, schedule and clipping as a `Workload`.
+    """Return a trainer's model, data, collator, optimizer, schedule and clipping as a `Workload`.
 
-    Call it in a factory, since every probe builds its own. `fields` are others of `Workload`.
+    Call it in a factory, since every probe builds its own. `fields` are other fields of `Workload`.
     """
     owner: Any = trainer
     arguments = owner.args
     loader = owner.get_train_dataloader()
-    # Of several sets no one is the evaluation's.
+    # Several evaluation sets cannot be combined into one.
     unseen = None if isinstance(owner.eval_dataset, dict) else owner.eval_dataset
 
     def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        # Told the number of labels, it divides by that: a mean over `count`, as in the trainer.
+        # With num_items_in_batch the loss is divided by the number of labels, as in the trainer.
         loss: Tensor = owner.compute_loss(model, batch, num_items_in_batch=_count(batch))
         return loss
 
@@ -182,7 +182,7 @@ def workload(trainer: Trainer, **fields: Any) -> Workload:
 
 
 def _count(inputs: dict[str, Any]) -> float:
-    """What Transformers' losses average over: labels that are not ignored, else examples."""
+    """Return what Transformers' losses average over: labels that are not ignored, or examples."""
     labels = inputs.get("labels")
     if isinstance(labels, Tensor):
         return float((labels != _IGNORED).sum())
@@ -190,7 +190,7 @@ def _count(inputs: dict[str, Any]) -> float:
 
 
 def _split(inputs: Any, n: int) -> Sequence[dict[str, Any]]:
-    """Parts of the tensors that have an entry per example; anything else belongs to each part."""
+    """Split the tensors with an entry per example into parts of `n`; other values are repeated."""
     tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
     total = max((len(value) for value in tensors.values() if value.ndim), default=0)
     return [
@@ -206,7 +206,7 @@ def _split(inputs: Any, n: int) -> Sequence[dict[str, Any]]:
 
 def _together(parts: list[Any]) -> Any:
     whole = parts[0]
-    if whole is None:  # only the loss was asked for
+    if whole is None:  # prediction_loss_only
         return None
     for part in parts[1:]:
         whole = nested_concat(whole, part, padding_index=_IGNORED)

@@ -1,13 +1,11 @@
-"""Contracts of what others may write, as tests to subclass, and memory that runs out on purpose.
+"""Contracts of plug-ins as test classes to subclass, and out-of-memory errors for tests.
 
-`DeviceContract`, `TrainingContract` and `IntegrationContract` are what a device, a training (its
-sessions and loops) and an integration of `Elastic` have to do, `FrameSourceContract` and
-`ModelContract` what `serve` relies on in what frames come from and in what runs on them; these two
-need the extra `serve`.
-`inject_out_of_memory` fails at a named place, `limited_memory` at a limit that the operating system
-enforces.
+`DeviceContract`, `TrainingContract` and `IntegrationContract` test a device, a training (its
+sessions and loops) and an integration of `Elastic`; `FrameSourceContract` and `ModelContract` test
+a source of frames and a model for `serve`, and need the extra `serve`. `inject_out_of_memory`
+raises an error at a named place, `limited_memory` sets a limit that the operating system enforces.
 
-A test module subclasses one and defines its fixture; pytest runs every test of the contract::
+Subclass a contract in a test module and define its fixture; pytest runs all tests of the contract::
 
     class TestMyTraining(TrainingContract):
         @pytest.fixture
@@ -15,7 +13,7 @@ A test module subclasses one and defines its fixture; pytest runs every test of 
             return MyTraining("model.yaml").load()
 
 `pytest.register_assert_rewrite("rightbatch.testing")` in a `conftest.py` makes failures show the
-values that they compare.
+compared values.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ _NEED_NUMPY = ("FrameSourceContract", "ModelContract")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the contracts that need numpy or pytest when they are first used.
+    """Import contracts that need numpy or pytest on first use.
 
     Raises:
         MissingExtraError: if numpy is not installed.

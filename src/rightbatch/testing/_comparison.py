@@ -1,4 +1,4 @@
-"""What the contracts compare trainings with."""
+"""Comparisons that the contracts share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rightbatch._training.protocol import Ability, Training
 
 
 def skip_without(training: Training, ability: Ability) -> None:
-    """Skip a test that is about an ability which the training does not declare."""
+    """Skip a test of an ability that the training does not declare."""
     if ability not in training.abilities:
-        raise SkipTest(f"it offers no {ability.value}")
+        raise SkipTest(f"the training does not offer {ability.value}")
 
 
 def copies(model: nn.Module) -> list[Tensor]:
@@ -22,6 +22,6 @@ def copies(model: nn.Module) -> list[Tensor]:
 
 
 def equal(before: list[Tensor], model: nn.Module) -> bool:
-    """Whether a model's parameters equal those that were copied, bit for bit."""
+    """Whether a model's parameters equal earlier copies, bit for bit."""
     now = list(model.parameters())
     return all(torch.equal(one, other) for one, other in zip(before, now, strict=True))

@@ -1,4 +1,4 @@
-"""What a probe relies on in every `Device`."""
+"""The contract of a `Device`, which probes rely on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ _MIB = 2**20
 
 
 class DeviceContract:
-    """Subclass it with a fixture `device`: a `Device` that is not prepared yet.
+    """Tests of a `Device`. Subclass it with a fixture `device`: a `Device` that is not prepared.
 
-    The fixture takes back what `enforce` does to the process. `allocation` is how much the tests
-    allocate, `tolerance` by how much a figure may exceed what was allocated: an allocator's blocks
-    are larger than its tensors. It may fall short by 2%, where the process gives back meanwhile
-    what it had before. `name` and `charge_variation` are read before `prepare`; all else is called
-    in a probe's order.
+    The fixture undoes what `enforce` does to the process. The tests allocate `allocation` bytes;
+    readings may exceed that by `tolerance`, since an allocator's blocks are larger than its
+    tensors, and may fall short by 2%, since the process may free other memory meanwhile. `name` and
+    `charge_variation` are read before `prepare`; the other methods are called in a probe's order.
     """
 
     allocation = 256 * _MIB
@@ -27,7 +26,7 @@ class DeviceContract:
 
     @property
     def least(self) -> int:
-        """What a figure has to show of `allocation`."""
+        """The smallest reading that is accepted for `allocation`."""
         return int(0.98 * self.allocation)
 
     def test_torch_knows_it_by_its_name(self, device: Device) -> None:
@@ -41,7 +40,9 @@ class DeviceContract:
         device.prepare()
         capacity = device.capacity()
         assert isinstance(capacity, int)
-        assert capacity > self.allocation, "too little is free here for the rest of the contract"
+        assert capacity > self.allocation, (
+            "too little memory is free for the other tests of the contract"
+        )
 
     def test_what_is_allocated_appears_in_peak_and_charge(self, device: Device) -> None:
         device.prepare()
@@ -100,18 +101,18 @@ class DeviceContract:
         enforced = device.enforce(self.allocation + 2 * self.tolerance)
         assert isinstance(enforced, bool)
         device.reset_peak()
-        for _ in range(2):  # what failed once must not lessen what is left
+        for _ in range(2):  # a failure must not reduce the free memory
             self._free(self._allocate(device))
             assert device.read().peak_bytes >= self.least
             if enforced:
                 self._refuse(device)
 
     def _allocate(self, device: Device, times: int = 1) -> Tensor:
-        """A tensor of `allocation` bytes, written to, so that it is there."""
+        """Return a tensor of `allocation` bytes, written so that its memory is resident."""
         return torch.ones(times * self.allocation, dtype=torch.uint8, device=device.name)
 
     def _free(self, tensor: Tensor) -> None:
-        """Gives back what only the caller's expression held."""
+        """Free a tensor to which the caller holds no reference."""
         del tensor
         gc.collect()
 

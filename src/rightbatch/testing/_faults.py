@@ -1,4 +1,4 @@
-"""Memory that runs out on purpose: at a named place, or at a real limit of the process."""
+"""Out-of-memory errors for tests: injected at a named place, or by a limit of the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rightbatch._units import parse_bytes
 
 @dataclass
 class Injected:
-    """How often the place was entered inside the context, and which entries failed."""
+    """The number of entries of the place inside the context, and the entries that failed."""
 
     entries: int = 0
     failed: list[int] = field(default_factory=list)
@@ -26,12 +26,12 @@ class Injected:
 
 @contextmanager
 def inject_out_of_memory(at: Place, when: int | Collection[int] = 0) -> Iterator[Injected]:
-    """Make the `when`-th entries of a place inside the context fail for want of memory.
+    """Make the `when`-th entries of a place inside the context raise an out-of-memory error.
 
-    `at` is `forward`, `backward`, `synchronization`, `optimizer`, `evaluation` or `hook`: of a
-    part, of the reduction over processes, of an update (which fails half way, when its first
-    parameters are changed), of an evaluated part, and of `before_update` with clipping. Entries are
-    counted from 0, and attempts that follow a failure enter again.
+    `at` is `forward` or `backward` of a part, `synchronization` (the reduction over processes),
+    `optimizer` (fails halfway through an update, after its first parameters have changed),
+    `evaluation` of a part, or `hook` (`before_update` with clipping). Entries are counted from 0;
+    retries count as entries.
 
     Raises:
         UsageError: for an unknown place.
@@ -59,15 +59,17 @@ def inject_out_of_memory(at: Place, when: int | Collection[int] = 0) -> Iterator
 
 @contextmanager
 def limited_memory(more: int | str) -> Iterator[None]:
-    """Let this process have no more than `more` private bytes beyond what it has now.
+    """Limit this process to `more` private bytes beyond its current ones.
 
-    The operating system enforces it, so that what fails inside fails for real. Linux only.
+    The operating system enforces the limit, so that allocations really fail. Linux only.
 
     Raises:
-        UsageError: elsewhere.
+        UsageError: on other systems.
     """
     if not sys.platform.startswith("linux"):
-        raise UsageError("only Linux enforces a limit on the memory of a process")
+        raise UsageError(
+            "limited_memory needs Linux: other systems do not enforce a limit on a process"
+        )
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)

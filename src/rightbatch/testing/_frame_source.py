@@ -89,7 +89,7 @@ class FrameSourceContract:
         began = time.monotonic()
         source.close()
         assert time.monotonic() - began < _PATIENCE / 4
-        assert over.wait(_PATIENCE), "it still reads after close"
+        assert over.wait(_PATIENCE), "`read` did not return after `close`"
         thread.join()
 
     def _take(self, source: FrameSource) -> list[tuple[NDArray[np.uint8], float]]:
@@ -97,6 +97,6 @@ class FrameSourceContract:
         taken: list[tuple[NDArray[np.uint8], float]] = []
         while len(taken) < self.frames:
             found = source.read()
-            assert found is not None, f"it ends after {len(taken)} frames"
+            assert found is not None, f"the source ended after {len(taken)} frames"
             taken.append(found)
         return taken

@@ -1,4 +1,4 @@
-"""What every integration of `Elastic` does, wherever memory runs out."""
+"""The contract of an integration of `Elastic`: it survives errors at every place."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rightbatch.testing._faults import inject_out_of_memory
 
 
 class IntegrationContract:
-    """Subclass it with `train`: a short training through the framework, evaluation included.
+    """Subclass it with `train`: a short training through the framework, with evaluation.
 
-    It is the same training every time it is called: same weights, same data in the same order.
-    Batches are larger than `micro_batch_size`, and no part is left with one example. Override
-    `resumed` where the framework resumes. `is_exact` is False where parts do not make the whole
-    (BatchNorm, a loss that does not split); then `tolerance` is not looked at. A failure comes at
+    Every call must be the same training: the same weights and data in the same order. Batches are
+    larger than `micro_batch_size`, and no part has a single example. Override `resumed` if the
+    framework can resume. Set `is_exact` to False if parts are not equivalent to the whole batch
+    (BatchNorm, a loss that does not split); then `tolerance` is not used. A failure is injected at
     the `when`-th entry of each place.
     """
 
@@ -32,17 +32,17 @@ class IntegrationContract:
     tolerance: ClassVar[float] = 1e-5
 
     def train(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
-        """Train in parts of `micro_batch_size`, write into `folder`; returns the weights."""
+        """Train in parts of `micro_batch_size`, write into `folder`, and return the weights."""
         raise NotImplementedError
 
     def resumed(self, folder: Path, micro_batch_size: int) -> Sequence[Tensor]:
-        """The same training, ended in the middle and resumed from what was saved."""
-        raise SkipTest("it does not resume")
+        """Run the same training, stopped halfway and resumed from its checkpoint."""
+        raise SkipTest("the integration does not resume")
 
     @pytest.fixture
     def undisturbed(self, tmp_path: Path) -> Sequence[Tensor]:
         kind = type(self)
-        if "_ended" not in vars(kind):  # once is enough: another test sees that it repeats
+        if "_ended" not in vars(kind):  # once: another test checks that it is reproducible
             kind._ended = self._trained(tmp_path / "undisturbed", self.micro_batch_size)
         return kind._ended
 
@@ -57,7 +57,7 @@ class IntegrationContract:
         self, undisturbed: Sequence[Tensor], tmp_path: Path
     ) -> None:
         if not self.is_exact:
-            raise SkipTest("parts do not make the whole here")
+            raise SkipTest("parts are not equivalent to the whole batch")
         whole = self._trained(tmp_path / "whole", self.whole)
         assert _difference(undisturbed, whole) <= self.tolerance
 

@@ -60,7 +60,7 @@ class ModelContract:
             assert self.is_same(result, alone)
 
     def test_pictures_that_differ_give_results_that_differ(self, model: Model) -> None:
-        # otherwise the test above could not fail
+        # else the previous test could not fail
         one, other = model(self.images(2))
         assert not self.is_same(one, other)
 
@@ -76,9 +76,9 @@ class ModelContract:
     def test_a_later_batch_leaves_earlier_results_as_they_were(self, model: Model) -> None:
         images = self.images(self.largest)
         earlier = model(images)
-        said = [_plain(result) for result in earlier]
+        before = [_plain(result) for result in earlier]
         model([255 - image for image in images])
-        assert said == [_plain(result) for result in earlier]
+        assert before == [_plain(result) for result in earlier]
 
     def test_results_are_json(self, model: Model) -> None:
         for result in model(self.images(2)):

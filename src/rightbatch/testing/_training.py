@@ -1,4 +1,4 @@
-"""What every verb relies on in a `Training`, its sessions and its loops."""
+"""The contract of a `Training`, its sessions and its loops, which the verbs rely on."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rightbatch.testing._training_session import SessionTests
 
 
 class TrainingContract(SessionTests, LoopTests):
-    """Subclass it with a fixture `training`: a `Training` that has been loaded.
+    """Tests of a `Training`. Subclass it with a fixture `training`: a loaded `Training`.
 
-    It is the same training each time it is opened. `sizes` are batch sizes that it can run, in a
-    growing order; without 1 for a model with BatchNorm. `batch_size` is one for loops, of which an
-    epoch has three or more. The fixture `description` is the training before it is loaded, as a
-    verb is given it; by default the loaded one.
+    Every opening must give the same training. `sizes` are batch sizes that it can run, ascending;
+    without 1 for a model with BatchNorm. `batch_size` is the size for loops; an epoch must have at
+    least three such batches. The fixture `description` is the argument of the verbs, for a training
+    that has to be loaded; default: `training`.
     """
 
     @pytest.fixture
     def description(self, training: Training) -> object:
-        """What `fit` and `tune` are given."""
+        """The argument of `fit` and `tune`."""
         return training
 
     def test_it_can_be_sent_to_another_process(self, training: Training) -> None:

@@ -1,4 +1,4 @@
-"""The part of `TrainingContract` that is about loops and their observers."""
+"""The tests of `TrainingContract` for loops and their observers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rightbatch.testing._faults import inject_out_of_memory
 
 
 class LoopTests:
-    """Epochs of steps, with what observers may do at their boundaries."""
+    """Tests of a training's loop."""
 
     batch_size: ClassVar[int] = 8
 
@@ -76,7 +76,7 @@ class LoopTests:
         windows = _Windows(evaluates=True)
         with self._loop(training, [windows]) as loop:
             if not loop.is_evaluated:
-                raise SkipTest("it evaluates nothing")
+                raise SkipTest("the training has no evaluation")
             loop.run()
         assert windows.metrics
         assert windows.is_unchanged, "an evaluation changed weights or random states"
@@ -108,7 +108,7 @@ class LoopTests:
 
 
 class _Seen(Observer):
-    """Notes what it is told; stops the loop after so many steps."""
+    """Records the calls; stops the loop after `stop_after` steps."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.calls: list[str] = []
@@ -125,7 +125,7 @@ class _Seen(Observer):
         self.calls.append("step")
         self.losses.append(report.mean_loss.detach().clone())
         if loop.state.steps == self._stop_after:
-            loop.stop("the test has seen enough")
+            loop.stop("end of the test")
 
     def measure_epoch(self, loop: TrainingLoop) -> dict[str, float]:
         self.calls.append("measure")
@@ -142,7 +142,7 @@ class _Seen(Observer):
 
 
 class _Windows(Observer):
-    """Measures after the first step, and compares what was there before."""
+    """Measures after the first step, and checks that weights and random states are unchanged."""
 
     def __init__(self, *, evaluates: bool = False) -> None:
         self._evaluates = evaluates

@@ -1,4 +1,4 @@
-"""The part of `TrainingContract` that is about sessions."""
+"""The tests of `TrainingContract` for sessions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rightbatch.testing._comparison import copies, equal, skip_without
 
 
 class SessionTests:
-    """Steps and evaluations of any size."""
+    """Tests of a training's session."""
 
     sizes: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     @pytest.fixture
     def session(self, training: Training) -> Iterator[Session]:
-        """A new session that trains."""
+        """A new training session."""
         skip_without(training, Ability.STEP)
         opened = training.session("cpu", seed=0, inference=False)
         yield opened
@@ -28,7 +28,7 @@ class SessionTests:
 
     @pytest.fixture
     def evaluation(self, training: Training) -> Iterator[Session]:
-        """A new session of inference."""
+        """A new inference session."""
         skip_without(training, Ability.EVALUATE)
         opened = training.session("cpu", seed=0, inference=True)
         yield opened

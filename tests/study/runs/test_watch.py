@@ -134,7 +134,7 @@ def test_a_time_ends_the_run() -> None:
     _, measurements, loop = trained(study_workloads.regression, epochs=100_000, seconds=0.05)
     assert loop.state.seconds >= 0.05
     assert loop.state.epoch < 100_000
-    assert "as was asked for" in measurements.reason
+    assert "the budget of" in measurements.reason
 
 
 def test_what_is_measured_changes_nothing_of_the_training() -> None:

@@ -1,1 +1,1 @@
-"""One run of a study: trained in a process of its own, and measured while it trains."""
+"""One run of a study: trained in a worker process, and measured while it trains."""

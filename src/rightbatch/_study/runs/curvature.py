@@ -1,8 +1,8 @@
-"""How sharp the loss is along a run: the largest eigenvalue of its Hessian.
+"""The sharpness of the loss along a run: the largest eigenvalue of its Hessian.
 
-A step of SGD along an eigenvector of the Hessian with eigenvalue λ overshoots where λ · lr is above
-2. That is a gauge of stability, with its sign. It does not tell how well a model generalizes
-(Andriushchenko et al. 2023, arXiv 2302.07011).
+A step of SGD along an eigenvector of the Hessian with eigenvalue λ is unstable if λ · lr is over 2.
+The sharpness does not predict how well a model generalizes (Andriushchenko et al. 2023, arXiv
+2302.07011).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from rightbatch._training.loop import WorkloadLoop
 from rightbatch._workload.batch import to_device
 
 EXAMPLES = 512
-"""The same ones each time, so that the curve is of the weights and not of the sample."""
+"""Size of the sample, which is the same each time, so that only the weights change the curve."""
 TOLERANCE = 0.02
+"""Relative accuracy of the eigenvalue."""
 
 
 class _Loss(nn.Module):
-    """The loss as the model's own output, so that any batch and any loss will do."""
+    """A model whose output is the loss, so that any batch and any loss can be used."""
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
         super().__init__()
@@ -36,7 +37,9 @@ class _Loss(nn.Module):
         return self.loss(self.model, x["batch"])
 
 
-class _Same(nn.Module):
+class _Identity(nn.Module):
+    """A loss function that returns the model's output."""
+
     reduction = "mean"
 
     def forward(self, loss: Tensor, nothing: Tensor) -> Tensor:
@@ -44,7 +47,9 @@ class _Same(nn.Module):
 
 
 def largest_eigenvalue(loop: WorkloadLoop) -> float:
-    """The algebraically largest one, on a fixed sample of the training data, in evaluation mode.
+    """Return the algebraically largest eigenvalue of the Hessian; NaN if Lanczos does not converge.
+
+    Uses a fixed sample of the training data and evaluation mode; restores the random states.
 
     Raises:
         MissingExtraError: without curvlinops.
@@ -58,11 +63,11 @@ def largest_eigenvalue(loop: WorkloadLoop) -> float:
 
     w, model = loop.workload, loop.model
     before = random_state(loop.device)
-    model.eval()  # batch statistics and dropout would make it another function each time
+    model.eval()  # batch statistics and dropout would change the function each time
     try:
         operator = HessianLinearOperator(
             _Loss(model, w.loss),
-            _Same(),
+            _Identity(),
             [p for p in model.parameters() if p.requires_grad],
             list(_sample(loop)),
             check_deterministic=False,
@@ -80,7 +85,7 @@ def largest_eigenvalue(loop: WorkloadLoop) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """linear_operator 0.6 and torch's own forward mode use what torch 2.14 deprecates."""
+    """Ignore FutureWarnings: linear_operator 0.6 and torch use what torch 2.14 deprecates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

@@ -1,6 +1,6 @@
-"""What is measured of a run while it trains, and when.
+"""The measurements of a run while it trains.
 
-Seldom enough to be cheap, often enough to see when a target is reached.
+Their spacing is a compromise between their cost and the resolution of a target's steps.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from rightbatch._training.loop import WorkloadLoop
 
 SPACING = 1.02
-"""Points lie 2% of the steps apart: as dense for every batch size, and few however long it is."""
+"""Points are 2% of the steps apart: the same density for all batch sizes, few for long runs."""
 POINTS_BY_TIME = 2000
-"""At least a point a second, so that a long step is seen; a longer time when there are so many."""
+"""There is at least a point per second, so that long steps are seen, up to about this number."""
 EVALUATIONS = 1.05
-"""Evaluations lie 5% of the steps apart, and fall on points, which bounds the error of a count of
-steps to a target."""
+"""Evaluations are 5% of the steps apart, and at points, which bounds the error of the steps to a
+target."""
 EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.05
 FREE = 2.0
-"""Shares of a run's time, and seconds beside, that evaluations and noise windows may take; it
-does not count as training."""
+"""Largest shares of a run's time for evaluations and for noise windows, plus these seconds; they do
+not count as training."""
 WINDOWS, LEAST_WINDOW = 1.1, 0.02
-"""The noise scale is measured every 10% of the steps, for so many seconds at least."""
+"""The noise scale is measured every 10% of the steps, for at least these seconds."""
 FLUSH = 0.5  # seconds between two deliveries of points
 EXPLODED = 10.0
-"""A loss of so many times the first one counts as diverged, as one that is no number does."""
+"""A loss above this multiple of the first one counts as diverged, like one that is not finite."""
 
 
 class DivergedError(Exception):
@@ -45,12 +45,12 @@ class DivergedError(Exception):
 
 
 class Measurements(Observer):
-    """Measures a run at its steps; `send` gets points some times a second.
+    """Measures a run after its steps; `send` is called with points twice a second.
 
-    Losses stay on the device until then. With a `target` the training ends where an evaluation
-    reaches it (the training loss is judged later, from all of its points), with `seconds` after so
-    long. With `sharpness` the largest eigenvalue of the Hessian is measured now and then. Where
-    `loss_may_rise`, a loss that is far above its first value has not diverged.
+    Losses stay on the device until then. The training ends after `seconds`, or if an evaluation
+    reaches the `target` (a target of the training loss is checked later, from all points). With
+    `sharpness` the largest eigenvalue of the Hessian is also measured. With `loss_may_rise` a loss
+    far above its first value does not count as diverged.
     """
 
     counts_as_training = False
@@ -78,15 +78,15 @@ class Measurements(Observer):
         self.reason = ""
 
     def on_start(self, loop: TrainingLoop) -> None:
-        """Remember the loop, whose weights tell whether it has diverged."""
+        """Keep the loop, whose weights show whether it has diverged."""
         self._loop = loop
 
     def on_step(self, loop: TrainingLoop, report: StepLoss) -> None:
         """Measure what is due.
 
         Raises:
-            DivergedError: if the loss is not finite any more, or ten times the first one.
-            UsageError: if the target is no metric of the training.
+            DivergedError: if the loss is not finite, or ten times the first one.
+            UsageError: if the target is not a metric of the training.
         """
         at = loop.state
         self._losses.append(report.mean_loss.detach())
@@ -103,13 +103,13 @@ class Measurements(Observer):
         if time.perf_counter() - self._flushed >= FLUSH:
             self.flush()
         if "end" in due:
-            self.reason = f"{at.seconds:.1f} s of training, as was asked for"
+            self.reason = f"trained for {at.seconds:.1f} s, the budget of {self._seconds:g} s"
         if self.reason:
             self.flush()
             loop.stop(self.reason)
 
     def measure_epoch(self, loop: TrainingLoop) -> Mapping[str, float]:
-        """Return the metrics of now, measured unless the last step was followed by it."""
+        """Return the current metrics; evaluates unless that was done after the last step."""
         if self._evaluated != loop.state.steps:
             found = self._evaluate(loop)
             self._point(loop, found)
@@ -119,7 +119,7 @@ class Measurements(Observer):
         return self.metrics
 
     def flush(self) -> None:
-        """Send what has been measured; waits for the device."""
+        """Send the measured points; synchronises the device."""
         points = []
         for point, losses in self._waiting:
             values = dict(point.values)
@@ -137,10 +137,10 @@ class Measurements(Observer):
 
     def _check(self, losses: list[float]) -> None:
         if self._loss_may_rise:
-            # Where gradients overflow, a scaler leaves the update out: the weights decide.
+            # If gradients overflow, a scaler skips the update: check the weights instead.
             bad = [loss for loss in losses if not math.isfinite(loss)]
             if bad and self._loop is not None and not _is_finite(self._loop.model):
-                raise DivergedError(f"the loss became {bad[0]}, and the weights with it")
+                raise DivergedError(f"the loss became {bad[0]}, and weights are not finite")
             return
         for loss in losses:
             if self._first is None:
@@ -151,7 +151,7 @@ class Measurements(Observer):
                 raise DivergedError(f"the loss rose from {self._first:.3g} to {loss:.3g}")
 
     def _is_due(self, loop: TrainingLoop) -> bool:
-        """The same in all processes, as far as it goes by steps."""
+        """Whether a point is due; for several processes by steps only, which all agree on."""
         at = loop.state
         if loop.processes.world_size > 1:
             return at.steps >= self._point_at
@@ -159,7 +159,7 @@ class Measurements(Observer):
         return at.steps >= self._point_at or at.seconds - self._pointed >= period
 
     def _due(self, loop: TrainingLoop) -> list[str]:
-        """What this process would do at a point; `point` stands for one that is only that."""
+        """Return what is due at a point, as this process sees it; always with `point`."""
         at = loop.state
         found = ["point"]
         if loop.is_evaluated:
@@ -174,7 +174,7 @@ class Measurements(Observer):
         return found
 
     def _point(self, loop: TrainingLoop, values: dict[str, float]) -> None:
-        """A point at the step of now; what comes after it at the same step joins it."""
+        """Add a point at the current step, or add the values to the one of the same step."""
         at = loop.state
         losses, self._losses = self._losses, []
         if self._waiting and self._waiting[-1][0].steps == at.steps:
@@ -207,10 +207,10 @@ class Measurements(Observer):
             raise UsageError(f"there is no metric {target.metric!r}; the training has {known}")
         value = found[target.metric]
         if is_better(target.metric, value, target.value):
-            self.reason = f"{target.metric} reached {value:.4g}, {target.value:g} was asked for"
+            self.reason = f"{target.metric} reached {value:.4g} (target {target.value:g})"
 
     def _noise(self, loop: TrainingLoop) -> dict[str, float]:
-        """|G|² and tr(Σ) at the weights of now; nothing where memory does not suffice for it."""
+        """Return |G|² and tr(Σ) at the current weights; empty if the measurement does not fit."""
         began = time.perf_counter()
         share = NOISE_SHARE * loop.state.seconds - self._window_seconds
         pairs = noise_windows(loop, max(share, LEAST_WINDOW)).at_weights
@@ -222,7 +222,7 @@ class Measurements(Observer):
         squared = sum(pair[0] for pair in pairs) / len(pairs)
         variance = sum(pair[1] for pair in pairs) / len(pairs)
         values = {"gradient_squared": squared, "gradient_variance": variance}
-        if squared > 0:  # else it is lost in noise, and the noise scale has no value
+        if squared > 0:  # else the gradient is lost in noise: the noise scale is unknown
             values["noise_scale"] = variance / squared
         return values
 
@@ -230,7 +230,7 @@ class Measurements(Observer):
         from rightbatch._study.runs.curvature import largest_eigenvalue
 
         began = time.perf_counter()
-        value = largest_eigenvalue(cast("WorkloadLoop", loop))  # `Ability.CURVATURE` says so
+        value = largest_eigenvalue(cast("WorkloadLoop", loop))  # guaranteed by `Ability.CURVATURE`
         self._window_seconds += time.perf_counter() - began
         rate = float(loop.optimizer.param_groups[0]["lr"])
         return {"sharpness": value, "sharpness_times_rate": value * rate}
@@ -241,5 +241,5 @@ def _is_finite(model: nn.Module) -> bool:
 
 
 def _decided_by_first(loop: TrainingLoop, is_due: bool, due: list[str]) -> list[str]:
-    """Processes that train together do what the first one would do."""
+    """Return what is due in the first process, so that all processes do the same."""
     return list(loop.processes.from_first(due)) if is_due else []

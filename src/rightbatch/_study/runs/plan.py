@@ -1,4 +1,4 @@
-"""What a run's process is told."""
+"""The plan of a run, which is sent to its process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rightbatch._study.records import RunKey
 class RunPlan:
     """Which run of a study to train, and how.
 
-    The learning rate is that of the workload, which was chosen for `config.base_batch`, by the
-    options' `rule`: `"scaling"` as `rightbatch._training.scaling` has it (for SGD with
-    `noise_scale`, which was given or measured by an earlier run), `"none"` as it is; times the
-    key's factor. The run ends after the options' epochs or training time, or at `config.target`.
+    The learning rate of the workload, which was chosen for `config.base_batch`, is scaled by the
+    options' `rule`: `"scaling"` (see `rightbatch._training.scaling`; for SGD with `noise_scale`,
+    which is given or measured by an earlier run) or `"none"`. Then it is multiplied by the key's
+    factor. The run ends after the options' epochs or training time, or at `config.target`.
     """
 
     key: RunKey
@@ -25,5 +25,5 @@ class RunPlan:
 
     @property
     def options(self) -> StudyOptions:
-        """The study's."""
+        """The options of the study."""
         return self.config.options

@@ -1,4 +1,4 @@
-"""A run's process as the sweep sees it: started, listened to, understood when it dies."""
+"""The parent's side of a run's process: starts it, receives its events, and reports a crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENTRY = "rightbatch._study.runs.worker:run"
 
 @dataclass(frozen=True)
 class RunEvent:
-    """What came from a run: points, an event of `Elastic`, or its end."""
+    """News of a run: points, an event of `Elastic`, or its end."""
 
     points: tuple[Point, ...] = ()
     event: dict[str, Any] | None = None
@@ -33,20 +33,18 @@ def stream_events(
     threads: int | None = None,
     on_start: Callable[[Child], object] = lambda child: None,
 ) -> Iterator[RunEvent]:
-    """Train in a process of its own, and yield what comes of it; the last event is its end.
+    """Train in a worker process, and yield its events; the last one is its end.
 
-    A process that dies without a report is out of memory where the system killed it for that, and
-    has failed otherwise. Closing the iterator kills it. `threads` are the CPU's for this run.
+    A process that dies without a report ended out of memory if the system killed it for that, else
+    it failed. Closing the iterator kills it. `threads` is the number of CPU threads of the run.
 
     Raises:
-        UsageError: if the factory is none; every run would fail so.
-        WorkloadError: if it cannot even be loaded.
+        UsageError: if the workload is not a factory; every run would fail.
+        WorkloadError: if the workload cannot be loaded.
     """
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    if (
-        plan.options.memory is not None
-    ):  # freed memory that malloc keeps would count against the limit
-        environment |= EXACT_MALLOC
+    if plan.options.memory is not None:
+        environment |= EXACT_MALLOC  # else freed memory that malloc keeps counts against the limit
     with Child(replace(header, entry=_ENTRY), environment=environment) as child:
         child.send(plan=pickle.dumps(plan).hex())
         on_start(child)
@@ -79,5 +77,5 @@ def stream_events(
 
 
 def threads_of(jobs: int) -> int | None:
-    """Return the CPU's threads for each of so many runs at a time; None leaves them alone."""
+    """Return the CPU threads of each of `jobs` runs at a time; None keeps the default."""
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)

@@ -1,4 +1,4 @@
-"""One run of a study, in the process that is its own."""
+"""The training of one run of a study, in its worker process."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from rightbatch._training.scaling import scaling
 
 
 class BrokenError(Exception):
-    """The training cannot be built; its cause is the workload's own error."""
+    """The training cannot be built; its cause is the workload's error."""
 
 
 class Reporter:
-    """Sends what becomes of a run to whoever started it."""
+    """Sends the events of a run to the process that started it."""
 
     def __init__(self, send: Callable[..., object]) -> None:
         self._send = send
 
     def points(self, points: list[Point]) -> None:
-        """Send points that were measured."""
+        """Send measured points."""
         self._send(event="points", points=[vars(point) for point in points])
 
     def happened(self, event: dict[str, Any]) -> None:
@@ -55,12 +55,12 @@ class Reporter:
 def train_run(
     training: Training, plan: RunPlan, device: Device, limit: int, reporter: Reporter
 ) -> Ended:
-    """Train as the plan says; whatever becomes of it is the result, and no exception.
+    """Train by the plan, and return how the run ended, also after an error.
 
-    `limit` is what the device may use, in bytes.
+    `limit` is the memory that the device may use, in bytes.
 
     Raises:
-        UsageError, BrokenError: for what would be wrong in every run.
+        UsageError, BrokenError: for errors that every run would have.
     """
     facts: dict[str, Any] = {"device": device.name, "limit_bytes": limit}
     try:
@@ -76,7 +76,7 @@ def train_run(
         error["traceback"] = _trace(raised)
     try:
         facts["peak_bytes"] = device.read().peak_bytes
-    except Exception:  # a device that has failed may not answer any more
+    except Exception:  # a device may fail to answer after an error
         facts["peak_bytes"] = None
     return Ended(status, reason, error=error, **facts)  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def _status_of(raised: BaseException) -> tuple[str, str]:
 def _train(
     training: Training, plan: RunPlan, device: str, reporter: Reporter, facts: dict[str, Any]
 ) -> None:
-    """Train, and write into `facts` what becomes of it."""
+    """Train, and write the fields of `Ended` into `facts`."""
     check_abilities(training, plan)
     options, target = plan.options, plan.config.target
     if target is not None:
@@ -134,7 +134,7 @@ def _train(
                 raise
             raise BrokenError from error
         finally:
-            with suppress(Exception):  # what is in flight when the device has failed
+            with suppress(Exception):  # after a failure the device may not answer
                 measurements.flush()
             if loop is not None:
                 facts |= _facts_of(loop, measurements)
@@ -142,10 +142,10 @@ def _train(
 
 
 def check_abilities(training: Training, plan: RunPlan) -> None:
-    """Refuse what the training cannot do.
+    """Check that the training has the abilities that the options need.
 
     Raises:
-        UsageError: naming the ability.
+        UsageError: if not; it names the ability.
     """
     require(training, Ability.LOOP, "study")
     if plan.options.processes > 1:
@@ -172,7 +172,7 @@ def _facts_of(loop: TrainingLoop, measurements: Measurements) -> dict[str, Any]:
 
 @dataclass
 class _Start(Observer):
-    """Refuses a batch that the data set does not fill, before the first step."""
+    """Checks before the first step that the data set fills a batch."""
 
     has_begun: bool = False
 
@@ -187,7 +187,7 @@ class _Start(Observer):
 
 
 class _Events(Observer):
-    """Reports events; they count as training."""
+    """Reports events."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -197,10 +197,10 @@ class _Events(Observer):
 
 
 def factors_of(training: Training, plan: RunPlan, betas: Betas) -> tuple[float, float]:
-    """Return the factor on the batch size by which an optimizer's settings change, and on its rate.
+    """Return the factors on batch size and learning rate for scaling the optimizer.
 
-    A framework's rates are linear in the batch size for SGD where no noise scale is known (Goyal et
-    al. 2017, arXiv 1706.02677): the size that they are for need not be among those compared.
+    For SGD without a known noise scale, a framework's rates are linear in the batch size (Goyal et
+    al. 2017, arXiv 1706.02677), since their base size need not be one of the study's sizes.
 
     Raises:
         UsageError: if the rule needs a noise scale that is not known.
@@ -211,10 +211,10 @@ def factors_of(training: Training, plan: RunPlan, betas: Betas) -> tuple[float, 
     is_known = plan.noise_scale is not None or training.base_batch is not None
     if betas is None and not is_known:
         raise UsageError(
-            f"how SGD's learning rate goes from batches of {base} to {size} depends on the noise "
-            f"scale, which a run at {base} would show: add {base} to the batches, name the size "
-            "that the learning rate was chosen for with --base-batch, give --noise-scale, or keep "
-            "the rate with --rule none"
+            f"scaling SGD's learning rate from batch size {base} to {size} depends on the noise "
+            f"scale, which a run at {base} measures: add {base} to the batches, give the size that "
+            "the learning rate was chosen for with --base-batch, give --noise-scale, or keep the "
+            "rate with --rule none"
         )
     noise_scale = math.inf if plan.noise_scale is None else plan.noise_scale
     found = scaling(betas, base, size, noise_scale)

@@ -1,7 +1,7 @@
 """The worker's side of a run: it trains, and reports points, events and its end.
 
-Several processes that train together are started here by torchrun, each with this module again,
-and find what they are to do in a file.
+For distributed training it starts torchrun, whose processes run this module and read the plan from
+a file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rightbatch._worker.bootstrap import Channel, load, take_over_streams
 from rightbatch._worker.failure import failure
 
 RUN_FILE = "RIGHTBATCH_STUDY_RUN"
-"""In the environment of processes that torchrun started: the file that says what to do."""
+"""Environment variable for the processes of torchrun: the file with the header and the plan."""
 
 
 def run(channel: Channel, header: Header, training: Training) -> None:
-    """Train as the first command's plan says; the report that comes last is the run's end."""
+    """Train by the plan in the first command; the last report is the end of the run."""
     plan: RunPlan = pickle.loads(bytes.fromhex(channel.receive()["plan"]))
     if plan.options.processes > 1:
         _run_together(channel, header, plan)
@@ -35,7 +35,7 @@ def run(channel: Channel, header: Header, training: Training) -> None:
 
 
 def main() -> None:
-    """Run one of the processes that torchrun started."""
+    """Run a process that torchrun started."""
     commands, reports = take_over_streams()
     header, plan = pickle.loads(Path(os.environ[RUN_FILE]).read_bytes())
     channel = Channel(commands, reports)
@@ -67,7 +67,7 @@ def _train(channel: Channel, header: Header, training: Training, plan: RunPlan) 
 
 
 def _run_together(channel: Channel, header: Header, plan: RunPlan) -> None:
-    """Start processes that train together, and pass on what the first one reports."""
+    """Start distributed processes, and forward the reports of the first one."""
     with tempfile.TemporaryDirectory(prefix="rightbatch-") as folder:
         file = Path(folder) / "run"
         file.write_bytes(pickle.dumps((header, plan)))
@@ -76,7 +76,7 @@ def _run_together(channel: Channel, header: Header, plan: RunPlan) -> None:
         environment: dict[str, Any] = os.environ | {RUN_FILE: str(file)}
         with subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # by whose end they all notice that this process is gone
+            stdin=subprocess.PIPE,  # closed when this process exits, which ends the others
             stdout=subprocess.PIPE,
             env=environment,
         ) as together:

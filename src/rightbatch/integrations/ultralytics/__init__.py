@@ -1,7 +1,7 @@
-"""Ultralytics: `batch=-1` measured instead of guessed (`install`), and YOLO models by their names.
+"""Ultralytics: `batch=-1` measured instead of estimated (`install`), and YOLO models by name.
 
-`_training` describes a training for every verb, `_session` and `_loop` run it, `_elastic` survives
-memory that runs out, `_model` serves.
+`_training` describes a training for every verb, `_session` and `_loop` run it, `_elastic` makes it
+survive out-of-memory errors, `_model` serves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments of `YOLO.train` for a loop: what was asked for, and what the loop decides."""
+"""The arguments of `YOLO.train` for a loop: the user's, and those that the loop sets."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any
 from rightbatch._errors import UsageError
 from rightbatch._training.protocol import LoopPlan
 
-_ITS_OWN = "the study has batches, base_batch, epochs, target, budget, seeds and device for that"
-_UNKEPT = "a run of a study keeps its measurements and no files"
+_STUDY_OPTION = "use batches, base_batch, epochs, target, budget, seeds and device of the study"
+_NO_FILES = "a run of a study stores its measurements and no files"
 REFUSED = {
-    **dict.fromkeys(("batch", "nbs", "epochs", "time", "patience", "seed", "device"), _ITS_OWN),
-    **dict.fromkeys(("save", "save_period", "plots", "resume", "project", "name"), _UNKEPT),
-    "val": "it is validated whenever that is cheap",
-    "cfg": "name its arguments one by one",
+    **dict.fromkeys(
+        ("batch", "nbs", "epochs", "time", "patience", "seed", "device"), _STUDY_OPTION
+    ),
+    **dict.fromkeys(("save", "save_period", "plots", "resume", "project", "name"), _NO_FILES),
+    "val": "a run is validated at intervals that the study chooses",
+    "cfg": "give its arguments individually",
     "compile": "a compiled step cannot be run in parts",
 }
-"""Arguments of `YOLO.train` that are not the user's in a study, and why."""
+"""Arguments of `YOLO.train` that cannot be set in a study, and why."""
 RATES = {"sgd": 0.01, "musgd": 0.01, "adam": 0.001, "adamw": 0.001, "adamax": 0.001}
 RATES |= {"nadam": 0.001, "radam": 0.001}
-"""Optimizers whose rate a rule is known for, and the rate that Ultralytics names for each."""
+"""Optimizers with a rule for their learning rate, and Ultralytics' rate for each."""
 
 
 def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) -> dict[str, Any]:
     """Return the arguments of `YOLO.train` for a plan.
 
     Raises:
-        UsageError: for what a study decides.
+        UsageError: for an argument that a study sets.
     """
     size = plan.batch_size
     if plan.out is not None:
@@ -42,7 +44,7 @@ def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) ->
             "name": out.name,
             "exist_ok": True,
             "seed": plan.seed,
-            # Ultralytics' `batch` is a micro-batch, of which it accumulates to `nbs`.
+            # Ultralytics' `batch` is a micro-batch; gradients are accumulated up to `nbs`.
             "batch": micro,
             "nbs": size,
             "epochs": plan.epochs,
@@ -56,10 +58,10 @@ def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) ->
     return own | {
         "batch": size,
         "nbs": size,
-        "epochs": plan.schedule_epochs or plan.epochs,  # by which optimizer=auto chooses
+        "epochs": plan.schedule_epochs or plan.epochs,  # optimizer=auto depends on it
         "device": _device(device),
         "seed": plan.seed,
-        "val": False,  # an observer says when
+        "val": False,  # observers evaluate
         "save": False,
         "plots": False,
         "verbose": False,
@@ -71,14 +73,14 @@ def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) ->
 def comparable_arguments(
     overrides: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what was asked for, with an optimizer and a rate that stay from size to size.
+    """Return the user's arguments, with an optimizer and a rate that are equal for all sizes.
 
-    Ultralytics' `optimizer=auto` chooses both by how many updates there will be. SGD and its rate
-    are Ultralytics' own otherwise; Adam and its kin have no high rate for biases at first, as
-    they have none in `auto`.
+    Ultralytics' `optimizer=auto` chooses both by the number of updates. The default is SGD with
+    Ultralytics' rate. Adam and its variants get no higher rate for biases in the warm-up, as with
+    `auto`.
 
     Raises:
-        UsageError: for what is the study's to decide.
+        UsageError: for an argument that the study sets.
     """
     arguments = {key: value for key, value in overrides.items() if key not in ("model", "nbs")}
     arguments |= settings
@@ -89,8 +91,8 @@ def comparable_arguments(
     if optimizer.lower() not in RATES:
         raise UsageError(
             f"optimizer is one of SGD, MuSGD, Adam, AdamW, Adamax, NAdam and RAdam in a study, not "
-            f"{optimizer}: auto would take another one for another batch size, and no rule is "
-            "known for others"
+            f"{optimizer}: auto may choose different ones for different batch sizes, and there is "
+            "no learning rate rule for others"
         )
     own = {"optimizer": optimizer, "lr0": RATES[optimizer.lower()]}
     if "adam" in optimizer.lower():
@@ -99,9 +101,9 @@ def comparable_arguments(
 
 
 def averaging(decay: Callable[[float], float], batch_factor: float) -> Callable[[float], float]:
-    """Return the decay of an average of the weights that holds as many examples as before.
+    """Return the decay of an average of the weights over as many examples as before.
 
-    An update counts as `batch_factor` ones (Busbridge et al. 2023, arXiv 2307.13813).
+    An update counts as `batch_factor` updates (Busbridge et al. 2023, arXiv 2307.13813).
     """
     return lambda updates: decay(updates * batch_factor) ** batch_factor
 

@@ -1,7 +1,7 @@
-"""Ultralytics' own training, made to survive memory that runs out in any epoch and in validation.
+"""Makes Ultralytics' training survive out-of-memory errors, in any epoch and in validation.
 
-Ultralytics halves its batch when that happens in the first epoch on one GPU, and begins the epoch
-again; later the training ends. Here a batch that does not fit is run in parts within its step.
+After such an error in the first epoch on one GPU, Ultralytics halves the batch and restarts the
+epoch; later the training ends. Here a batch that does not fit is run in parts within its step.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MASKS = "masks"
 
 
 class ElasticYolo:
-    """Sits in a trainer from `on_train_start` to `on_train_end`, as callbacks.
+    """Callbacks of a trainer, active from `on_train_start` to `on_train_end`.
 
-    The loss of a detector divides by a sum over the batch, so parts are not exactly the whole; as
-    long as memory suffices there is one part, or parts of `micro_batch_size`. Not with DDP, whose
-    processes Ultralytics starts.
+    The loss of a detector is divided by a sum over the batch, so the sum over parts is not exactly
+    that of the whole. As long as memory suffices there is one part, or parts of `micro_batch_size`.
+    Not for DDP, whose processes Ultralytics starts.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ElasticYolo:
 
     @property
     def out_of_memory_events(self) -> int:
-        """How often memory ran out and was survived."""
+        """The number of out-of-memory errors that the training survived."""
         counts = self._elastic.counts if self._elastic else {}
         lost = counts.get("out_of_memory", 0) + counts.get("rolled_back", 0)
         return lost + self.evaluation_events
@@ -70,13 +70,13 @@ class ElasticYolo:
         return self._elastic.micro_batch_size if self._elastic else None
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """The mean over the images, in one part, that no update is made of."""
+        """Return the mean loss per image of a batch in one part, without an update."""
         loss, _ = self._loss_of(batch)
         mean: Tensor = loss.sum() / self._factor(batch)
         return mean
 
     def close(self) -> None:
-        """Give the model back as it was, where a training was left before its end."""
+        """Restore the model if the training ended early."""
         if self._elastic is not None:
             self._end(self._trainer)
 
@@ -92,7 +92,7 @@ class ElasticYolo:
             split=split,
             backward=lambda loss: trainer.scaler.scale(loss * self._whole).backward(),
             on_event=self._on_event,
-            check=False,  # it is known not to be exact
+            check=False,  # parts are known not to be exact
         )
         model.forward = self._forward
         self._armed.enter_context(self._elastic.atomic_update())
@@ -102,7 +102,7 @@ class ElasticYolo:
         vars(trainer.model).pop("forward", None)
 
     def _forward(self, x: Any, *arguments: Any, **keywords: Any) -> Any:
-        """The loss of a batch, whose gradients are there already when `backward` is called."""
+        """Return the loss of a batch; computes its gradients too, which `backward` only adds."""
         elastic = self._elastic
         if elastic is None or not isinstance(x, Mapping) or not torch.is_grad_enabled():
             return self._loss_of(x, *arguments, **keywords)
@@ -115,15 +115,15 @@ class ElasticYolo:
         return loss, _mean(self._items[-report.micro_batches :])
 
     def _loss(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
-        """The mean over images."""
-        torch.clear_autocast_cache()  # it would hold what an earlier part's backward pass freed
+        """Return the mean loss per image of a part."""
+        torch.clear_autocast_cache()  # it would keep what an earlier backward pass freed
         loss, items = self._loss_of(part)
         self._items.append((items, _images(part)))
         mean: Tensor = loss.sum() / self._factor(part)
         return mean
 
     def _factor(self, batch: Mapping[str, Any]) -> int:
-        """Ultralytics' loss over the mean: most are sums over the images, some are means."""
+        """Return the ratio of Ultralytics' loss to the mean: most losses are sums over images."""
         model = unwrap_model(self._trainer.model)
         is_mean = isinstance(model, ClassificationModel | RTDETRDetectionModel)
         return 1 if is_mean else _images(batch)
@@ -138,13 +138,13 @@ class ElasticYolo:
         def forward(x: Any, *arguments: Any, **keywords: Any) -> Any:
             if not isinstance(x, Tensor):
                 return plain(x, *arguments, **keywords)
-            done = _tried(plain, x, arguments, keywords)
+            done = _try(plain, x, arguments, keywords)
             if not isinstance(done, Failure):
                 return done
             release(x.device)
             if len(x) == 1:
                 raise NothingFitsError(
-                    f"memory ran out in evaluation at one image: {done.message}",
+                    f"out of memory in the evaluation of one image: {done.message}",
                     error_type="OutOfMemoryError",
                     error_message=done.message,
                 )
@@ -154,7 +154,7 @@ class ElasticYolo:
                 Event(
                     "out_of_memory",
                     self._elastic.state_dict()["steps"] if self._elastic else 0,
-                    f"{done.message}; {half} at once are tried",
+                    f"{done.message}; trying {half} images at a time",
                     half,
                     "evaluation",
                 )
@@ -166,15 +166,15 @@ class ElasticYolo:
         self._validated = model
 
     def _end_validation(self, validator: Any) -> None:
-        if self._validated is not None:  # before a checkpoint is made of the model
+        if self._validated is not None:  # before the model is saved in a checkpoint
             vars(self._validated).pop("forward", None)
             self._validated = None
 
 
 class _Differentiated(torch.autograd.Function):
-    """A value whose gradients were computed before; `backward` only adds them.
+    """A value whose gradients are already computed; `backward` only adds them.
 
-    They are scaled as the trainer's scaler will scale the loss, so the incoming factor is theirs.
+    They are already scaled by the trainer's scaler, so the incoming gradient is ignored.
     """
 
     @staticmethod
@@ -191,7 +191,7 @@ class _Differentiated(torch.autograd.Function):
 
 
 def split(batch: Mapping[str, Any], n: int) -> Sequence[dict[str, Any]]:
-    """Parts of at most `n` images; objects go with their image."""
+    """Split a batch into parts of at most `n` images with their objects."""
     images = _images(batch)
     return [_cut(batch, start, min(start + n, images), images) for start in range(0, images, n)]
 
@@ -217,14 +217,14 @@ def _images(batch: Mapping[str, Any]) -> int:
 
 
 def _mean(items: list[tuple[dict[str, Any], int]]) -> dict[str, Any]:
-    """The parts' losses by name, weighted by their images."""
+    """Return the mean of the parts' losses by name, weighted by their images."""
     whole = sum(images for _, images in items)
     return {
         name: sum(part[name] * (images / whole) for part, images in items) for name in items[0][0]
     }
 
 
-def _tried(function: Any, x: Tensor, arguments: Any, keywords: Any) -> Any:
+def _try(function: Any, x: Tensor, arguments: Any, keywords: Any) -> Any:
     try:
         _faults.enter("evaluation")
         return function(x, *arguments, **keywords)
@@ -233,7 +233,7 @@ def _tried(function: Any, x: Tensor, arguments: Any, keywords: Any) -> Any:
 
 
 def _joined(parts: list[Any], sizes: list[int]) -> Any:
-    """Outputs of parts of the images as one, whatever they are nested in."""
+    """Join the outputs of parts, in nested tuples, lists and mappings."""
     first = parts[0]
     if isinstance(first, Tensor):
         is_per_image = all(

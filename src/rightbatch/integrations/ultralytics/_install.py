@@ -1,6 +1,6 @@
-"""`batch=-1` and `batch=0.7` of an unchanged script, measured instead of guessed.
+"""`batch=-1` and `batch=0.7` measured instead of estimated, in an existing script.
 
-In a script that exists, one line is added::
+Add one line::
 
     import rightbatch.integrations.ultralytics as measured; measured.install()
 
@@ -8,9 +8,9 @@ In a script that exists, one line is added::
     model = YOLO("yolo26n.pt")
     results = model.train(data="coco8.yaml", epochs=5, batch=-1)
 
-`batch=-1` is then the largest batch that survived real training steps within 95% of the memory,
-`batch=0.7` the largest within 70%; on CUDA, on the CPU, and with several GPUs. On one device memory
-that runs out in any epoch, or in validation, is survived too: the batch is run in parts.
+`batch=-1` is then the largest batch whose training steps fit into 95% of the memory, `batch=0.7`
+the largest for 70%; on CUDA, on the CPU, and with several GPUs. On one device the training also
+survives out-of-memory errors, in any epoch and in validation: the batch is run in parts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _DEFAULT_MARGIN = 0.05
 
 
 def install() -> None:
-    """Make every later `YOLO(...).train(batch=-1)` of this process measure its batch.
+    """Make every later `YOLO(...).train(batch=-1)` of this process measure its batch size.
 
-    Calling it twice is the same as once; `uninstall` takes it back.
+    A second call does nothing; `uninstall` undoes it.
 
     Raises:
         MissingExtraError: if ultralytics is not installed.
@@ -51,7 +51,7 @@ def install() -> None:
         if int(os.environ.get("RANK", -1)) == -1:
             if trainer.args.batch < 1:
                 _measure(trainer)
-            if int(trainer.world_size or 1) == 1:  # else Ultralytics starts processes of its own
+            if int(trainer.world_size or 1) == 1:  # else Ultralytics starts its own processes
                 ElasticYolo(trainer)
         return original(trainer)
 
@@ -60,7 +60,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Give `batch=-1` back to Ultralytics."""
+    """Undo `install`."""
     require_ultralytics()
     from ultralytics.engine.trainer import BaseTrainer
 
@@ -68,9 +68,9 @@ def uninstall() -> None:
 
 
 def _measure(trainer: Any) -> FitResult:
-    """Put the largest batch that survives into `trainer`; nothing else of it changes.
+    """Set the trainer's batch size to the largest that fits; nothing else changes.
 
-    With several GPUs one is measured, and every one gets as much.
+    With several GPUs one is measured, and each gets that size.
     """
     import torch
     from ultralytics.utils import LOGGER, SETTINGS
@@ -96,4 +96,4 @@ def _measure(trainer: Any) -> FitResult:
 
 
 _RUN_ONLY = ("save_dir", "project", "name", "exist_ok", "resume", "batch", "device")
-"""Arguments that belong to a run and not to the question of how much memory a step needs."""
+"""Arguments of a run that do not affect the memory of a step."""

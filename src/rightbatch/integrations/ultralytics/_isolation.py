@@ -1,4 +1,4 @@
-"""What keeps Ultralytics from writing anything of the user's: settings, trackers, caches."""
+"""Keeps Ultralytics from writing the user's files: settings, trackers, caches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _TRACKERS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wan
 
 
 def isolate(settings: dict[str, Any] | None) -> None:
-    """Import ultralytics with settings of this process' own, and without trackers.
+    """Import ultralytics with separate settings for this process, and without trackers.
 
-    `settings` are those of the process that asked; by default the user's own, read from their file.
+    `settings` are those of the parent process; default: those in the user's settings file.
     """
     settings = settings or _settings_of_user()
     os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
@@ -31,7 +31,7 @@ def isolate(settings: dict[str, Any] | None) -> None:
 
 
 def without_trackers() -> None:
-    """Switch every tracker off, in the settings that this process uses."""
+    """Disable all trackers in the settings of this process."""
     from ultralytics.utils import SETTINGS
 
     SETTINGS.update({key: False for key in _TRACKERS if key in SETTINGS})
@@ -80,7 +80,7 @@ def data_untouched() -> Iterator[None]:
 
 
 def _settings_of_user() -> dict[str, Any]:
-    """Ultralytics' settings file, read without importing it, which would create one."""
+    """Read Ultralytics' settings file without importing ultralytics, which would create one."""
     home = Path.home()
     folders = [
         Path(os.environ["YOLO_CONFIG_DIR"]) if "YOLO_CONFIG_DIR" in os.environ else None,

@@ -1,4 +1,4 @@
-"""Ultralytics' own training with observers at its updates; for every verb that trains."""
+"""Ultralytics' training with observers after its updates, for the verbs that train."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from rightbatch.integrations.ultralytics._isolation import data_untouched, no_tr
 from rightbatch.integrations.ultralytics._metrics import logged_name
 from rightbatch.integrations.ultralytics._step import UltralyticsStep
 
-_NOTE = "YOLO's loss divides by a sum over the micro-batch, so parts are not exactly the whole"
+_NOTE = "YOLO's loss is divided by a sum over the micro-batch, so accumulation is not exact"
 _HELD_IMAGES = ("buffer", "ims", "im_hw0", "im_hw")
-"""Images that a data set holds; mosaics are made of those in the buffer."""
+"""Attributes of a data set with cached images; mosaics use those in `buffer`."""
 
 
-class _Over(Exception):
-    """Ends Ultralytics' training where an observer stopped it."""
+class _StopTraining(Exception):
+    """Ends Ultralytics' training after an observer stopped it."""
 
 
 @dataclass(frozen=True)
 class _Update:
-    """What observers are told of an update."""
+    """The report of an update for observers."""
 
     mean_loss: Tensor
 
@@ -50,11 +50,10 @@ class _Update:
 class UltralyticsLoop:
     """Trains with an update every `plan.batch_size` images.
 
-    With `plan.out` the training is Ultralytics' own, with its validation, files and accumulation.
-    Without, nothing is kept, observers say when to evaluate, a batch is run in parts by
-    `ElasticYolo` instead of being accumulated, and the warm-up keeps to the batch size, too. Where
-    the plan has factors, the learning rate, that of the biases at first, and the average of the
-    weights that is validated go with the batch size.
+    With `plan.out` the training is unchanged, with Ultralytics' validation, files and accumulation.
+    Without, no files are kept, observers evaluate, `ElasticYolo` runs a batch in parts instead of
+    accumulation, and the batch size is the same in the warm-up. If the plan has factors, they scale
+    the learning rate, its warm-up for biases, and the decay of the averaged weights.
     """
 
     def __init__(
@@ -91,12 +90,12 @@ class UltralyticsLoop:
 
     @property
     def micro_batch_size(self) -> int | None:
-        """Images that are run at once."""
+        """Images per forward pass; None before the training."""
         return self._elastic.micro_batch_size if self._elastic else None
 
     @property
     def population(self) -> int | None:
-        """Of images that are the same each time; None with augmentation."""
+        """The number of distinct images; None with augmentation."""
         return None if self._is_augmented else self.examples
 
     @property
@@ -119,7 +118,7 @@ class UltralyticsLoop:
 
         Raises:
             BatchTooLargeError: if the data set leaves one image for the last batch.
-            NothingFitsError: if memory runs out where parts do not help.
+            NothingFitsError: if memory runs out even in the smallest parts.
         """
         model = YOLO(self._weights)
         for event, callback in (
@@ -152,7 +151,7 @@ class UltralyticsLoop:
         self._trainer.stop = True
 
     def evaluate(self) -> dict[str, float]:
-        """Validate; metrics and losses by the names that Ultralytics logs, and the losses' sum."""
+        """Validate; return metrics and losses by Ultralytics' logged names, and the summed loss."""
         trainer = self._trainer
         before = random_state(self.device)
         try:
@@ -161,20 +160,20 @@ class UltralyticsLoop:
             set_random_state(before, self.device)
         found = (found or {}) | trainer.label_loss_items(trainer.tloss, prefix="train")
         if trainer.args.freeze:
-            trainer._model_train()  # an evaluation ends with all layers in training
+            trainer._model_train()  # the validation sets all layers to training
         losses = [float(value) for name, value in found.items() if name.startswith("val/")]
         values = {logged_name(name): float(value) for name, value in found.items()}
         return {"evaluation_loss": sum(losses), **values}
 
     def micro_batches(self, most: int | None = None) -> Iterator[Part]:
-        """Yield micro-batches, without end where augmentation makes every image anew.
+        """Yield micro-batches; endless with augmentation, which changes every image.
 
-        The data set is as before in the end.
+        The data set is restored at the end.
         """
         trainer = self._trainer
         data = trainer.train_loader.dataset
         size = min(self.micro_batch_size or 1, most or self.plan.batch_size)
-        size = min(max(size, 2), self.examples)  # BatchNorm at 32 pixels has one value an image
+        size = min(max(size, 2), self.examples)  # BatchNorm at 32 pixels has one value per image
         generator = random.Random(self.plan.seed + self.state.steps)
         with _kept_images(data):
             while True:
@@ -191,7 +190,7 @@ class UltralyticsLoop:
         return bool(getattr(self._trainer.train_loader.dataset, "augment", True))
 
     def _loss(self, batch: dict[str, Any]) -> Tensor:
-        """The loss per image."""
+        """Return the loss per image."""
         assert self._elastic is not None and self._step is not None
         with self._step.precision():
             return self._elastic.loss(self._step.prepare(batch))
@@ -203,7 +202,7 @@ class UltralyticsLoop:
         ):
             try:
                 model.train(**self._arguments, project=folder)
-            except _Over:
+            except _StopTraining:
                 pass
             except ValueError as error:
                 if "BatchNorm" not in str(error):
@@ -214,13 +213,13 @@ class UltralyticsLoop:
         self._trainer = trainer
         if int(trainer.world_size or 1) > 1:
             raise UsageError(
-                "rightbatch trains with Ultralytics on one device; on several, let "
-                "rightbatch.integrations.ultralytics.install() measure the batch of your own script"
+                "rightbatch trains with Ultralytics on one device; on several, call "
+                "rightbatch.integrations.ultralytics.install() in your own script"
             )
         micro = self.plan.micro_batch_size
         parts = min(int(micro), self.plan.batch_size) if micro != "auto" else None
         if self.plan.out is not None:
-            parts = None  # Ultralytics accumulates by itself
+            parts = None  # Ultralytics accumulates
         self._elastic = ElasticYolo(trainer, micro_batch_size=parts, on_event=self._on_event)
 
     def _on_start(self, trainer: Any) -> None:
@@ -242,11 +241,11 @@ class UltralyticsLoop:
 
     def _on_epoch_start(self, trainer: Any) -> None:
         if self.plan.out is None and getattr(trainer, "_oom_retries", False):
-            # With half of the batch, from the epoch's start: another training.
+            # Ultralytics would restart the epoch with half the batch, which changes the training.
             raise NothingFitsError(
-                f"memory ran out outside of a step, with a batch of {self.plan.batch_size}",
+                f"out of memory outside of a step at batch size {self.plan.batch_size}",
                 error_type="OutOfMemoryError",
-                error_message="Ultralytics would go on with half of it",
+                error_message="Ultralytics would continue with half the batch size",
             )
         self._pending, self._seen = 0, 0
         if self.plan.out is None:
@@ -274,7 +273,7 @@ class UltralyticsLoop:
         at.epoch += 1
         self._observers.epoch(self)
         if at.epoch == self.plan.epochs:
-            raise _Over
+            raise _StopTraining
         self._end_if_stopped()
 
     def _on_validated(self, trainer: Any) -> None:
@@ -286,7 +285,7 @@ class UltralyticsLoop:
 
     def _end_if_stopped(self) -> None:
         if self._stopped and self.plan.out is None:
-            raise _Over
+            raise _StopTraining
 
     def _finish(self, model: YOLO) -> None:
         at, trainer = self.state, self._trainer
@@ -308,7 +307,7 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _kept_images(data: Any) -> Iterator[None]:
-    """Leave no trace of what is loaded inside in the images that the data set holds."""
+    """Restore the data set's cached images at the end."""
     kept = {name: list(held) for name in _HELD_IMAGES if (held := getattr(data, name, None))}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Names of Ultralytics' metrics: as people say them, and as loggers write them."""
+"""Names of Ultralytics' metrics: short forms, and the names that loggers write."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _OTHERS = (
     "accuracy_top1",
     "accuracy_top5",
 )
-"""Metrics by the last part of their names; B is of boxes, M of masks, P of poses."""
+"""The last parts of metric names; B stands for boxes, M for masks, P for poses."""
 
 
 def logged_name(name: str) -> str:
-    """Return a metric's name as Ultralytics' loggers write it: trackers take no parentheses."""
+    """Return a metric's name as Ultralytics' loggers write it, without parentheses."""
     return name.replace("(", "").replace(")", "")
 
 
 def full_name(name: str) -> str:
-    """Return the logged name of a metric that a person names, perhaps by its last part.
+    """Return the logged name of a metric, also for a short form.
 
     >>> full_name("mAP50"), full_name("metrics/mAP50(B)"), full_name("evaluation_loss")
     ('metrics/mAP50B', 'metrics/mAP50B', 'evaluation_loss')

@@ -1,4 +1,4 @@
-"""Steps of Ultralytics' own trainer, on the images that need the most memory."""
+"""Sessions of Ultralytics' trainer, on the images that need the most memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rightbatch._workload.worst import smaller_last_batch
 from rightbatch.integrations.ultralytics._isolation import data_untouched, no_trackers
 from rightbatch.integrations.ultralytics._step import UltralyticsStep, largest_multi_scale
 
-_MOSAIC = 4  # images in one, and so as many times the objects
-_FIRST = 2  # what the trainer is set up with; 1 is refused where BatchNorm needs more
+_MOSAIC = 4  # images per mosaic, whose objects add up
+_FIRST = 2  # batch size for the setup; BatchNorm may not accept 1
 
 
 class UltralyticsSession:
-    """Ultralytics' trainer, set up as `train` sets it up; lives in a probe's process."""
+    """The `Session` of Ultralytics' trainer, set up as for `train`."""
 
     def __init__(
         self, overrides: dict[str, Any], live: bytes | None, device: str, *, inference: bool
@@ -45,7 +45,7 @@ class UltralyticsSession:
         self._step = UltralyticsStep(self._trainer)
         self._train_data = self._trainer.train_loader.dataset
         self._val_data = self._trainer.test_loader.dataset
-        # Of each size of validation images, the largest: rectangles are cut from the square.
+        # Square images: rectangular ones are never larger.
         self._val_data.rect = False
         # Ultralytics validates with twice the batch, except in tasks with large outputs.
         is_doubled = self._trainer.test_loader.batch_size > _FIRST or len(self._val_data) <= _FIRST
@@ -61,7 +61,7 @@ class UltralyticsSession:
 
     @property
     def varies(self) -> bool:
-        return False  # every image is resized, and the most objects are on each
+        return False  # all images have one size and the largest number of objects
 
     def step(self, batch_size: int) -> None:
         trainer = self._trainer
@@ -78,7 +78,7 @@ class UltralyticsSession:
     def timed_step(self, batch_size: int, precision: str | None = None) -> StepSeconds:
         trainer = self._trainer
         if precision is not None:
-            raise UsageError("Ultralytics has its own mixed precision: amp=True or False")
+            raise UsageError("Ultralytics sets its own mixed precision: use amp=True or amp=False")
         trainer.batch_size = trainer.args.batch = batch_size
         trainer._model_train()
         times = [time.perf_counter()]
@@ -102,7 +102,7 @@ class UltralyticsSession:
         trainer = self._trainer
         self._step.update()
         if batch_size < trainer.args.nbs:
-            # It accumulates: gradients are there already when the next forward begins.
+            # With accumulation, gradients exist already during the next forward pass.
             for parameter in trainer.model.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
@@ -112,11 +112,11 @@ class UltralyticsSession:
         if self._inference:
             self._predict(transfer_batch(lambda: self._worst_batch(self._val_data, batch_size)))
             return batch_size
-        # Ultralytics' loaders never hold more than the data set has.
+        # A batch of Ultralytics' loader is at most the data set.
         count = min(self._val_factor * batch_size, len(self._val_data))
         trainer.epoch = trainer.start_epoch
         if not getattr(trainer, "loss_items", None):
-            trainer.loss_items = self._losses()  # no step has told their names yet
+            trainer.loss_items = self._losses()  # no step has set their names yet
         batch = transfer_batch(lambda: self._worst_batch(self._val_data, count))
         trainer.validator.dataloader = _OneBatch(batch, self._val_data)
         with torch.inference_mode():
@@ -124,7 +124,7 @@ class UltralyticsSession:
         return count
 
     def modules(self) -> list[torch.nn.Module]:
-        """What stays on the device: the model, and the average of its weights."""
+        """Return the model and the average of its weights, which stay on the device."""
         return [self._trainer.model, self._trainer.ema.ema]
 
     @property
@@ -134,7 +134,7 @@ class UltralyticsSession:
 
     @contextmanager
     def as_on_cuda(self) -> Iterator[None]:
-        """Mixed precision as Ultralytics uses it there (its check of the GPU aside)."""
+        """Use mixed precision as on CUDA, without Ultralytics' check of the GPU."""
         trainer = self._trainer
         kept, trainer.amp = trainer.amp, trainer.args.amp not in (False, "fp32")
         try:
@@ -143,7 +143,7 @@ class UltralyticsSession:
             trainer.amp = kept
 
     def _predict(self, batch: dict[str, Any]) -> None:
-        """What prediction and standalone validation do: no loss; the metrics need no memory."""
+        """Run a prediction with postprocessing, as in validation without loss and metrics."""
         trainer, validator = self._trainer, self._trainer.validator
         model = trainer.ema.ema.float().eval()
         validator.device, validator.data = trainer.device, trainer.data
@@ -153,7 +153,7 @@ class UltralyticsSession:
             self._output = validator.postprocess(model(images))
 
     def _losses(self) -> dict[str, Any]:
-        """The parts of the loss by their names, of one image; leaves the model as it was."""
+        """Return the loss items of one image by name; restores the model's mode."""
         trainer = self._trainer
         was_training = trainer.model.training
         trainer.model.eval()
@@ -179,9 +179,9 @@ class UltralyticsSession:
         return batch
 
     def _fill_buffer(self, batch_size: int) -> None:
-        """Load what the mosaic would hold in memory after a while: 8 batches, 1000 images at most.
+        """Fill the mosaic's buffer as after some epochs: 8 batches, at most 1000 images.
 
-        That is memory of the CPU, so it matters only there.
+        It is in CPU memory, so it only matters there.
         """
         data = self._train_data
         if self._trainer.device.type != "cpu" or not hasattr(data, "max_buffer_length"):
@@ -195,10 +195,10 @@ class UltralyticsSession:
 
 
 def with_objects(batch: dict[str, Any], images: int, objects: int) -> dict[str, Any]:
-    """The batch with `objects` labels on each image, by repeating those it has.
+    """Return the batch with `objects` labels per image, by repeating the existing ones.
 
-    How many objects remain after a mosaic is left to chance; the most that can remain is what an
-    epoch may need. Fields with one row per object are repeated, the others stay.
+    How many objects remain after a mosaic is random; an epoch may need memory for the largest
+    number. Fields with one row per object are repeated, the others stay.
     """
     owner = batch["batch_idx"].long()
     total = len(owner)
@@ -250,7 +250,7 @@ def _set_up(overrides: dict[str, Any], live: bytes | None, device: str, folder: 
         "verbose": False,
     }
     if overrides.get("cache") == "disk":
-        overrides["cache"] = False  # would write beside the images
+        overrides["cache"] = False  # would write next to the images
     if live is not None:
         trainer_class, model = pickle.loads(live)
     else:

@@ -1,4 +1,4 @@
-"""One training step of Ultralytics, as its parts: what a session and a loop both use."""
+"""The parts of Ultralytics' training step, used by the session and the loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ultralytics.utils.torch_utils import autocast
 
 
 class UltralyticsStep:
-    """The step of a trainer that is set up; the numbers are those of Ultralytics' own loop."""
+    """The step of a trainer that is set up, numerically equal to Ultralytics' own loop."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -25,13 +25,13 @@ class UltralyticsStep:
         return autocast(amp, device=trainer.device.type)
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return the batch on the device, as the trainer preprocesses it."""
+        """Preprocess the batch as the trainer does, and move it to the device."""
         with self.precision():
             prepared: dict[str, Any] = self._trainer.preprocess_batch(batch)
             return prepared
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Return the loss of a prepared batch as Ultralytics sums it."""
+        """Return the summed loss of a prepared batch, a scalar tensor."""
         trainer = self._trainer
         with self.precision():
             if trainer.args.compile:
@@ -47,13 +47,13 @@ class UltralyticsStep:
         self._trainer.scaler.scale(loss).backward()
 
     def update(self) -> None:
-        """Clip, step, and update the average of the weights, as the trainer does."""
+        """Clip, step, and update the averaged weights, as the trainer does."""
         self._trainer.optimizer_step()
 
 
 @contextmanager
 def largest_multi_scale() -> Iterator[None]:
-    """Take the largest of the sizes that `multi_scale` draws by `random.randrange`."""
+    """Make `multi_scale` choose its largest size, which it draws by `random.randrange`."""
     original = random.randrange
     random.randrange = lambda start, stop=None, step=1: (stop or start) - step
     try:

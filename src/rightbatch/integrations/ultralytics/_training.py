@@ -1,4 +1,4 @@
-"""A YOLO model, its data and the arguments of its training as a `Training`."""
+"""A YOLO model, its data and its training arguments as a `Training`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from rightbatch._training.distributed import Processes
     from rightbatch.integrations.ultralytics._loop import UltralyticsLoop
 
-_FAMILIES = ("yolo", "rtdetr")
+FAMILIES = ("yolo", "rtdetr")
+"""Prefixes of the names of Ultralytics' models."""
 _NOMINAL_BATCH = 64
 
 
 @dataclass(frozen=True)
 class UltralyticsTraining(Training):
-    """What `overrides`, the arguments of `YOLO.train`, describe; can be sent to another process.
+    """The training with `overrides`, the arguments of `YOLO.train`; picklable.
 
-    From a script come `live`, the class of its trainer and its model, pickled by themselves so that
-    ultralytics is not imported before `load`; and `settings`, those of Ultralytics there.
+    A script also passes `live`, its trainer class and model, pickled separately so that ultralytics
+    is not imported before `load`; and `settings`, its Ultralytics settings.
     """
 
     overrides: dict[str, Any]
@@ -50,12 +51,12 @@ class UltralyticsTraining(Training):
         return full_name(name)
 
     def load(self) -> UltralyticsTraining:
-        """Import ultralytics with settings of its own, so that no file of the user's is written."""
+        """Import ultralytics with separate settings, so that no file of the user is written."""
         isolate(self.settings)
         return self
 
     def session(self, device: str, *, seed: int, inference: bool) -> Session:
-        """Open Ultralytics' own trainer, set up as `train` sets it up; after `load`."""
+        """Open Ultralytics' trainer, set up as for `train`; call `load` first."""
         from rightbatch.integrations.ultralytics._session import UltralyticsSession
 
         return UltralyticsSession(self.overrides, self.live, device, inference=inference)
@@ -64,10 +65,7 @@ class UltralyticsTraining(Training):
     def loop(
         self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
     ) -> Iterator[UltralyticsLoop]:
-        """Open a training by Ultralytics' own trainer.
-
-        With `plan.out` it writes there what Ultralytics writes, else nothing.
-        """
+        """Open a training by Ultralytics' trainer; it writes its files to `plan.out`, if given."""
         from rightbatch.integrations.ultralytics._loop import UltralyticsLoop
 
         yield UltralyticsLoop(self.overrides, plan, processes, observers)
@@ -85,12 +83,12 @@ def from_spec(
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml", ".pt"):
         return None
-    if not path.stem.lower().startswith(_FAMILIES) and not path.is_file():
+    if not path.stem.lower().startswith(FAMILIES) and not path.is_file():
         return None
     require_ultralytics()
     if data is None:
         raise UsageError(
-            f"{spec} needs a data set: --data DATA.yaml (data= in Python), in YOLO's layout"
+            f"{spec} needs a data set in YOLO's layout: --data DATA.yaml (data= in Python)"
         )
     if Path(data).suffix in (".yaml", ".yml") and len(Path(data).parts) > 1:
         if not Path(data).expanduser().is_file():
