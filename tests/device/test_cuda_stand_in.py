@@ -38,7 +38,7 @@ def allocated(size: int) -> torch.Tensor:
 
 def test_the_first_cuda_device_is_the_default_where_there_is_one(gpu: StandIn) -> None:
     assert open_device().name == open_device("cuda").name == "cuda:0"
-    with pytest.raises(UsageError, match=r"cuda:1 is not here.*sees 1 CUDA"):
+    with pytest.raises(UsageError, match=r"cuda:1 is not available.*sees 1 CUDA"):
         open_device("cuda:1")
 
 

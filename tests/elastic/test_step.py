@@ -311,7 +311,7 @@ def test_auto_tries_one_example_once_if_it_does_not_fit() -> None:
     )
     assert tried == [1]
     assert start.size == 1
-    assert "not even 1 examples" in start.reason
+    assert "while measuring a micro-batch of 1" in start.reason
 
 
 @pytest.mark.skipif(not LINUX, reason="the limit is enforced on Linux only")

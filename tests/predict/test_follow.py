@@ -237,7 +237,7 @@ def single_layer() -> Workload:
 def test_variants_without_images_or_blocks_raise_an_error() -> None:
     with pytest.raises(UsageError, match="no images"):
         peak(perceptron(), 64, halved=True)
-    with pytest.raises(UsageError, match="no stack"):
+    with pytest.raises(UsageError, match="two or more blocks"):
         peak(single_layer, 64, checkpointing=True)
 
 

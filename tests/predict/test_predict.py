@@ -160,7 +160,7 @@ def test_a_compiled_model_is_followed_in_eager_mode_with_a_note() -> None:
 def test_wrong_use_raises_an_error_before_anything_runs() -> None:
     with pytest.raises(rb.UsageError, match="at least 1"):
         predict(workload, batch=0)
-    with pytest.raises(rb.UsageError, match="exclude each other"):
+    with pytest.raises(rb.UsageError, match="not both"):
         predict(workload, batch=1, gpu="T4", memory="16GiB")
     with pytest.raises(rb.UsageError, match="the nearest names are"):
         predict(workload, batch=1, gpu="RTX 9999")

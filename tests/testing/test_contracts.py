@@ -5,17 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import rightbatch.testing
 from rightbatch._device import Reading
+from rightbatch._training.loop import WorkloadLoop
+from rightbatch._training.protocol import Ability, LoopPlan, Training
+from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._workload.workload import StepSeconds
-from rightbatch.testing import DeviceContract, SessionContract
+from rightbatch.testing import DeviceContract, TrainingContract
 
 MIB = 2**20
 
@@ -52,13 +58,18 @@ class Ideal:
         self.closed += 1
 
 
-class TestTheIdealSession(SessionContract):
-    @pytest.fixture
-    def session(self) -> Any:
+class IdealTraining(Training):
+    integration = "ideal"
+    abilities = frozenset({Ability.STEP, Ability.EVALUATE})
+
+    def session(self, device: str, *, seed: int, inference: bool) -> Any:
         return Ideal()
 
-    def model_of(self, session: Any) -> nn.Module:
-        return session.model
+
+class TestTheIdealTraining(TrainingContract):
+    @pytest.fixture
+    def training(self) -> Training:
+        return IdealTraining()
 
 
 class NoExamples(Ideal):
@@ -145,8 +156,70 @@ class ClosesOnlyWhatRan(Ideal):
 )
 def test_a_session_that_breaks_a_promise_fails_the_contract(kind: type[Ideal], test: str) -> None:
     with pytest.raises(AssertionError):
-        getattr(TestTheIdealSession(), test)(kind())
+        getattr(TestTheIdealTraining(), test)(kind())
     torch.set_grad_enabled(True)
+
+
+def tiny_workload() -> rightbatch.Workload:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    data = TensorDataset(torch.randn(24, 2), torch.randn(24, 1))
+    return rightbatch.Workload(
+        model,
+        lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data,
+        evaluation_data=data,
+    )
+
+
+class DrawsInEvaluation(WorkloadLoop):
+    def evaluate(self) -> dict[str, float]:
+        torch.rand(1)
+        return super().evaluate()
+
+
+class TrainsInWindows(WorkloadLoop):
+    def micro_batches(self, most: int | None = None) -> Iterator[Any]:
+        for part in super().micro_batches(most):
+            with torch.no_grad():
+                self.model.weight += 1.0
+            yield part
+
+
+class NeverStops(WorkloadLoop):
+    def stop(self, reason: str) -> None: ...
+
+
+class ForgetsFactors(WorkloadLoop):
+    def __init__(self, workload: Any, plan: LoopPlan, *arguments: Any) -> None:
+        super().__init__(workload, replace(plan, factors=None), *arguments)
+
+
+class ForgetsTheEnd(WorkloadLoop):
+    def run(self) -> Any:
+        self._observers.end = lambda loop: None
+        return super().run()
+
+
+@pytest.mark.parametrize(
+    ("kind", "test"),
+    [
+        (DrawsInEvaluation, "test_an_evaluation_in_a_loop_leaves_weights_and_random_states"),
+        (TrainsInWindows, "test_noise_windows_leave_the_training_as_it_is"),
+        (NeverStops, "test_a_loop_trains_and_stops_after_the_step_that_an_observer_names"),
+        (ForgetsFactors, "test_factors_scale_the_learning_rate"),
+        (ForgetsTheEnd, "test_observers_are_called_at_the_boundaries_of_steps"),
+    ],
+)
+def test_a_loop_that_breaks_a_promise_fails_the_contract(
+    kind: type[WorkloadLoop], test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = getattr(TestTheIdealTraining(), test)
+    check(WorkloadTraining(tiny_workload))
+    monkeypatch.setattr("rightbatch._training.loop.WorkloadLoop", kind)
+    with pytest.raises(AssertionError):
+        check(WorkloadTraining(tiny_workload))
 
 
 class Accountant:
@@ -328,7 +401,7 @@ def test_only_the_contracts_of_serve_need_numpy() -> None:
     code = """
 import sys
 sys.modules["numpy"] = None
-from rightbatch.testing import DeviceContract, IntegrationContract, SessionContract
+from rightbatch.testing import DeviceContract, IntegrationContract, TrainingContract
 try:
     from rightbatch.testing import ModelContract
 except ImportError as error:

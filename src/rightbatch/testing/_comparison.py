@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from unittest import SkipTest
 
 import torch
@@ -25,3 +27,14 @@ def equal(before: list[Tensor], model: nn.Module) -> bool:
     """Whether a model's parameters equal earlier copies, bit for bit."""
     now = list(model.parameters())
     return all(torch.equal(one, other) for one, other in zip(before, now, strict=True))
+
+
+def same_states(one: Any, other: Any) -> bool:
+    """Whether two random states, tensors and arrays in them included, are the same."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same_states(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same_states, one, other))
+    return bool((one == other).all()) if hasattr(one, "all") else bool(one == other)

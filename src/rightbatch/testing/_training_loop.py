@@ -23,7 +23,7 @@ from rightbatch._training.protocol import (
     Training,
     TrainingLoop,
 )
-from rightbatch.testing._comparison import copies, equal, skip_without
+from rightbatch.testing._comparison import copies, equal, same_states, skip_without
 from rightbatch.testing._faults import inject_out_of_memory
 
 
@@ -158,5 +158,5 @@ class _Windows(Observer):
             loop.model.zero_grad()
             self.pairs = noise_windows(loop, 0.2).at_weights
         after = random_state(loop.device)
-        self.is_unchanged = equal(weights, loop.model) and repr(before) == repr(after)
+        self.is_unchanged = equal(weights, loop.model) and same_states(before, after)
         loop.stop("measured")

@@ -149,7 +149,7 @@ def test_steps_that_scatter_without_a_law_give_no_number():
     steps = {size: list(500 * np.exp(2 * random.standard_normal(2))) for size in SIZES[:4]}
     found, reason = fit_critical(steps)
     assert found is None
-    assert "cannot be told" in reason
+    assert "cannot be estimated" in reason
 
 
 def test_a_size_that_few_runs_reached_is_left_out_and_named():
