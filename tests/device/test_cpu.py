@@ -217,15 +217,15 @@ def test_of_nested_groups_the_tightest_counts(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_child_that_still_has_its_parents_memory_adds_nothing() -> None:
-    from rightbatch._device.cpu import _is_this_memory, _own_bytes
+    from rightbatch._device.cpu import _own_bytes, _shares_address_space
 
-    assert _is_this_memory(os.getpid()), "as between vfork and exec"
+    assert _shares_address_space(os.getpid()), "as between vfork and exec"
     assert _own_bytes(os.getpid()) == 0
     code = "print('here', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None and child.stdout.readline()
-        assert not _is_this_memory(child.pid)
+        assert not _shares_address_space(child.pid)
         assert _own_bytes(child.pid) > 0
         child.kill()

@@ -66,7 +66,7 @@ def broken():
     raise RuntimeError("there is no data here")
 """
 GIB = 2**30
-PREDICTED = Needs._predicted
+PREDICTED = Needs._predict
 KEYS = [RunKey(size, seed) for seed in range(2) for size in (16, 32)]
 
 pytestmark = [

@@ -119,6 +119,8 @@ def _option(name: str, kind: Any, help: Help, default: Any) -> Option:
     typed, value = _typed(name, kind) if help.cli_type is None else (help.cli_type, _same)
     if default is MISSING:
         default = inspect.Parameter.empty
+    elif default is None and typed in (int, float):
+        typed = typed | None  # pydantic, where it is imported, checks defaults as well
     elif typed is str and not isinstance(default, str):
         numbers = default if isinstance(default, Sequence) else [default]
         default = ",".join(f"{number:g}" for number in numbers)
