@@ -113,10 +113,14 @@ def site(file: Path, ray_token: Path) -> Iterator[dict[str, Site]]:
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             sites = {}
-            for name, token_of_it in (("means", None), ("slow", "secret")):
+            # The target of `means` is far above its 40 ms, so that a busy machine refuses nothing.
+            for name, token_of_it, latency in (
+                ("means", None, "600ms"),
+                ("slow", "secret", "150ms"),
+            ):
                 application = deployment(
                     f"{file}:{name}",
-                    "150ms",
+                    latency,
                     ray_actor_options={"num_cpus": 0.5},
                     token=token_of_it,
                 )

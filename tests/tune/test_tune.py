@@ -48,7 +48,7 @@ def test_a_plan_can_be_read_and_drawn(plan: rb.Plan) -> None:
 
 
 def test_a_run_that_does_not_improve_is_still_answered_and_said() -> None:
-    found = rb.tune(made.still, **QUICK)
+    found = rb.tune(made.still, **QUICK | {"budget": 6})
     assert found.batch_size >= 1
     assert "not_improving" in [each.code for each in found.advice]
 

@@ -127,6 +127,7 @@ def _train(
         try:
             with training.loop(loop_plan, processes, observers) as loop:
                 loop.run()
+                measurements.flush()  # the last losses may show that the training diverged
         except (UsageError, NothingFitsError, BatchTooLargeError):
             raise
         except Exception as error:
