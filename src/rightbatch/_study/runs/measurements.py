@@ -100,8 +100,8 @@ class Measurements(Observer):
             values |= self._curvature(loop)
         if due:
             self._point(loop, values)
-        if time.perf_counter() - self._flushed >= FLUSH:
-            self.flush()
+        if time.perf_counter() - self._flushed >= FLUSH and self._waiting:
+            self.flush(but_last=True)
         if "end" in due:
             self.reason = f"trained for {at.seconds:.1f} s, the budget of {self._seconds:g} s"
         if self.reason:
@@ -118,10 +118,15 @@ class Measurements(Observer):
                 loop.stop(self.reason)
         return self.metrics
 
-    def flush(self) -> None:
-        """Send the measured points; synchronises the device."""
+    def flush(self, *, but_last: bool = False) -> None:
+        """Send what has been measured, perhaps without the last point; waits for the device.
+
+        An evaluation at the end of an epoch joins the point of the epoch's last step.
+        """
+        count = len(self._waiting) - but_last
+        due, self._waiting = self._waiting[:count], self._waiting[count:]
         points = []
-        for point, losses in self._waiting:
+        for point, losses in due:
             values = dict(point.values)
             if losses:
                 seen = torch.stack(losses).double().cpu()
@@ -129,7 +134,6 @@ class Measurements(Observer):
                 if len(losses) > 1:
                     values["loss_spread"] = float(seen.std())
             points.append(Point(**vars(point) | {"values": values}))
-        self._waiting.clear()
         self._flushed = time.perf_counter()
         if points:
             self._send(points)
