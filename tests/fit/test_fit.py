@@ -94,7 +94,7 @@ def test_what_was_left_would_not_hold_much_more(fitted: rb.FitResult) -> None:
 @only_enforced
 def test_while_the_charge_grows_more_steps_run_and_what_they_would_add_is_left_free() -> None:
     found = fit(made.keeps_a_little_of_every_step, memory="1500MiB", margin=0.0)
-    probe = next(p for p in found.probes if p.batch_size == found.batch_size and p.whole)
+    probe = next(p for p in found.probes if p.batch_size == found.batch_size and p.is_ok)
     assert probe.process > 1
     assert probe.steps == 16
     assert 8 * 40 * MIB * 0.7 <= probe.growing_bytes <= 8 * 40 * MIB * 1.5

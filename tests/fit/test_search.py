@@ -266,16 +266,3 @@ def test_the_last_process_takes_the_middle_and_goes_on_from_there() -> None:
     assert isinstance(following, Run)
     assert 43 < following.batch_size < 47
     assert not following.fresh
-
-
-def test_what_the_first_steps_need_once_is_not_taken_for_a_slope() -> None:
-    """Thread pools and kernels that appear with the second example, in a tiny training."""
-
-    def needed(size: int) -> float:
-        return (5.4 if size == 1 else 13.0 + 0.4 * size) * MIB
-
-    machine = Machine(needed, held=lambda size: 0.1 * size * MIB, ceiling=122 * MIB)
-    found, probes = search(machine, largest=5000, slack=True)
-    assert found.batch_size is not None
-    assert found.batch_size >= 0.75 * machine.largest(5000)
-    assert max(probe.process for probe in probes) <= MAX_PROCESSES

@@ -33,9 +33,6 @@ STILL_TO_COME = 0.15
 """What the charge of a brief run may lack, as a share of the same room: up to 13% was seen."""
 REACH = 0.9
 """Share of the room left by a survivor that the next size may take: what malloc holds grows too."""
-WELL_BELOW = 0.75
-"""A survivor with less than this share of what the small sizes predicted shows that they were
-dominated by what the first steps need once (thread pools, kernels)."""
 CAUTION = 0.01
 """Aim this share below the predicted edge."""
 SHRINK = 0.84
@@ -274,9 +271,5 @@ def _edge(line: Line, q: Question, best: Probe) -> float:
     """Estimate the size whose charge equals the ceiling, from the line and the largest survivor."""
     if best.process == 1 and q.slack:
         return line.size_at(q.ceiling_bytes - HELD_SHARE * (q.ceiling_bytes - line.intercept))
-    if best.claimed_bytes < WELL_BELOW * line.at(best.batch_size):
-        # What is needed once was taken for a slope: no example needs more than its share of this.
-        slope = min(line.slope, best.claimed_bytes / best.batch_size)
-        line = Line(slope, best.claimed_bytes - slope * best.batch_size)
     extra = max(best.claimed_bytes - line.at(best.batch_size), 0.0)
     return line.size_at(q.ceiling_bytes - extra)
