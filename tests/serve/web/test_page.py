@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from sites import StandIn, encoded, picture, site, source, stand_in
 
+from page_checks import HAS_NAME, LOW_CONTRASTS
+
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -351,7 +353,7 @@ def test_text_stands_out_from_its_ground(
         opened(browser, url, viewport=viewport, color_scheme=scheme) as page,
     ):
         expect(row(page, "line1").get_by_text("gone")).to_be_visible()
-        assert page.evaluate(CONTRASTS) == []
+        assert page.evaluate(LOW_CONTRASTS) == []
 
 
 def test_everything_that_can_be_used_has_a_name(browser: Any, server: StandIn) -> None:
@@ -359,7 +361,7 @@ def test_everything_that_can_be_used_has_a_name(browser: Any, server: StandIn) -
         expect(row(page, "line2")).to_be_visible()
         page.get_by_role("button", name="Add a source").click()
         for control in page.locator("button, input, select, [role=slider]").all():
-            assert control.evaluate(NAMED), control.evaluate("element => element.outerHTML")
+            assert control.evaluate(HAS_NAME), control.evaluate("element => element.outerHTML")
         assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -402,41 +404,3 @@ def test_the_real_server_is_shown(browser: Any) -> None:
 
 def _contains(*parts: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in parts))
-
-
-NAMED = """element => Boolean(
-    element.getAttribute('aria-label') || element.textContent.trim() ||
-    [...(element.labels ?? [])].some(label => label.textContent.trim()))"""
-
-CONTRASTS = """() => {
-    const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })
-    const parts = color => {
-        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1)
-        return [...canvas.getImageData(0, 0, 1, 1).data]
-    }
-    const light = rgb => {
-        const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
-        const [r, g, b] = rgb.map(v => linear(v / 255))
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-    }
-    const ground = element => {
-        for (; element; element = element.parentElement) {
-            const color = parts(getComputedStyle(element).backgroundColor)
-            if (color[3] === 255) return color.slice(0, 3)
-        }
-        return [255, 255, 255]
-    }
-    const bad = []
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
-    while (walker.nextNode()) {
-        const element = walker.currentNode.parentElement
-        if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue
-        if (element.closest('.hidden, .skip, script, noscript')) continue
-        const style = getComputedStyle(element)
-        const ink = parts(element.closest('svg') ? style.fill : style.color).slice(0, 3)
-        const [low, high] = [light(ink), light(ground(element))].sort((a, b) => a - b)
-        const contrast = (high + 0.05) / (low + 0.05)
-        if (contrast < 4.5) bad.push([walker.currentNode.textContent.trim(), contrast])
-    }
-    return bad
-}"""

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from study_sites import CRITICAL, METRICS, MadeUp, Store, along, ask, site, steps_to_target
 
+from page_checks import HAS_NAME, LOW_CONTRASTS
+
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 pytest.importorskip("plotly")
@@ -508,7 +510,7 @@ def test_nothing_is_wider_than_the_screen_and_all_text_stands_out(
         figure(page, "accuracy")
         figure(page, "Peak memory, GiB")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(CONTRASTS) == []
+        assert page.evaluate(LOW_CONTRASTS) == []
         page.get_by_role("button", name=made.runs_[0]["name"]).click()
         expect(page.locator("#detail-facts")).to_contain_text("Micro-batch")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -535,7 +537,7 @@ def test_every_chart_has_a_text_and_every_control_a_name(look: Look) -> None:
             shown.get_by_text("Data as a table").click()
             expect(shown.locator("tbody tr").first).to_be_visible()
         for control in page.locator("button:visible, input:visible, select:visible").all():
-            assert control.evaluate(NAMED), control.evaluate("element => element.outerHTML")
+            assert control.evaluate(HAS_NAME), control.evaluate("element => element.outerHTML")
         assert page.locator("html").get_attribute("lang") == "en"
 
 
@@ -616,40 +618,3 @@ def test_only_the_page_may_style_attributes_and_nothing_may_come_from_elsewhere(
 
 
 POLICY = "Content-Security-Policy"
-
-NAMED = """element => Boolean(
-    element.getAttribute('aria-label') || element.textContent.trim() ||
-    [...(element.labels ?? [])].some(label => label.textContent.trim()))"""
-
-CONTRASTS = """() => {
-    const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })
-    const parts = color => {
-        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1)
-        return [...canvas.getImageData(0, 0, 1, 1).data]
-    }
-    const light = rgb => {
-        const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
-        const [r, g, b] = rgb.map(v => linear(v / 255))
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-    }
-    const ground = element => {
-        for (; element; element = element.parentElement) {
-            const color = parts(getComputedStyle(element).backgroundColor)
-            if (color[3] === 255) return color.slice(0, 3)
-        }
-        return [255, 255, 255]
-    }
-    const bad = []
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
-    while (walker.nextNode()) {
-        const element = walker.currentNode.parentElement
-        if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue
-        if (element.closest('.hidden, .skip, script, noscript')) continue
-        const style = getComputedStyle(element)
-        const ink = parts(element.closest('svg') ? style.fill : style.color).slice(0, 3)
-        const [low, high] = [light(ink), light(ground(element))].sort((a, b) => a - b)
-        const contrast = (high + 0.05) / (low + 0.05)
-        if (contrast < 4.5) bad.push([walker.currentNode.textContent.trim(), contrast])
-    }
-    return bad
-}"""
