@@ -25,7 +25,7 @@ Every figure on this page is computed from [`benchmarks/results`](../benchmarks/
 the raw samples. `make benchmark` measures again, `make page` rewrites the page, and `make test`
 fails where page and results differ. In the tables, *÷* is a ratio, *A/A* is the same configuration
 measured against itself (the noise of the comparison), and brackets hold 95% intervals unless the
-text says otherwise.
+text says otherwise. Each section ends with its date: its figures are of the code of that day.
 """
 
 SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "NoiseScale": ("the estimate, against exact noise scales", noise.section),
     "study": ("the shipped study, its page, kills", study.section),
     "serve": ("rates in time, faults, a long run", serve.section),
-    "Start": ("how soon the command line is there", startup.section),
+    "Start": ("start-up time of the command line", startup.section),
 }
 
 
