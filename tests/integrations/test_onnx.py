@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from yolo_models import (
     assert_same_detections,
     export,
+    is_same_detections,
     lively,
     pictures,
     ultralytics_own,
@@ -426,6 +427,9 @@ class TestYolo(ModelContract):
     @pytest.fixture(params=FILES)
     def model(self, request: pytest.FixtureRequest, files: dict[str, Path]) -> Model:
         return open_model(str(files[request.param]), conf=CONF)
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        return is_same_detections(one, other, CONF)
 
     def images(self, count: int) -> list[Image]:
         return pictures(*itertools.islice(itertools.cycle(self.shapes), count))

@@ -179,7 +179,8 @@ def test_what_would_be_late_is_refused_and_told_when_to_come_again(site: dict[st
 
 def test_a_handle_raises_what_was_refused(site: dict[str, Site]) -> None:
     slow = site["slow"].handle
-    slow.remote(picture()).result()
+    with suppress(LateError):  # on a busy machine; it has been called then all the same
+        slow.remote(picture()).result()
     waiting = [slow.remote(picture()) for _ in range(20)]
     refused: list[LateError] = []
     for one in waiting:

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from yolo_models import assert_same_detections, lively, pictures, ultralytics_own
+from yolo_models import (
+    assert_same_detections,
+    is_same_detections,
+    lively,
+    pictures,
+    ultralytics_own,
+)
 
 import rightbatch as rb
 from rightbatch._serve.models.open import open_model
@@ -48,6 +54,9 @@ class TestContract(ModelContract):
     @pytest.fixture
     def model(self, weights: Path) -> Model:
         return open_model(str(weights), device="cpu", imgsz=160, conf=CONF)
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        return is_same_detections(one, other, CONF)
 
     def images(self, count: int) -> list[Image]:
         return pictures(*itertools.islice(itertools.cycle(self.shapes), count))
