@@ -92,8 +92,7 @@ def _choice(report: Report) -> None:
     report.row(
         "tune: the batch size",
         f"{plan.batch_size}, learning rate times {plan.learning_rate_factor:.2f}, "
-        f"noise scale {plan.noise_scale.value:.0f} ({plan.noise_scale.low:.0f} to "
-        f"{plan.noise_scale.high:.0f}), in {plan.seconds:.0f} s",
+        f"{plan.noise_scale}, in {plan.seconds:.0f} s",
         "",
         plan=plan.to_dict(),
     )

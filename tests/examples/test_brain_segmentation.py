@@ -63,7 +63,8 @@ def test_patches_one_by_one_have_the_gradient_of_the_batch(
 ) -> None:
     w = brain.workload(head, patch=16, norm=norm)
     whole, parts = gradients(w, 4), gradients(w, 1)
-    assert (float((parts - whole).norm() / whole.norm()) < 1e-4) == is_same
+    # Rounding differs by up to 3e-4 with the number of threads, BatchNorm by 0.1 and more.
+    assert (float((parts - whole).norm() / whole.norm()) < 5e-3) == is_same
     found = brain.exactness(head, norm, patch=16)
     assert found is not None and found.is_exact == is_same
 
