@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,22 @@ class TestCPU(DeviceContract):
     def device(self) -> Iterator[Device]:
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_DATA)
-        cpu = CPU()
-        yield cpu
+        yield CPU()
         resource.setrlimit(resource.RLIMIT_DATA, before)
-        cpu._children._every = 3600.0  # its thread cannot be ended; let it sleep
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_thread_that_samples_children_ends_with_its_device() -> None:
+    gc.collect()
+    before = threading.active_count()
+    cpu = CPU()
+    cpu._children.start()
+    assert threading.active_count() == before + 1
+    del cpu
+    until = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_capacity_is_no_more_than_what_is_free(measured_cpu: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Detect out-of-memory errors of every backend by type, errno or message.
 
+Imports the standard library only, as `rightbatch._device.proc`, which says why.
+
 Each entry of the table is a message of a real backend with its source. A shape error, or
 BatchNorm's "Expected more than 1 value per channel", must never match.
 """
@@ -47,7 +49,8 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return True
-        if isinstance(cause, RuntimeError | OSError) and has_out_of_memory_message(str(cause)):
+        is_native = isinstance(cause, (RuntimeError, OSError))  # a tuple: Python 3.9 runs this too
+        if is_native and has_out_of_memory_message(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rightbatch import _faults
-from rightbatch._device.cpu import private_bytes
+from rightbatch._device.proc import private_bytes
 from rightbatch._errors import UsageError
 from rightbatch._faults import PLACES, Place
 from rightbatch._units import parse_bytes
