@@ -27,6 +27,7 @@ LAYERS = (
     ("_training",),
     ("_predict",),
     ("_fit",),
+    ("_run",),
     ("_tune",),
     ("_train",),
     ("_study",),

@@ -4,6 +4,7 @@ import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
 rb.predict(factory) its memory, and the largest batch, on a GPU you don't have
+rb.run(command)     what a command, unchanged, does with its memory and its batch
 rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
 rb.Elastic          one update by a batch of any size, in parts that fit, in your own loop
 rb.train(spec)      train at a size that was measured, through the framework's own trainer
@@ -11,6 +12,7 @@ rb.study(factory, batches=...)  what the batch size does to a training: every si
 rb.serve(model, sources)  many cameras under one latency target, in the best batches
 rb.Batcher          the same batches in your own server: `await batcher(item)`
 rb.NoiseScale       how noisy gradients are, from the micro-batches of your own loop
+rb.Command          a training as its author starts it: a command line with {batch} in it
 rb.Workload         what is trained: model, loss, optimizer and data, returned by a factory
 """
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from rightbatch._predict.calibrate import Calibration, calibrate
     from rightbatch._predict.predict import Prediction, predict, replay
     from rightbatch._predict.replay import ReplayResult
+    from rightbatch._run.report import RunReport
+    from rightbatch._run.run import run
     from rightbatch._serve.engine.batcher import Batcher
     from rightbatch._serve.serve import serve
     from rightbatch._serve.server import Server
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from rightbatch._workload.batch import count_examples, split_batch
     from rightbatch._workload.normalization import recalibrate_batchnorm
     from rightbatch._workload.workload import Workload
+    from rightbatch.integrations.command.command import Command
 
 __version__ = "0.1.0"
 
@@ -59,6 +64,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Batcher": "_serve.engine.batcher",
     "Calibration": "_predict.calibrate",
+    "Command": "integrations.command.command",
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
     "Exactness": "_elastic.exactness",
@@ -70,6 +76,7 @@ _LAZY = {
     "Probe": "_fit.probe",
     "Plan": "_tune.plan",
     "ReplayResult": "_predict.replay",
+    "RunReport": "_run.report",
     "Server": "_serve.server",
     "Session": "_training.protocol",
     "StepReport": "_elastic.report",
@@ -83,6 +90,7 @@ _LAZY = {
     "predict": "_predict.predict",
     "recalibrate_batchnorm": "_workload.normalization",
     "replay": "_predict.predict",
+    "run": "_run.run",
     "serve": "_serve.serve",
     "split_batch": "_workload.batch",
     "study": "_study.study",
@@ -93,6 +101,7 @@ _LAZY = {
 __all__ = [
     "Batcher",
     "Calibration",
+    "Command",
     "Elastic",
     "Event",
     "Exactness",
@@ -108,6 +117,7 @@ __all__ = [
     "Probe",
     "ReplayResult",
     "RightbatchError",
+    "RunReport",
     "Server",
     "Session",
     "StepReport",
@@ -123,6 +133,7 @@ __all__ = [
     "predict",
     "recalibrate_batchnorm",
     "replay",
+    "run",
     "serve",
     "split_batch",
     "study",

@@ -24,7 +24,8 @@ SPEC = {"data", "imgsz"}
 MODEL = {"imgsz", "conf", "iou", "mean", "std", "threads"}
 """Of the integration that opens a served model, likewise."""
 ON_COMMAND_LINE_ONLY = {
-    "fit": {"json"} | SPEC,
+    "fit": {"json", "steps", "until"} | SPEC,  # steps, until: of rb.Command
+    "run": {"json"},
     "predict": {"json", "replay", "calibrate", "device"} | SPEC,  # replay, calibrate: other verbs
     "tune": {"json", "plot"} | SPEC,  # Plan.plot()
     "train": {"json"} | SPEC,
@@ -35,6 +36,7 @@ ON_COMMAND_LINE_ONLY = {
 }
 IN_PYTHON_ONLY = {
     "fit": {"progress"},
+    "run": {"progress", "stdout_to_stderr"},
     "predict": {"progress"},
     "tune": {"progress", "largest"},  # what `fit` returned
     "train": {"progress", "settings"},  # a mapping
@@ -63,6 +65,7 @@ def python(*functions: Callable[..., Any]) -> dict[str, Any]:
 
 VERBS = {
     "fit": python(rb.fit),
+    "run": python(rb.run),
     "predict": python(rb.predict),
     "tune": python(rb.tune),
     "train": python(rb.train),

@@ -21,6 +21,7 @@ from rightbatch._device import Reading
 from rightbatch._fit.fit import _Search
 from rightbatch._fit.probe import ProbeProcess
 from rightbatch._fit.probe_worker import _probe as run_steps
+from rightbatch._fit.source import WorkerSource
 from rightbatch._predict.overhead import CONTEXT
 from rightbatch._training.workload_training import WorkloadTraining
 from rightbatch._worker import Header, Ready, header_for
@@ -129,7 +130,7 @@ def test_a_charge_that_has_settled_is_not_run_longer(grows_until: int, steps: in
 
 def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
     header = header_of(made.workload, "cuda")
-    search = _Search(header, None, 0.0, None, lambda text: None)
+    search = _Search(WorkerSource(header), None, None, lambda examples: examples, lambda text: None)
     room = 700 * MIB
     search._ready = Ready("cuda:0", room, room, room, True, capability=8.9, examples=4000)
     predicted = search._prediction()
@@ -140,7 +141,7 @@ def test_on_cuda_the_search_begins_at_the_size_that_is_predicted() -> None:
 
 def test_where_nothing_can_be_predicted_the_search_goes_by_small_sizes() -> None:
     header = header_of(made.with_wrong_shapes, None)
-    search = _Search(header, None, 0.0, None, lambda text: None)
+    search = _Search(WorkerSource(header), None, None, lambda examples: examples, lambda text: None)
     search._ready = Ready("cuda:0", MIB, MIB, MIB, True, capability=8.9, examples=4000)
     assert search._prediction() is None
     search._ready = Ready("cpu", MIB, MIB, MIB, True, examples=4000)

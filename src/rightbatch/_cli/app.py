@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from rightbatch._cli.fit import fit
 from rightbatch._cli.output import document
 from rightbatch._cli.pages import report, ui
 from rightbatch._cli.predict import predict
+from rightbatch._cli.run import run
 from rightbatch._cli.serve import serve
 from rightbatch._cli.study import study
 from rightbatch._cli.train import train
@@ -31,7 +33,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
-for command in (fit, predict, tune, train, study, ui, report, serve, bench):
+for command in (fit, run, predict, tune, train, study, ui, report, serve, bench):
     app.command(command)
 
 
@@ -45,7 +47,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent to other machines
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        app(tokens, exit_on_error=False, error_console=stderr, result_action="return_value")
+        app(
+            _with_command(tokens),
+            exit_on_error=False,
+            error_console=stderr,
+            result_action="return_value",
+        )
     except CycloptsError:
         sys.exit(2)  # cyclopts has printed the error
     except RightbatchError as error:
@@ -61,3 +68,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _with_command(tokens: list[str]) -> list[str]:
+    """Join what follows `--` to one argument, which `rightbatch.integrations.command` knows."""
+    if "--" not in tokens:
+        return tokens
+    at = tokens.index("--")
+    return [*tokens[:at], "--", "-- " + shlex.join(tokens[at + 1 :])]

@@ -19,7 +19,8 @@ from rightbatch._errors import UsageError
 from rightbatch._workload.options import SAME, Help, own_first
 
 Workload = Annotated[
-    str, Parameter(help="file.py:function, or a model such as yolo26n.yaml with --data")
+    str,
+    Parameter(help="file.py:function, yolo26n.yaml with --data, or -- COMMAND with {batch} in it"),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="one JSON document on stdout")]
 Model = Annotated[
@@ -37,6 +38,16 @@ class SpecOptions:
 
     data: Annotated[str | Path | None, Help("data set file, for a model given by name")] = None
     imgsz: Annotated[int | None, Help("image size in pixels, for a model given by name")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """Options of a command, for its trials."""
+
+    steps: Annotated[int | None, Help("steps of a trial, for a command")] = None
+    until: Annotated[
+        str | None, Help("'evaluation': a trial of a command also reaches an evaluation")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rightbatch._errors import NothingFitsError, UsageError, WorkloadError
+from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._fit import search as _search
-from rightbatch._fit.nothing_fits import what_is_needed
 from rightbatch._fit.options import FitOptions
-from rightbatch._fit.probe import Probe, ProbeProcess
+from rightbatch._fit.probe import Probe
 from rightbatch._fit.result import FitResult
-from rightbatch._predict.follow_process import FollowProcess
-from rightbatch._predict.followed_step import FollowedStep
+from rightbatch._fit.source import Prober, Source, TrialSource, WorkerSource, seen_trial
 from rightbatch._progress import Live
-from rightbatch._training.protocol import Ability, require
+from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._training.resolve import resolve
 from rightbatch._units import format_bytes
 from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
@@ -43,6 +41,8 @@ def fit(workload: object, options: FitOptions, **spec: Any) -> FitResult:
         UsageError: for an option that cannot be used.
     """
     training = resolve(workload, **spec)
+    if Ability.TRIAL in training.abilities:
+        return _fit_by_trials(training, options)
     require(training, Ability.EVALUATE if options.inference else Ability.STEP, "fit")
     header = header_for(
         training,
@@ -54,6 +54,29 @@ def fit(workload: object, options: FitOptions, **spec: Any) -> FitResult:
     limit = options.memory_bytes
     with Live("fit", enabled=options.progress) as live:
         return largest_batch(header, limit, max_batch=options.max_batch, show=live.show)
+
+
+def _fit_by_trials(training: Training, options: FitOptions) -> FitResult:
+    """Run `fit` on a training that runs as a process of its own, once for every size."""
+    if options.inference:
+        raise UsageError("fit of a command measures what the command does; leave inference out")
+    if options.device is not None:
+        raise UsageError("a command chooses its own device; pass it among its arguments")
+    source = TrialSource(training, options.margin)
+    with Live("fit", enabled=options.progress) as live:
+        search = _Search(
+            source, options.memory_bytes, options.max_batch, lambda examples: examples, live.show
+        )
+        found = search.run()
+    trial = seen_trial(source.trials, found.batch_size)
+    return replace(
+        found,
+        batch_size=trial.examples_per_step or found.batch_size,
+        argument=found.batch_size,
+        steps=len(trial.charges),
+        examples=trial.examples,
+        notes=tuple(dict.fromkeys(note for each in source.trials for note in each.notes)),
+    )
 
 
 def largest_batch(
@@ -71,7 +94,7 @@ def largest_batch(
     Raises:
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
     """
-    search = _Search(header, limit, max_batch, useful, show)
+    search = _Search(WorkerSource(header), limit, max_batch, useful, show)
     try:
         return search.run()
     finally:
@@ -83,18 +106,18 @@ class _Search:
 
     def __init__(
         self,
-        header: Header,
+        source: Source,
         limit: int | None,
         max_batch: int | None,
         useful: Callable[[int], int],
         show: Callable[[str], object],
     ) -> None:
-        self._header = header
+        self._source = source
         self._asked_limit = limit
         self._max_batch, self._useful = max_batch, useful
         self._show = show
         self._started_at = time.perf_counter()
-        self._processes: list[ProbeProcess] = []
+        self._processes: list[Prober] = []
         self._probes: list[Probe] = []
         self._ready: Ready | None = None
         self._predicted: int | None = None
@@ -122,12 +145,12 @@ class _Search:
         for process in self._processes:
             process.stop()
 
-    def _start(self, *, exact: bool) -> ProbeProcess:
-        process = ProbeProcess(self._header, len(self._processes) + 1, exact=exact)
+    def _start(self, *, exact: bool) -> Prober:
+        process = self._source.start(len(self._processes) + 1, exact=exact)
         self._processes.append(process)
         return process
 
-    def _spare(self, current: ProbeProcess) -> ProbeProcess | None:
+    def _spare(self, current: Prober) -> Prober | None:
         last = self._processes[-1]
         return last if last is not current else None
 
@@ -139,7 +162,7 @@ class _Search:
             return False
         return line.at(question.largest) > question.ceiling_bytes
 
-    def _probe(self, process: ProbeProcess, run: _search.Run) -> None:
+    def _probe(self, process: Prober, run: _search.Run) -> None:
         survivors = [p.batch_size for p in self._probes if p.is_ok]
         so_far = f" ({max(survivors)} survived)" if survivors else ""
         self._show(f"running batch size {run.batch_size}{so_far}")
@@ -151,6 +174,9 @@ class _Search:
             self._ready = self._ready or error.ready
             raise self._not_built(error) from None
         self._ready = self._ready or process.ready
+        if self._ready and process.ready and process.ready.examples is not None:
+            # A command shows only at a larger size where its data set, or itself, ends it.
+            self._ready = replace(self._ready, examples=process.ready.examples)
         crashed = probe.failure is not None and probe.failure.type == "ProcessDied"
         if crashed and any(p.is_ok and p.batch_size < probe.batch_size for p in self._probes):
             # Libraries that do not check what malloc returns crash where memory runs out.
@@ -159,18 +185,10 @@ class _Search:
 
     def _prediction(self) -> int | None:
         """Return the largest batch size by `predict`, for a CUDA device; None if it has none."""
-        ready = self._ready
-        if ready is None or ready.capability is None:
+        if self._ready is None or self._ready.capability is None:
             return None
         self._show("predicting the largest batch")
-        header = replace(self._header, device="cpu")
-        with FollowProcess(header) as process:
-            # The CUDA context was already there when the charge was zero.
-            step = FollowedStep(process, inference=header.inference, beside_context=True)
-            try:
-                return step.largest(ready.ceiling_bytes, ready.capability)
-            except (UsageError, WorkloadError):
-                return None  # the step cannot be followed: extrapolate from small sizes
+        return self._source.predicted(self._ready)
 
     def _question(self) -> _search.Question:
         assert self._ready is not None
@@ -199,7 +217,7 @@ class _Search:
             evaluation_batch_size=probe.evaluation_batch_size,
             examples=ready.examples,
             device=ready.device,
-            margin=self._header.margin,
+            margin=self._source.margin,
             seconds=time.perf_counter() - self._started_at,
             reason=self._reason(probe),
             probes=tuple(self._probes),
@@ -267,7 +285,7 @@ class _Search:
             "limit_enforced": ready.enforced if ready else False,
             "evaluation_batch_size": None,
             "examples": ready.examples if ready else None,
-            "device": ready.device if ready else self._header.device,
+            "device": ready.device if ready else self._source.device,
             "seconds": time.perf_counter() - self._started_at,
             "probes": [probe.to_dict() for probe in self._probes],
         }
@@ -289,7 +307,7 @@ class _Search:
         measured = self._measured()
         self.stop()
         self._show("nothing fits; measuring what one example needs")
-        need = what_is_needed(self._header, self._ready)
+        need = self._source.needed(self._ready)
         return NothingFitsError(
             f"nothing fits: {need.describe()}; available: {self._describe_limit()}. "
             + need.describe_remedies(),

@@ -19,6 +19,10 @@ class FitResult:
     what the process held before the workload; `limit_enforced` says whether exceeding the limit
     really fails. `evaluation_batch_size` is the size of the evaluation that also fits. `examples`
     is the number in one epoch, `seconds` the duration of the search.
+
+    For a command, `batch_size` is the number of examples that its steps were seen to have over all
+    ranks, `argument` the text put for `{batch}`, `steps` how many of them were measured; `notes`
+    say what the measurement does not cover.
     """
 
     batch_size: int
@@ -33,11 +37,23 @@ class FitResult:
     seconds: float
     reason: str
     probes: tuple[Probe, ...] = field(repr=False)
+    argument: int | None = None
+    steps: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
-            f"of {format_bytes(self.limit_bytes)} on {self.device}\n{self.reason}"
+        command = ""
+        if self.argument is not None:
+            command = f" (measured over {self.steps} steps of your command)"
+            if self.argument != self.batch_size:
+                command += f"\n{{batch}} = {self.argument}"
+        return "\n".join(
+            [
+                f"batch size {self.batch_size}: peak {format_bytes(self.peak_bytes)} "
+                f"of {format_bytes(self.limit_bytes)} on {self.device}{command}",
+                self.reason,
+                *(f"- {note}" for note in self.notes),
+            ]
         )
 
     def to_dict(self) -> dict[str, Any]:

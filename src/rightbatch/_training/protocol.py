@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rightbatch._training.distributed import Processes
     from rightbatch._training.facts import TrainingFacts
     from rightbatch._training.state import TrainingState
+    from rightbatch._training.trial import Trial, TrialRequest
+    from rightbatch._training.watched import Watched, WatchRequest
     from rightbatch._workload.workload import Precision, StepSeconds
 
 Betas = tuple[float, float] | None
@@ -39,7 +41,8 @@ class Ability(Enum):
 
     STEP and EVALUATE are about `session`, LOOP and SETTINGS about `loop`. FOLLOW needs a session
     that is a `rightbatch._predict.follow_framework.FollowableSession`. BRANCH, RESUME, GROW,
-    DISTRIBUTE and CURVATURE need what only `WorkloadLoop` has so far.
+    DISTRIBUTE and CURVATURE need what only `WorkloadLoop` has so far. TRIAL and WATCH are for
+    trainings that are commands.
     """
 
     STEP = "training steps of any size"
@@ -52,6 +55,8 @@ class Ability(Enum):
     DISTRIBUTE = "several processes that train together"
     CURVATURE = "second derivatives of the loss"
     SETTINGS = "settings of its framework"
+    TRIAL = "trials as a process of its own"
+    WATCH = "a run that is only watched"
 
 
 WAY_ROUND = {
@@ -65,6 +70,8 @@ WAY_ROUND = {
     Ability.DISTRIBUTE: "leave --processes out, or describe the training as a rightbatch.Workload",
     Ability.CURVATURE: "leave --sharpness out, or describe the training as a rightbatch.Workload",
     Ability.SETTINGS: "set it where the workload is built",
+    Ability.TRIAL: "describe it as a command: `rightbatch fit -- python train.py --batch {batch}`",
+    Ability.WATCH: "describe it as a command: `rightbatch run -- python train.py`",
 }
 
 
@@ -283,6 +290,18 @@ class Training(ABC):
     ) -> AbstractContextManager[TrainingLoop]:
         """Open a loop that trains by `plan`; needs `Ability.LOOP`."""
         raise _undeclared(self, Ability.LOOP)
+
+    def trial(self, argument: int, request: TrialRequest) -> Trial:
+        """Run the training as a process of its own at one size; needs `Ability.TRIAL`.
+
+        Raises:
+            UsageError: if it cannot be measured, for example since it never makes a step.
+        """
+        raise _undeclared(self, Ability.TRIAL)
+
+    def watch(self, request: WatchRequest) -> Watched:
+        """Run the training as it stands, and observe it; needs `Ability.WATCH`."""
+        raise _undeclared(self, Ability.WATCH)
 
 
 def _undeclared(training: Training, ability: Ability) -> UsageError:

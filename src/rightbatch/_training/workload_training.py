@@ -24,7 +24,7 @@ class WorkloadTraining(Training):
     factory: Factory | FileFactory
 
     integration = "a Workload"
-    abilities = frozenset(Ability) - {Ability.SETTINGS}
+    abilities = frozenset(Ability) - {Ability.SETTINGS, Ability.TRIAL, Ability.WATCH}
 
     def load(self) -> WorkloadTraining:
         """Import the factory from its file, if it has one."""

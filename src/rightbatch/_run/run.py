@@ -1,0 +1,45 @@
+"""`run`: any command, unchanged, with a report of its memory and its batch at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rightbatch._progress import Live
+from rightbatch._run.options import RunOptions
+from rightbatch._run.report import RunReport, report_of
+from rightbatch._training.protocol import Ability, require
+from rightbatch._training.resolve import resolve
+from rightbatch._training.watched import Watched, WatchRequest
+from rightbatch._units import parse_bytes
+from rightbatch._workload.verb import takes
+
+
+@takes(RunOptions)
+def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
+    """Run a command as it stands, and report what its training does.
+
+    `workload` is a `rightbatch.Command`, or text `"-- python train.py"`. Input, output, signals and
+    exit code are the command's own; its training is the same, bit for bit. The report has the time
+    of a step, the share of waiting for data, the peak memory, the batch sizes that would fit, and
+    the noise scale where the command accumulates or runs on several devices. With `steps` the
+    command is ended after that many. `memory` is the limit that `largest_batch_size` is about.
+
+    Raises:
+        UsageError: if nothing of the command can be seen.
+    """
+    training = resolve(workload, **spec)
+    require(training, Ability.WATCH, "run")
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    with Live("run", enabled=options.progress and not sys.stderr.isatty()) as live:
+
+        def show(watched: Watched) -> None:
+            live.show(f"{watched.steps} steps at batch {watched.batch_size or 'unknown'}")
+
+        request = WatchRequest(options.steps, show, options.stdout_to_stderr)
+        watched = training.watch(request)
+    report = report_of(watched, margin=options.margin, memory=memory)
+    if options.report is not None:
+        Path(options.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return report

@@ -1,0 +1,66 @@
+"""What was seen of a training that ran as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class WatchRequest:
+    """How a watched training runs.
+
+    After `steps` steps it is ended; None lets it run to its end. `show` gets what was seen so far,
+    about once a second. With `stdout_to_stderr` the command's output leaves stdout free.
+    """
+
+    steps: int | None = None
+    show: Callable[[Watched], object] = lambda watched: None
+    stdout_to_stderr: bool = False
+
+
+@dataclass(frozen=True)
+class SampledUpdate:
+    """Squared gradient norms of one update: of the whole gradient, and of each micro-batch.
+
+    `parts` are pairs of the squared norm and the examples; `scale` is the factor between the sum of
+    the micro-batches' gradients and the whole one (1/ranks under DistributedDataParallel).
+    """
+
+    whole: float
+    parts: tuple[tuple[float, int], ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A training as its agents saw it, over all ranks.
+
+    `batch_size` is the number of examples of a full step, `micro_batches` how many parts it has on
+    each rank; None if unknown. `step_seconds` and `waited_seconds` are of each step, `losses` are
+    pairs of a step and the value at the root of a backward pass (a mean over a micro-batch, divided
+    by the accumulation where the script divides). `peak_bytes` is what the training needed,
+    `limit_bytes` what the device has, `fixed_bytes` weights, gradients and optimizer state.
+    `updates` are sampled for the noise scale; `no_noise` says why there are none.
+    """
+
+    batch_size: int | None
+    micro_batches: int | None
+    ranks: int
+    steps: int
+    step_seconds: tuple[float, ...]
+    waited_seconds: tuple[float, ...]
+    losses: tuple[tuple[int, float], ...]
+    device: str
+    peak_bytes: int | None
+    limit_bytes: int | None
+    fixed_bytes: int | None
+    points: tuple[tuple[int, int], ...] = ()
+    """Pairs of micro-batch size and peak bytes, where the run had several sizes."""
+    updates: tuple[SampledUpdate, ...] = ()
+    no_noise: str = ""
+    optimizers: int = 1
+    workers: int = 0
+    examples: int | None = None
+    exit_code: int | None = None
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,233 @@
+"""`Command`: a training that is a command line, run as it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rightbatch._device.cpu import free_memory
+from rightbatch._errors import UsageError
+from rightbatch._training.protocol import Ability, Training
+from rightbatch._training.trial import Trial, TrialRequest
+from rightbatch._training.watched import Watched, WatchRequest
+from rightbatch._worker.dialogue import EXACT_MALLOC
+from rightbatch.integrations.command.launch import without_agent
+from rightbatch.integrations.command.observed import Rank, examples_per_step
+from rightbatch.integrations.command.template import Template
+from rightbatch.integrations.command.trial import TrialPlan, TrialResult, run_trial
+from rightbatch.integrations.command.watch import watch
+
+_CPU_VARIATION = 0.015  # as `rightbatch._device.cpu.CPU.charge_variation`
+_MAX_NEW_FILES = 5  # that a note names
+
+
+class Command(Training):
+    """A training as its author starts it: `Command(["python", "train.py", "--batch", "{batch}"])`.
+
+    The script is neither changed nor imported. An agent in the command's Python processes observes
+    torch's optimizers, loaders, backward passes and memory. `{batch}` is where the batch size goes;
+    also known are `{micro_batch}`, `{accumulation}`, `{learning_rate}`, `{seed}`, `{out}` and
+    `{resume}`.
+
+    Args:
+        arguments: the program and its arguments.
+        steps: steps of a trial, in place of the search's own number.
+        until: `"evaluation"` lets a trial go on until an evaluation and one more step.
+
+    Raises:
+        UsageError: if the program does not exist.
+    """
+
+    integration = "a command"
+    abilities = frozenset({Ability.TRIAL, Ability.WATCH})
+
+    def __init__(
+        self, arguments: Sequence[str], *, steps: int | None = None, until: str | None = None
+    ) -> None:
+        if until not in (None, "evaluation"):
+            raise UsageError(f"a trial runs until 'evaluation', not until {until!r}")
+        if steps is not None and steps < 2:
+            raise UsageError(f"a trial needs at least 2 steps, not {steps}")
+        self.template = Template.of(arguments)
+        self._steps, self._until_evaluation = steps, until == "evaluation"
+
+    def __str__(self) -> str:
+        return str(self.template)
+
+    def trial(self, argument: int, request: TrialRequest) -> Trial:
+        """Run the command until its training has made enough steps."""
+        self.template.require("batch", "fit")
+        free = max(free_memory(), 1)
+        with _folder_for_files() as out, _new_files() as new:
+            plan = TrialPlan(
+                steps=self._steps or max(request.steps, 2),
+                memory=request.memory,
+                free=free,
+                margin=max(request.margin, _CPU_VARIATION),
+                until_evaluation=self._until_evaluation,
+                folders=(out,),
+                variables=EXACT_MALLOC if request.exact else {},
+            )
+            values = {"batch": argument, "out": out, "seed": 0}
+            result = run_trial(self.template.filled(values), plan)
+        return self._trial(argument, result, new)
+
+    def watch(self, request: WatchRequest) -> Watched:
+        """Run the command to its end."""
+        return watch(self.template.filled({}), request)
+
+    def _trial(self, argument: int, result: TrialResult, new: Sequence[str]) -> Trial:
+        ranks = result.observed.trainers
+        self._check(result)
+        steps = min((len(rank.steps) for rank in ranks), default=0)
+        charges = tuple(_over_ranks(ranks, "charged", step) for step in range(steps))
+        charges = tuple(charge + result.other_bytes for charge in charges)
+        examples = examples_per_step(ranks)
+        first = ranks[0] if ranks else None
+        epoch = first.epoch if first else None
+        limits = [rank.memory for rank in ranks if rank.memory.get("ceiling") is not None]
+        is_cpu = not ranks or _device(ranks) == "cpu"
+        return Trial(
+            argument=argument,
+            outcome=result.outcome,
+            seconds=result.seconds,
+            device=_device(ranks),
+            peak_bytes=_over_ranks(ranks, "peak", steps - 1) + result.other_bytes
+            if steps
+            else None,
+            live_bytes=_live(ranks) if steps else None,
+            charges=charges,
+            step_seconds=tuple(step["seconds"] for step in first.steps) if first else (),
+            waited_seconds=tuple(step["waited"] for step in first.steps) if first else (),
+            examples_per_step=examples,
+            ranks=max(len(ranks), 1),
+            limit_bytes=_total((memory["limit"] for memory in limits), is_cpu),
+            ceiling_bytes=_total((memory["ceiling"] for memory in limits), is_cpu),
+            enforced=bool(limits) and all(memory["enforced"] for memory in limits),
+            examples=epoch,
+            largest_argument=_largest_argument(argument, examples, epoch),
+            evaluated=any(rank.evaluated for rank in ranks),
+            saved=any(rank.saved for rank in ranks),
+            notes=self._notes(argument, result, examples, new),
+            detail={"other_bytes": result.other_bytes, "ranks": len(ranks)},
+            failure=result.failure,
+        )
+
+    def _check(self, result: TrialResult) -> None:
+        """Refuse what cannot be measured, with the way round."""
+        observed = result.observed
+        if observed.overwritten is not None:
+            raise UsageError(
+                f"the command would overwrite or remove {observed.overwritten}, which existed "
+                "before the trial; nothing was changed. Put {out} where it names its output "
+                "folder: each trial gets a temporary one"
+            )
+        if result.left:
+            raise UsageError(f"processes {result.left} of the command could not be ended")
+        if result.outcome != "ok":
+            return
+        if not observed.has_torch:
+            raise UsageError(
+                f"nothing of the command can be measured: {without_agent(self.template.arguments)}"
+            )
+        if not any(rank.steps for rank in observed.trainers):
+            errors = "; ".join(observed.agent_errors)
+            why = f"the agent failed: {errors}" if errors else "it made no training step"
+            raise UsageError(f"the command ended, and {why}\n{result.output}".rstrip())
+
+    def _notes(
+        self, argument: int, result: TrialResult, examples: int | None, new: Sequence[str]
+    ) -> tuple[str, ...]:
+        ranks = result.observed.trainers
+        notes = []
+        if result.outcome == "ok":
+            for what, is_covered in (
+                ("an evaluation", any(rank.evaluated for rank in ranks)),
+                ("a checkpoint", any(rank.saved for rank in ranks)),
+            ):
+                if not is_covered:
+                    notes.append(
+                        f"{what} was not reached within the steps, so its memory is not covered: "
+                        "--until evaluation, or --steps N"
+                    )
+            factor = len(ranks) or 1
+            if examples is None:
+                notes.append("the size of its batches was not seen: {batch} is taken as it is")
+            elif examples % (argument * factor) and examples != argument:
+                notes.append(
+                    f"{examples} examples per step were seen where {{batch}} was {argument}: the "
+                    "command rounds or clips it, survives out-of-memory itself, or its data ended"
+                )
+        if new:
+            more = f" and {len(new) - _MAX_NEW_FILES} more" if len(new) > _MAX_NEW_FILES else ""
+            names = ", ".join(new[:_MAX_NEW_FILES])
+            notes.append(f"new in the working folder: {names}{more}")
+        notes += [f"the agent stopped observing: {each}" for each in result.observed.agent_errors]
+        return tuple(notes)
+
+
+def from_spec(spec: str, **options: object) -> Command | None:
+    """Return the command of a spec that begins with `-- `; None for any other spec.
+
+    Raises:
+        UsageError: if the program does not exist, or an option is unknown.
+    """
+    import shlex
+
+    if not spec.startswith("-- "):
+        return None
+    unknown = sorted(name for name, value in options.items() if value is not None)
+    unknown = [name for name in unknown if name not in ("steps", "until")]
+    if unknown:
+        raise UsageError(f"a command takes no option {', '.join(unknown)}: it has its own")
+    return Command(shlex.split(spec[3:]), **options)  # type: ignore[arg-type]
+
+
+def _device(ranks: Sequence[Rank]) -> str:
+    return next((rank.memory["device"] for rank in ranks if rank.memory), "cpu")
+
+
+def _over_ranks(ranks: Sequence[Rank], key: str, step: int) -> int:
+    """Return a figure after a step: on the CPU, which ranks share, the sum, else the largest."""
+    figures = [rank.steps[step].get("memory", {}).get(key, 0) for rank in ranks]
+    return sum(figures) if _device(ranks) == "cpu" else max(figures, default=0)
+
+
+def _live(ranks: Sequence[Rank]) -> int | None:
+    return max(
+        (rank.memory["allocated"] for rank in ranks if "allocated" in rank.memory), default=None
+    )
+
+
+def _total(figures: Iterable[int | None], is_shared: bool) -> int:
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if is_shared else min(known, default=0)
+
+
+def _largest_argument(argument: int, examples: int | None, epoch: int | None) -> int | None:
+    """Return the largest useful `{batch}`: that of the data set, or where it is clipped."""
+    if examples is None:
+        return None
+    factor = examples / argument
+    if factor < 1 and argument > 1:
+        return argument
+    return max(int(epoch / factor), argument) if epoch else None
+
+
+@contextlib.contextmanager
+def _folder_for_files() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rightbatch-out-", ignore_cleanup_errors=True) as out:
+        yield out
+
+
+@contextlib.contextmanager
+def _new_files() -> Iterator[list[str]]:
+    """Yield a list that has, at the end, the new entries of the working folder."""
+    folder = Path.cwd()
+    before = {path.name for path in folder.iterdir()}
+    found: list[str] = []
+    yield found
+    names = {path.name for path in folder.iterdir()}
+    found += sorted(names - before - {"__pycache__"})

@@ -1,0 +1,127 @@
+"""What the agents of one run have reported, by process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rightbatch._worker.failure import Failure
+
+
+@dataclass
+class Rank:
+    """A process that trains; most are the only one.
+
+    `steps` are the agent's records, `losses` pairs of step and loss, `noise` the sampled updates.
+    `epoch` is the number of examples of an epoch, over all ranks.
+    """
+
+    pid: int
+    rank: int = 0
+    world: int = 1
+    trains: bool = False
+    torch: str = ""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    noise: list[dict[str, Any]] = field(default_factory=list)
+    no_noise: str = ""
+    optimizers: int = 1
+    fixed: int = 0
+    evaluated: bool = False
+    saved: bool = False
+    epoch: int | None = None
+    reached: bool = False
+    closed: bool = False
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """The last reading: `device`, `peak`, `charged`, `limit`, …; empty before the first."""
+        return next((step["memory"] for step in reversed(self.steps) if "memory" in step), {})
+
+
+class Observed:
+    """The state of a run; `add` takes the agents' messages."""
+
+    def __init__(self) -> None:
+        self.processes: dict[int, Rank] = {}
+        self.failure: Failure | None = None
+        self.out_of_memory = False
+        self.overwritten: str | None = None
+        """The user's file that the run would have changed."""
+        self.agent_errors: list[str] = []
+
+    @property
+    def trainers(self) -> list[Rank]:
+        """The processes that train, by rank."""
+        found = [p for p in self.processes.values() if p.trains or p.steps]
+        return sorted(found, key=lambda process: (process.rank, process.pid))
+
+    @property
+    def has_torch(self) -> bool:
+        """Whether any process has imported torch."""
+        return any(process.torch for process in self.processes.values())
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether all ranks are at their last step; a rank that has ended is not waited for."""
+        trainers = self.trainers
+        world = max((each.world for each in trainers), default=1)
+        return len(trainers) >= world and all(each.reached or each.closed for each in trainers)
+
+    def add(self, message: dict[str, Any]) -> None:
+        """Take in a message."""
+        event, pid = message.get("event"), message["pid"]
+        if event == "lifeline":
+            return
+        process = self.processes.setdefault(pid, Rank(pid))
+        if event == "hello":
+            process.rank = message.get("rank", 0)
+            process.world = message.get("world_size", 1)
+        elif event == "torch":
+            process.torch = message["version"]
+        elif event == "training":
+            process.trains = True
+            process.world = max(process.world, message["world"])
+        elif event == "steps":
+            process.steps += message["steps"]
+            process.losses += [(step, loss) for step, loss in message["losses"]]
+            process.optimizers = message["optimizers"]
+            self._cover(process, message)
+        elif event == "reached":
+            process.reached = True
+            process.world = max(process.world, message["world"])
+            self._cover(process, message)
+        elif event == "noise":
+            process.noise.append(message)
+        elif event == "no_noise":
+            process.no_noise = message["reason"]
+        elif event == "would_overwrite":
+            self.overwritten = message["path"]
+        elif event == "agent_error":
+            self.agent_errors.append(message["error"])
+        elif event == "error":
+            self._fail(message)
+        elif event == "closed":
+            process.closed = True
+
+    def _cover(self, process: Rank, message: dict[str, Any]) -> None:
+        process.evaluated, process.saved = message["evaluated"], message["saved"]
+        process.epoch, process.fixed = message["epoch"], message["fixed"]
+
+    def _fail(self, message: dict[str, Any]) -> None:
+        """Keep the first error, unless a later one is about memory: the others follow from it."""
+        if self.failure is None or (message["out_of_memory"] and not self.out_of_memory):
+            self.failure = Failure(message["type"], message["message"], message["traceback"])
+            self.out_of_memory = message["out_of_memory"]
+
+
+def examples_per_step(trainers: Iterable[Rank]) -> int | None:
+    """Return the examples of a full step, over all ranks; None if they are unknown."""
+    total = 0
+    for rank in trainers:
+        sizes = [step["examples"] for step in rank.steps if step["examples"]]
+        if not sizes:
+            return None
+        total += max(sizes)
+    return total or None

@@ -1,0 +1,74 @@
+"""How many examples loaders return, and how long the training waits for them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from typing import Any, Callable
+from weakref import WeakKeyDictionary
+
+
+class Loaders:
+    """Observes every `torch.utils.data.DataLoader` of this process.
+
+    Calls `returned(examples, seconds, length)` after each batch: its examples and the length of the
+    data set, each None if it is unknown.
+    """
+
+    def __init__(
+        self, torch: Any, returned: Callable[[int | None, float, int | None], None]
+    ) -> None:
+        sizes: WeakKeyDictionary[Any, deque[int]] = WeakKeyDictionary()
+        iterator = torch.utils.data.dataloader._BaseDataLoaderIter
+        next_index, next_batch = iterator._next_index, iterator.__next__
+        reset = iterator._reset
+
+        @functools.wraps(next_index)
+        def next_index_and_count(self_: Any) -> Any:
+            index = next_index(self_)
+            # Else the loader does not form batches, or an iterable data set decides how many.
+            if isinstance(index, (list, tuple)) and None not in index:
+                sizes.setdefault(self_, deque()).append(len(index))
+            return index
+
+        @functools.wraps(next_batch)
+        def next_batch_and_time(self_: Any) -> Any:
+            started_at = time.perf_counter()
+            batch = next_batch(self_)
+            seconds = time.perf_counter() - started_at
+            waiting = sizes.get(self_)
+            count = waiting.popleft() if waiting else leading_size(batch)
+            returned(count, seconds, _length(self_))
+            return batch
+
+        @functools.wraps(reset)
+        def reset_and_forget(self_: Any, *arguments: Any, **keywords: Any) -> Any:
+            sizes.pop(self_, None)  # a new epoch of persistent workers
+            return reset(self_, *arguments, **keywords)
+
+        next_batch_and_time._torchdynamo_disable = True  # type: ignore[attr-defined]
+        iterator._next_index, iterator.__next__ = next_index_and_count, next_batch_and_time
+        iterator._reset = reset_and_forget
+
+
+def leading_size(batch: Any) -> int | None:
+    """Return the first dimension of the first tensor in a batch; None if there is none."""
+    shape = getattr(batch, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    if isinstance(batch, dict) or hasattr(batch, "items"):
+        batch = list(dict(batch.items()).values())
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            found = leading_size(part)
+            if found is not None:
+                return found
+    return None
+
+
+def _length(iterator: Any) -> int | None:
+    try:
+        return len(iterator._dataset)
+    except (TypeError, AttributeError, NotImplementedError):
+        return None  # an iterable data set

@@ -1,0 +1,108 @@
+"""The memory of this process: its limit and its peak, above what it held before the model.
+
+The figures are those of `rightbatch._device`, whose file for the CPU needs no other module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .settings import Settings
+
+_STACK = 8 * 2**20
+_ROOT = Path(__file__).resolve().parents[4]  # the package rightbatch
+
+
+def shared(name: str) -> Any:
+    """Load a module of rightbatch by its path: one that imports the standard library only."""
+    full = "_rightbatch_agent." + name.rpartition("/")[2]
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, _ROOT / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[full] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[full]
+
+
+class Memory:
+    """Sets a limit for this process, once, and reads its peaks since then."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._cpu: Any = None
+        self.ceiling: int | None = None
+        self.limit: int | None = None
+        self.is_enforced = False
+        self._loaded = 0
+
+    def start(self, settings: Settings) -> None:
+        """Take the baseline; in a trial, let allocations beyond the limit less the margin fail."""
+        cuda = self._torch.cuda
+        self._cpu = shared("_device/proc").ProcessMemory()
+        self._cpu.start()
+        if cuda.is_available():
+            self.limit = settings.memory
+            cuda._lazy_call(lambda: self._limit_cuda(settings.margin, settings.trial))
+        elif settings.free is not None:
+            ranks = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
+            self.limit = min(settings.memory or settings.free, settings.free) // ranks
+        if settings.trial and not cuda.is_available() and self.limit is not None:
+            self._limit_cpu(settings.margin)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Code that torch imports inside the context (100 MiB) is not the training's memory."""
+        if self._cpu is None:
+            yield
+            return
+        proc = shared("_device/proc")
+        before = proc.private_bytes()
+        yield
+        self._loaded += max(proc.private_bytes() - before, 0)
+
+    def _limit_cpu(self, margin: float) -> None:
+        if self.limit is not None:
+            self.ceiling = int(self.limit * (1 - margin))
+            # Private memory that the model does not need: stacks of the thread pool, 8 MiB each,
+            # which are never touched. A pool that is started here would not survive a fork.
+            spare = _STACK * max(self._torch.get_num_threads() - 1, 0)
+            self.is_enforced = self._cpu.enforce(self.ceiling, spare)
+
+    def _limit_cuda(self, margin: float, limits: bool) -> None:
+        cuda = self._torch.cuda
+        index = int(os.environ.get("LOCAL_RANK", "0") or 0) % cuda.device_count()
+        free, total = cuda.mem_get_info(index)
+        self.limit = min(self.limit or free, free)
+        if limits:
+            self.ceiling = int(self.limit * (1 - margin))
+            total = max(total, cuda.get_device_properties(index).total_memory)
+            cuda.set_per_process_memory_fraction(min(self.ceiling / total, 1.0), index)
+            self.is_enforced = True
+
+    def read(self) -> dict[str, Any]:
+        """Return peaks and limit of this process, in bytes; on CUDA of the most used device."""
+        limits = {"limit": self.limit, "ceiling": self.ceiling, "enforced": self.is_enforced}
+        cuda = self._torch.cuda
+        if cuda.is_available() and cuda.is_initialized():
+            devices = map(self._read_cuda, range(cuda.device_count()))
+            return {**limits, **max(devices, key=lambda reading: reading["peak"])}
+        resident, private = (max(peak - self._loaded, 0) for peak in self._cpu.read())
+        spare = _STACK * max(self._torch.get_num_threads() - 1, 0)
+        charged = max(resident, private - spare)
+        return {**limits, "device": "cpu", "peak": resident, "charged": charged}
+
+    def _read_cuda(self, index: int) -> dict[str, Any]:
+        cuda = self._torch.cuda
+        reserved = cuda.max_memory_reserved(index)
+        return {
+            "device": f"cuda:{index}",
+            "peak": reserved,
+            "charged": reserved,
+            "allocated": cuda.max_memory_allocated(index),
+        }

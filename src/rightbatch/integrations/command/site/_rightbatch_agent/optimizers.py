@@ -1,0 +1,139 @@
+"""Which calls of which optimizers are one update, and which updates are one step of the training.
+
+Torch's global hooks see every `step` of every `torch.optim.Optimizer`, whenever it was made. Calls
+inside another optimizer's step belong to that step (SAM, ZeroRedundancyOptimizer). Calls of one
+optimizer without a backward pass in between are one update (the sub-groups of DeepSpeed's ZeRO).
+Several optimizers in turn make one step of the training together: the period of a GAN. It ends with
+the optimizer that steps least often, of those the last one in the period.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from typing import Any, Callable
+
+_PATIENCE = 24  # updates after which an optimizer that has not stepped is ignored
+
+
+class Period:
+    """Learns which optimizer ends the period, from the order of their updates."""
+
+    def __init__(self) -> None:
+        self._order: list[int] = []
+        self._last: int | None = None
+
+    def ends(self, key: int, count: int) -> bool:
+        """Record an update of the optimizer `key`, one of `count`; return whether it ends a period.
+
+        That is unknown, and False, until every optimizer has stepped and the first steps again.
+        """
+        if count == 1:
+            return True
+        if self._last is None:
+            self._order.append(key)
+            self._last = self._learn(count)
+        return key == self._last
+
+    def restart(self) -> None:
+        """Learn anew."""
+        self._order, self._last = [], None
+
+    def _learn(self, count: int) -> int | None:
+        *period, following = self._order
+        counts = Counter(period)
+        is_complete = len(counts) >= count or len(self._order) >= _PATIENCE
+        if not is_complete or following != self._order[0]:
+            return None
+        rarest = min(counts.values())
+        return next(key for key in reversed(period) if counts[key] == rarest)
+
+
+class Updates:
+    """Calls `before` ahead of an optimizer's update and `after` behind it.
+
+    `after` gets whether the update ends a step of the training. `created` is called when an
+    optimizer is made, `loads` returns a context for that, in which torch may import much.
+    """
+
+    def __init__(
+        self,
+        torch: Any,
+        loads: Callable[[], Any],
+        created: Callable[[], None],
+        before: Callable[[Any], None],
+        after: Callable[[Any, bool], None],
+    ) -> None:
+        self._created, self._before, self._after = created, before, after
+        self.is_on = True
+        self._depth = 0
+        self._period = Period()
+        self._keys: set[int] = set()
+        self._kept: list[Any] = []  # parameters, so that no id is used twice
+        self._optimizers: list[Any] = []
+        self._last: Any = None
+        self.has_gradients = False
+        """Whether a backward pass has run since the last update; the watcher sets it."""
+        module = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides the name
+        module.register_optimizer_step_pre_hook(self._on_entry)
+        module.register_optimizer_step_post_hook(self._on_exit)
+        make = module.Optimizer.__init__
+
+        @functools.wraps(make)
+        def make_and_count(optimizer: Any, *arguments: Any, **keywords: Any) -> None:
+            with loads():
+                make(optimizer, *arguments, **keywords)
+            if self.is_on:
+                self._count(optimizer)
+
+        module.Optimizer.__init__ = make_and_count
+
+    @property
+    def count(self) -> int:
+        """The number of optimizers of different parameters."""
+        return len(self._keys)
+
+    def fixed_bytes(self) -> int:
+        """Return the bytes of weights, gradients and optimizer state, which no batch changes."""
+        tensors: dict[int, int] = {}
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    found = [
+                        parameter,
+                        parameter.grad,
+                        *optimizer.state.get(parameter, {}).values(),
+                    ]
+                    for tensor in found:
+                        if hasattr(tensor, "element_size"):
+                            tensors[id(tensor)] = tensor.element_size() * tensor.numel()
+        return sum(tensors.values())
+
+    def _count(self, optimizer: Any) -> int:
+        """Return the key of an optimizer: one that wraps another has its first parameter."""
+        groups = optimizer.param_groups
+        parameter = groups[0]["params"][0] if groups and groups[0]["params"] else optimizer
+        key = id(parameter)
+        if key not in self._keys:
+            self._keys.add(key)
+            self._kept.append(parameter)
+            self._optimizers.append(optimizer)
+            self._period.restart()
+            self._created()
+        return key
+
+    def _on_entry(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        self._depth += 1
+        if self._depth == 1 and self.is_on:
+            self._before(optimizer)
+
+    def _on_exit(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        self._depth = max(self._depth - 1, 0)
+        if self._depth or not self.is_on:
+            return
+        is_sub_group = optimizer is self._last and not self.has_gradients
+        self._last, self.has_gradients = optimizer, False
+        if not is_sub_group:
+            key = self._count(optimizer)
+            self._after(optimizer, self._period.ends(key, self.count))

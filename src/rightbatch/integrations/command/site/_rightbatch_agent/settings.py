@@ -1,0 +1,37 @@
+"""What the parent wants of the agent."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple, Optional
+
+VARIABLE = "RIGHTBATCH_AGENT"
+
+
+class Settings(NamedTuple):
+    """Settings of one run of a command.
+
+    `address` is the path of a Unix socket, or `[host, port]`. In a `trial`, a process ends with its
+    parent, gets at most `memory` bytes (on the CPU at most `free`, shared with the other ranks of
+    this machine), and must not overwrite files that are older than `started_at` (seconds since the
+    epoch) outside of `folders`. It blocks after `steps` steps, if there are any; with
+    `until_evaluation` not before an evaluation and one more step.
+    """
+
+    address: Any
+    secret: str
+    trial: bool
+    steps: int = 0
+    memory: Optional[int] = None
+    free: Optional[int] = None
+    margin: float = 0.0
+    until_evaluation: bool = False
+    started_at: float = 0.0
+    folders: tuple = ()  # type: ignore[type-arg]
+
+    @classmethod
+    def from_environment(cls) -> Settings | None:
+        """Return the settings of this process; None if it is not part of a command."""
+        text = os.environ.get(VARIABLE)
+        return cls(**json.loads(text)) if text else None

@@ -1,0 +1,351 @@
+"""Observes a training: steps, micro-batches, losses, batch sizes, waiting, memory.
+
+Wraps a few functions of torch, none of which change what is computed: losses and weights are equal
+bit for bit. A wrapper that fails reports it, and from then on only calls what it wraps.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import Any, Callable
+
+from . import connection as _connection
+from .files import protect_saving
+from .loaders import Loaders, leading_size
+from .memory import Memory, shared
+from .noise import Noise
+from .optimizers import Updates
+from .settings import Settings
+
+_PATIENCE = 4  # backward passes without an optimizer of torch's, after which each counts as a step
+_LOOKS = 3  # steps in which the size of a batch without a loader is taken from the model's input
+_INTERVAL = 0.2  # seconds between messages while the training is only watched
+_CUDA_LOSSES = 50  # losses on a device that are read together
+
+
+class Watcher:
+    """Observes this process from the end of `import torch` on."""
+
+    def __init__(self, torch: Any, settings: Settings) -> None:
+        self._torch, self._settings = torch, settings
+        self._memory = Memory(torch)
+        self._noise = Noise(torch, self._send, lambda: self._world() > 1)
+        self._is_on = True
+        self._has_memory = False
+        self._steps = 0
+        self._own_updates = 0  # backward passes that no optimizer of torch's has followed
+        self._forget()
+        self._examples = 0  # of the update before
+        self._epoch: int | None = None
+        self._input_examples: int | None = None  # of the micro-batch that the model has seen
+        self._input_hook: Any = None
+        self._has_loader = False
+        self._losses: list[tuple[int, Any, Any]] = []
+        self._scales: dict[int, Any] = {}
+        self._steps_waiting: list[dict[str, Any]] = []
+        self._sent_at = self._step_started_at = time.perf_counter()
+        self._has_evaluated = self._has_saved = False
+        self._after_evaluation = False
+
+    def _forget(self) -> None:
+        """Start a new step."""
+        self._waited = 0.0
+        self._micro_batches = 0
+        self._new_examples: int | None = None  # of the last batch, before a backward pass used it
+        self._step_examples: int | None = None
+
+    def install(self) -> None:
+        """Wrap torch's functions, and greet the parent."""
+        torch = self._torch
+        if self._settings.trial:
+            _connection.end_with_parent(self._settings)
+            protect_saving(torch)
+        self._send(event="torch", version=torch.__version__)
+        self._updates = Updates(
+            torch,
+            self._loading,
+            self._safely(self._on_optimizer),
+            self._safely(self._noise.before_update),
+            self._safely(self._on_update),
+        )
+        Loaders(torch, self._safely(self._on_batch))
+        self._wrap(torch.nn.Module, "__init__", before=self._on_module)
+        self._input_hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            self._safely(self._on_input)
+        )
+        self._wrap(torch.autograd, "backward", before=self._on_backward, after=self._after_backward)
+        self._wrap(torch, "save", before=self._on_save)
+        self._wrap(torch.amp.GradScaler, "scale", after=self._on_scaled)
+        self._wrap(torch, "compile", before=self._on_compile)
+        hook = sys.excepthook
+
+        def report_and_raise(kind: Any, error: Any, trace: Any) -> None:
+            self._safely(self._on_error)(error)
+            hook(kind, error, trace)
+
+        sys.excepthook = report_and_raise
+        import atexit
+
+        atexit.register(self._safely(self._on_exit))
+
+    def _safely(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls another one until one has failed, and never raises."""
+
+        def call(*arguments: Any, **keywords: Any) -> None:
+            if not self._is_on:
+                return
+            try:
+                function(*arguments, **keywords)
+            except Exception as error:
+                self._is_on = False
+                self._send(event="agent_error", error=f"{type(error).__name__}: {error}")
+
+        return call
+
+    def _wrap(
+        self,
+        owner: Any,
+        name: str,
+        before: Callable[..., Any] | None = None,
+        after: Callable[..., Any] | None = None,
+    ) -> None:
+        """Call `before` with a function's arguments, and `after` with its result as well."""
+        inner = getattr(owner, name)
+        before = self._safely(before) if before else None
+        after = self._safely(after) if after else None
+
+        @functools.wraps(inner)
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            if before is not None:
+                before(*arguments, **keywords)
+            result = inner(*arguments, **keywords)
+            if after is not None:
+                after(result, *arguments, **keywords)
+            return result
+
+        wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
+        if name == "__init__" and owner is self._torch.nn.Module:
+            self._module_init = inner
+        setattr(owner, name, wrapper)
+
+    # What the training does, in the order of a step.
+
+    def _on_module(self, *arguments: Any, **keywords: Any) -> None:
+        """Before the first module is built: from here on memory is the training's."""
+        self._torch.nn.Module.__init__ = self._module_init
+        self._start_memory()
+
+    def _start_memory(self) -> None:
+        if self._has_memory:
+            return
+        self._has_memory = True
+        settings = self._settings
+        if settings.trial:
+            self._is_on = self._updates.is_on = False
+            _import_what_optimizers_need(self._torch)
+            self._is_on = self._updates.is_on = True
+        self._memory.start(settings)
+
+    def _loading(self) -> Any:
+        self._safely(self._start_memory)()
+        return self._memory.loading()
+
+    def _on_optimizer(self) -> None:
+        self._start_memory()
+        self._send(event="training", world=self._world())
+
+    def _on_batch(self, examples: int | None, seconds: float, length: int | None) -> None:
+        self._waited += seconds
+        if not self._torch.is_grad_enabled():
+            self._on_evaluation()
+            return
+        self._new_examples, self._has_loader = examples, True
+        if self._epoch is None:
+            self._epoch = length
+
+    def _on_input(self, module: Any, arguments: Any) -> None:
+        """Take the batch's size from the first input of the outermost module, for a few steps."""
+        if self._input_examples is None and self._torch.is_grad_enabled():
+            self._input_examples = leading_size(arguments)
+
+    def _stop_looking(self) -> None:
+        if self._input_hook is not None:
+            self._input_hook.remove()
+            self._input_hook = None
+
+    def _on_evaluation(self) -> None:
+        self._has_evaluated = True
+
+    def _on_save(self, *arguments: Any, **keywords: Any) -> None:
+        self._has_saved = True
+
+    def _on_scaled(self, result: Any, scaler: Any, *arguments: Any, **keywords: Any) -> None:
+        if isinstance(result, self._torch.Tensor):
+            scale = getattr(scaler, "_scale", None)
+            if scale is not None:
+                scale = scale.detach().clone()  # the scaler changes it in place
+            self._scales = {id(result): (result, scale)}
+
+    def _on_compile(self, *arguments: Any, **keywords: Any) -> None:
+        self._stop_looking()
+        self._noise.refuse("the model is compiled, and hooks would compile it again")
+
+    def _on_backward(self, tensors: Any, *arguments: Any, **keywords: Any) -> None:
+        self._noise.before_backward()
+        root = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
+        if isinstance(root, self._torch.Tensor) and root.numel() == 1:
+            scaled, scale = self._scales.pop(id(root), (None, None))
+            scale = scale if scaled is root else None
+            # A copy, since the script may change its loss in place.
+            self._losses.append((self._steps, root.detach().clone(), scale))
+
+    def _after_backward(self, result: Any, *arguments: Any, **keywords: Any) -> None:
+        self._updates.has_gradients = True
+        self._micro_batches += 1
+        if self._new_examples is not None:
+            self._stop_looking()
+        elif not self._has_loader:
+            self._new_examples = self._input_examples
+            if self._input_hook is not None:
+                self._input_examples = None  # the next micro-batch may be smaller
+        examples, self._new_examples = self._new_examples, None
+        if examples is not None:
+            self._step_examples = (self._step_examples or 0) + examples
+        self._noise.after_backward(examples)
+        if not self._updates.count:
+            self._own_updates += 1
+            if self._own_updates > _PATIENCE:
+                self._start_memory()
+                self._on_update(None, ends=True)
+
+    def _on_update(self, optimizer: Any, ends: bool) -> None:
+        self._noise.after_update()
+        examples = self._step_examples or self._examples or None
+        self._examples = examples or 0
+        micro_batches, waited = self._micro_batches, self._waited
+        if not ends:
+            self._step_examples, self._micro_batches = None, 0
+            return
+        now = time.perf_counter()
+        self._steps += 1
+        if self._steps >= _LOOKS:
+            self._stop_looking()
+            self._input_examples = examples // max(micro_batches, 1) if examples else None
+        step: dict[str, Any] = {
+            "number": self._steps,
+            "seconds": now - self._step_started_at,
+            "waited": waited,
+            "examples": examples,
+            "micro_batches": micro_batches,
+        }
+        self._step_started_at = now
+        self._forget()
+        self._steps_waiting.append(step)
+        if self._updates.count > 1:
+            self._noise.refuse("several optimizers take turns")
+        if self._settings.steps:
+            self._on_counted_step(step)
+        elif now - self._sent_at > _INTERVAL:
+            step["memory"] = self._memory.read()
+            self._flush()
+        # The agent's own time is no part of a step.
+        self._step_started_at = time.perf_counter()
+
+    def _on_counted_step(self, step: dict[str, Any]) -> None:
+        settings = self._settings
+        if self._torch.cuda.is_initialized():
+            self._torch.cuda.synchronize()
+        step["memory"] = self._memory.read()
+        self._send_steps(self._read_losses())
+        self._sent_at = time.perf_counter()
+        is_covered = not settings.until_evaluation or self._after_evaluation
+        self._after_evaluation = self._has_evaluated  # one more step after the evaluation
+        if self._steps >= settings.steps and is_covered:
+            self._send(event="reached", world=self._world(), **self._coverage())
+            self._connection().wait_for_the_end()
+
+    def _coverage(self) -> dict[str, Any]:
+        return {
+            "evaluated": self._has_evaluated,
+            "saved": self._has_saved,
+            "epoch": self._epoch,
+            "fixed": self._updates.fixed_bytes(),
+        }
+
+    def _flush(self) -> None:
+        """Send the steps that wait, with the losses that can be read without waiting for them."""
+        self._sent_at = time.perf_counter()
+        self._send_steps(self._read_losses())
+
+    def _send_steps(self, losses: list[tuple[int, float]]) -> None:
+        steps, self._steps_waiting = self._steps_waiting, []
+        self._send(
+            event="steps",
+            steps=steps,
+            losses=losses,
+            optimizers=self._updates.count,
+            **self._coverage(),
+        )
+
+    def _read_losses(self, is_last: bool = False) -> list[tuple[int, float]]:
+        on_device = any(loss.is_cuda for _, loss, _ in self._losses)
+        if on_device and len(self._losses) < _CUDA_LOSSES and not is_last:
+            return []
+        losses, self._losses = self._losses, []
+        read = []
+        for step, loss, scale in losses:
+            factor = float(scale) if scale is not None else 1.0
+            read.append((step, float(loss) / (factor or 1.0)))
+        return read
+
+    def _on_error(self, error: BaseException) -> None:
+        import traceback
+
+        found = shared("_device/out_of_memory").is_out_of_memory(error)
+        self._send(
+            event="error",
+            type=type(error).__name__,
+            message=str(error)[:2000],
+            traceback="".join(traceback.format_exception(type(error), error, error.__traceback__))[
+                -20000:
+            ],
+            out_of_memory=found,
+        )
+
+    def _on_exit(self) -> None:
+        if not self._steps:
+            return
+        if self._steps_waiting:
+            self._steps_waiting[-1]["memory"] = self._memory.read()
+        self._send_steps(self._read_losses(is_last=True))
+
+    def _world(self) -> int:
+        distributed = self._torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return int(distributed.get_world_size())
+        return 1
+
+    def _connection(self) -> _connection.Connection:
+        return _connection.connection(self._settings)
+
+    def _send(self, **message: Any) -> None:
+        try:
+            self._connection().send(**message)
+        except OSError:
+            pass  # there is no parent: the training goes on
+
+
+def _import_what_optimizers_need(torch: Any) -> None:
+    """Run one update of one number: what it imports (100 MiB) is not the training's memory.
+
+    Importing may draw random numbers, so the generators are put back.
+    """
+    import random
+
+    state = random.getstate()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()
+    torch.optim.AdamW([parameter]).step()
+    random.setstate(state)

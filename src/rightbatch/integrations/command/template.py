@@ -1,0 +1,106 @@
+"""A command with placeholders: `python train.py --batch-size {batch}`.
+
+Only known names in braces are replaced, so JSON and shell parameters in arguments stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rightbatch._errors import UsageError
+
+PLACEHOLDERS = {
+    "batch": "the batch size",
+    "micro_batch": "examples per forward pass",
+    "accumulation": "micro-batches per update",
+    "learning_rate": "the learning rate",
+    "seed": "the seed",
+    "out": "a folder for what the run writes",
+    "resume": "the checkpoint to go on from",
+}
+_PATTERN = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+_SECRET = re.compile(r"(?i)(pass|secret|token|api[-_]?key|credential)")
+HIDDEN = "***"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The arguments of a command, some of which contain placeholders."""
+
+    arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Template:
+        """Check the arguments.
+
+        Raises:
+            UsageError: if there are none, or the program does not exist.
+        """
+        if isinstance(arguments, str) or not arguments:
+            raise UsageError(
+                'a command is a list of arguments: ["python", "train.py", "--batch", "{batch}"]'
+            )
+        program = str(arguments[0])
+        if shutil.which(program) is None:
+            hint = ""
+            if " " in program:
+                hint = "; pass the arguments separately, without quotes around all of them"
+            elif program.endswith(".py"):
+                hint = f"; did you mean `python {program}`?"
+            raise UsageError(f"there is no program {program!r} to run{hint}")
+        return cls(tuple(map(str, arguments)))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The placeholders that occur."""
+        return frozenset(_PATTERN.findall("\0".join(self.arguments)))
+
+    def require(self, name: str, verb: str) -> None:
+        """Check that a placeholder occurs.
+
+        Raises:
+            UsageError: if not; it says where to put it.
+        """
+        if name not in self.names:
+            raise UsageError(
+                f"{verb} needs {{{name}}} in the command, where {PLACEHOLDERS[name]} goes: "
+                f"for example `{self} --{name.replace('_', '-')} {{{name}}}`, or any text around "
+                f"it, such as optim.{name}={{{name}}}"
+            )
+
+    def filled(self, values: Mapping[str, object]) -> list[str]:
+        """Return the arguments with the placeholders replaced.
+
+        Raises:
+            UsageError: if a placeholder has no value.
+        """
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            if name not in values:
+                raise UsageError(f"{{{name}}} has no value here; leave it out of the command")
+            return str(values[name])
+
+        return [_PATTERN.sub(value, argument) for argument in self.arguments]
+
+    def __str__(self) -> str:
+        """The command as one types it, with values that look like secrets hidden."""
+        return shlex.join(_without_secrets(self.arguments)).replace("'{", "{").replace("}'", "}")
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    shown, hide = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if hide and not argument.startswith("-"):
+            shown.append(HIDDEN)
+        elif equals and _SECRET.search(name):
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(re.sub(r"//[^/@\s]+:[^/@\s]+@", f"//{HIDDEN}@", argument))
+        hide = argument.startswith("-") and not equals and bool(_SECRET.search(argument))
+    return shown

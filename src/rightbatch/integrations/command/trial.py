@@ -1,0 +1,179 @@
+"""A trial: a command that runs until its training has made so many steps, and is then ended.
+
+Nothing of it is left: no process, and no file in its temporary folders. A trial that would change a
+file of the user's ends before it does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from rightbatch._device.out_of_memory import died_out_of_memory
+from rightbatch._worker.failure import Failure, Outcome
+from rightbatch.integrations.command.launch import TRACKERS_OFF, environment
+from rightbatch.integrations.command.listener import Listener
+from rightbatch.integrations.command.observed import Observed
+from rightbatch.integrations.command.process_tree import ProcessTree
+
+_POLL = 0.05  # seconds
+_SAMPLE = 0.1  # seconds between two looks at the memory of loader workers
+_QUIET = 1.0  # seconds that messages of processes which have ended may still take
+_OUTPUT = 20_000  # characters of the command's own output that are kept
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """How long a trial runs, and what it may use.
+
+    It ends after `steps` steps, with `until_evaluation` not before an evaluation and one more step.
+    `memory` (bytes; on the CPU at most `free`) less `margin` is enforced where the platform can.
+    `folders` may be written to,
+    `variables` are added to the environment.
+    """
+
+    steps: int
+    memory: int | None = None
+    free: int | None = None
+    margin: float = 0.0
+    until_evaluation: bool = False
+    folders: tuple[str, ...] = ()
+    variables: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended, and what its agents saw.
+
+    `failure` is the command's own error. `other_bytes` is the largest memory of the processes that
+    do not train (loader workers), `output` the end of what the command printed.
+    """
+
+    outcome: Outcome
+    observed: Observed
+    failure: Failure | None
+    other_bytes: int
+    seconds: float
+    output: str
+    exit_code: int | None
+    left: tuple[int, ...] = ()
+
+
+def run_trial(
+    command: Sequence[str],
+    plan: TrialPlan,
+    show: Callable[[Observed], object] = lambda observed: None,
+) -> TrialResult:
+    """Run a command until its training has made the plan's steps, or it ends by itself."""
+    started_at = time.perf_counter()
+    observed, other_bytes = Observed(), 0
+    with (
+        tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as output,
+        Listener() as listener,
+    ):
+        settings = {
+            "address": listener.address,
+            "secret": listener.secret,
+            "trial": True,
+            "steps": plan.steps,
+            "memory": plan.memory,
+            "free": plan.free,
+            "margin": plan.margin,
+            "until_evaluation": plan.until_evaluation,
+            "started_at": time.time(),
+            "folders": [folder, *plan.folders],
+        }
+        temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)
+        extra = TRACKERS_OFF | temporary | dict(plan.variables or {})
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(settings, extra),
+            start_new_session=os.name == "posix",  # Ctrl-C is for this process, which ends them all
+        )
+        left: list[int] = []
+        try:
+            with ProcessTree(process.pid, listener.secret) as tree:
+                try:
+                    other_bytes = _follow(process, tree, listener, observed, show)
+                finally:
+                    left = tree.kill()
+        finally:
+            if process.poll() is None:
+                process.kill()
+            code = process.wait()
+        text = _end_of(output)
+    outcome, failure = _verdict(observed, code, text)
+    seconds = time.perf_counter() - started_at
+    exit_code = None if observed.is_reached else code
+    return TrialResult(
+        outcome, observed, failure, other_bytes, seconds, text, exit_code, tuple(left)
+    )
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    tree: ProcessTree,
+    listener: Listener,
+    observed: Observed,
+    show: Callable[[Observed], object],
+) -> int:
+    """Take in messages until the trial is over; return the peak of the other processes' memory."""
+    peak, sampled_at, ended_at = 0, 0.0, None
+    while True:
+        for message in listener.poll(_POLL):
+            if message.get("event") in ("hello", "lifeline"):
+                tree.add(message["pid"])
+            observed.add(message)
+        show(observed)
+        if observed.is_reached or observed.overwritten:
+            return peak
+        now = time.monotonic()
+        if now - sampled_at > _SAMPLE:
+            sampled_at = now
+            trainers = {rank.pid for rank in observed.trainers}
+            if trainers:
+                launchers = {p.pid for p in observed.processes.values()} | {process.pid}
+                peak = max(peak, tree.other_bytes(trainers | launchers))
+        if process.poll() is not None:
+            # A command may leave its training behind, as `nohup train &` in a script does.
+            goes_on = any(not rank.closed for rank in observed.trainers)
+            ended_at = None if goes_on else ended_at or now
+            if ended_at is not None and now - ended_at > _QUIET:
+                return peak
+
+
+def _verdict(observed: Observed, code: int, output: str) -> tuple[Outcome, Failure | None]:
+    if observed.is_reached and not observed.out_of_memory and observed.failure is None:
+        return "ok", None
+    if observed.failure is not None:
+        failure = observed.failure
+        if observed.out_of_memory:
+            return "out_of_memory", failure
+        if died_out_of_memory(code, output) or _was_killed(code):
+            return "killed", failure
+        return "failed", Failure(failure.type, failure.message, output or failure.traceback)
+    if code == 0:
+        return "ok", None
+    failure = Failure("ExitCode", f"the command ended with status {code}", output)
+    if died_out_of_memory(code, output) or _was_killed(code):
+        return "killed", failure
+    return "failed", failure
+
+
+def _was_killed(code: int) -> bool:
+    """Whether a shell reports that its child was killed (128 + SIGKILL)."""
+    return code == 137
+
+
+def _end_of(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")[-_OUTPUT:]

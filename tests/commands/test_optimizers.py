@@ -1,0 +1,60 @@
+"""Which updates are one step of a training, from the order of the optimizers' updates."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import rightbatch.integrations.command as command
+
+SITE = Path(command.__file__).parent / "site"
+
+
+@pytest.fixture(autouse=True)
+def _agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+
+
+def ends(order: str, count: int) -> str:
+    """Return the order with a bar after each update that ends a step."""
+    from _rightbatch_agent.optimizers import Period
+
+    period = Period()
+    return "".join(name + "|" * period.ends(ord(name), count) for name in order)
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "expected"),
+    [
+        ("aaaa", 1, "a|a|a|a|"),
+        ("dgdgdg", 2, "dgdg|dg|"),  # a GAN; the first period is needed to know the second
+        ("dddgdddgdddg", 2, "dddgdddg|dddg|"),  # a critic that steps three times as often
+        ("gddgddgdd", 2, "gddg|ddg|dd"),
+        ("abcabcabc", 3, "abcabc|abc|"),
+        ("abbabbabb", 2, "abba|bba|bb"),
+    ],
+)
+def test_a_step_ends_with_the_rarest_optimizer(order: str, count: int, expected: str) -> None:
+    assert ends(order, count) == expected
+
+
+def test_an_optimizer_that_never_steps_is_ignored_after_a_while() -> None:
+    found = ends("dg" * 20, 3)
+    assert "|" not in found[:24]
+    assert found.endswith("dg|dg|")
+
+
+def test_sizes_of_batches_are_their_first_dimension() -> None:
+    import torch
+    from _rightbatch_agent.loaders import leading_size
+
+    images = torch.zeros(5, 3, 4, 4)
+    assert leading_size(images) == 5
+    assert leading_size([images, torch.zeros(5)]) == 5
+    assert leading_size({"ids": torch.zeros(7, 3)}) == 7
+    assert leading_size(("text", {"x": torch.zeros(2)})) == 2
+    assert leading_size("text") is None
+    assert leading_size(torch.tensor(1.0)) is None
+    assert "torch" in sys.modules

@@ -1,0 +1,61 @@
+"""Placeholders in commands."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from rightbatch._errors import UsageError
+from rightbatch.integrations.command.template import HIDDEN, Template
+
+
+def template(*arguments: str) -> Template:
+    return Template.of([sys.executable, *arguments])
+
+
+def test_known_names_in_braces_are_replaced_wherever_they_are() -> None:
+    made = template("t.py", "--set", "optim.batch={batch}", "{batch}", '{"a": {batch}}')
+    assert made.filled({"batch": 32})[1:] == [
+        "t.py", "--set", "optim.batch=32", "32", '{"a": 32}',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ['{"lr": 0.1}', "${HOME}", "{}", "{batches}", "{{x}}"])
+def test_other_braces_stay_as_they_are(text: str) -> None:
+    assert template(text).filled({"batch": 1})[1:] == [text]
+
+
+def test_a_command_without_a_placeholder_is_told_where_to_put_it() -> None:
+    with pytest.raises(UsageError, match=r"\{batch\} in the command.*--batch \{batch\}"):
+        template("train.py").require("batch", "fit")
+
+
+def test_a_placeholder_without_a_value_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"\{resume\} has no value"):
+        template("{resume}").filled({"batch": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a list of arguments"),
+        ("python train.py", "a list of arguments"),
+        (["no-such-program"], "there is no program"),
+        (["train_it.py"], "did you mean `python train_it.py`"),
+        (["python train.py"], "without quotes around all of them"),
+    ],
+)
+def test_what_is_no_command_is_refused_with_the_remedy(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Template.of(arguments)
+
+
+def test_secrets_are_not_shown() -> None:
+    made = template(
+        "t.py", "--api-key", "k1", "--token=k2", "wandb_password=k3", "http://me:k4@host", "{batch}"
+    )
+    shown = str(made)
+    assert not any(f"k{number}" in shown for number in range(1, 5))
+    assert shown.count(HIDDEN) == 4
+    assert shown.endswith("{batch}")
