@@ -49,7 +49,7 @@ HOMES = {
     "pandas": ("_study/",),
     "plotly": ("_predict/", "_study/", "_tune/"),
     "prometheus_client": ("_serve/web/",),
-    "psutil": ("_device/", "integrations/_onnx_runtime.py"),
+    "psutil": ("_device/", "integrations/_onnx_runtime.py", "integrations/command/"),
     "pynvml": ("_device/", "integrations/ray/"),
     "pytest": ("testing/",),
     "pytorch_lightning": ("integrations/lightning.py",),

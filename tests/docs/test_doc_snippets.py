@@ -112,16 +112,22 @@ def test_names_of_rightbatch_that_are_shown_exist() -> None:
 # -- the commands
 
 
+def door() -> Any:
+    """The module of the `rightbatch` command."""
+    (script,) = entry_points(group="console_scripts", name="rightbatch")
+    return sys.modules[script.load().__module__]
+
+
 def command_line() -> Any:
     """The application that the `rightbatch` command runs."""
-    (script,) = entry_points(group="console_scripts", name="rightbatch")
-    return sys.modules[script.load().__module__].app
+    return door().app
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
 def test_every_command_is_one_that_rightbatch_takes(path: Path) -> None:
     for arguments in commands(path):
-        command_line().parse_args(arguments, exit_on_error=False, print_error=False)
+        joined = door().join_command(arguments)
+        command_line().parse_args(joined, exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
@@ -136,7 +142,7 @@ def test_commands_in_the_text_have_options_that_exist(path: Path) -> None:
 
 def parse_the_rest(words: list[str]) -> None:
     """Parse a command, with a number for each required option that it leaves out."""
-    given = list(words)
+    given = door().join_command(list(words))
     while True:
         try:
             command_line().parse_args(given, exit_on_error=False, print_error=False)

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app(
-            _with_command(tokens),
+            join_command(tokens),
             exit_on_error=False,
             error_console=stderr,
             result_action="return_value",
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _with_command(tokens: list[str]) -> list[str]:
+def join_command(tokens: list[str]) -> list[str]:
     """Join what follows `--` to one argument, which `rightbatch.integrations.command` knows."""
     if "--" not in tokens:
         return tokens
