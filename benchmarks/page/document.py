@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import elastic, fit, noise, predict, serve, startup, study, tune
+from benchmarks.page import commands, elastic, fit, noise, predict, serve, startup, study, tune
 
 _WIDTH = 110
 
@@ -30,6 +30,7 @@ text says otherwise. Each section ends with its date: its figures are of the cod
 
 SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "fit": ("the largest batch, beside other searches", fit.section),
+    "Commands": ("scripts as they are, watched and fitted", commands.section),
     "predict": ("memory, against recordings of GPUs and real steps", predict.section),
     "Elastic": ("cost, exactness, and what a failure costs", elastic.section),
     "tune": ("the chosen size, against trainings at every size", tune.section),

@@ -61,8 +61,8 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
         UsageError: for an option that cannot be used.
     """
     training = resolve(workload, **spec)
-    require(training, Ability.STEP, "tune")
     require(training, Ability.LOOP, "tune")
+    require(training, Ability.STEP, "tune")
     if options.verify:
         require(training, Ability.BRANCH, "tune --verify")
     started = time.perf_counter()

@@ -72,13 +72,15 @@ class Command(Training):
             )
             values = {"batch": argument, "out": out, "seed": 0}
             result = run_trial(self.template.filled(values), plan)
-        return self._trial(argument, result, new)
+        return self._trial(argument, plan, result, new)
 
     def watch(self, request: WatchRequest) -> Watched:
         """Run the command to its end."""
         return watch(self.template.filled({}), request)
 
-    def _trial(self, argument: int, result: TrialResult, new: Sequence[str]) -> Trial:
+    def _trial(
+        self, argument: int, plan: TrialPlan, result: TrialResult, new: Sequence[str]
+    ) -> Trial:
         ranks = result.observed.trainers
         self._check(result)
         steps = min((len(rank.steps) for rank in ranks), default=0)
@@ -89,6 +91,11 @@ class Command(Training):
         epoch = first.epoch if first else None
         limits = [rank.memory for rank in ranks if rank.memory.get("ceiling") is not None]
         is_cpu = not ranks or _device(ranks) == "cpu"
+        limit = _total((memory["limit"] for memory in limits), is_cpu)
+        ceiling = _total((memory["ceiling"] for memory in limits), is_cpu)
+        if not limits:  # it ended before its first step
+            limit = min(filter(None, (plan.memory, plan.free)))
+            ceiling = int(limit * (1 - plan.margin))
         return Trial(
             argument=argument,
             outcome=result.outcome,
@@ -103,8 +110,8 @@ class Command(Training):
             waited_seconds=tuple(step["waited"] for step in first.steps) if first else (),
             examples_per_step=examples,
             ranks=max(len(ranks), 1),
-            limit_bytes=_total((memory["limit"] for memory in limits), is_cpu),
-            ceiling_bytes=_total((memory["ceiling"] for memory in limits), is_cpu),
+            limit_bytes=limit,
+            ceiling_bytes=ceiling,
             enforced=bool(limits) and all(memory["enforced"] for memory in limits),
             examples=epoch,
             largest_argument=_largest_argument(argument, examples, epoch),
@@ -178,11 +185,11 @@ def from_spec(spec: str, **options: object) -> Command | None:
 
     if not spec.startswith("-- "):
         return None
-    unknown = sorted(name for name, value in options.items() if value is not None)
-    unknown = [name for name in unknown if name not in ("steps", "until")]
+    given = {name: value for name, value in options.items() if value is not None}
+    unknown = sorted(given.keys() - {"steps", "until"})
     if unknown:
         raise UsageError(f"a command takes no option {', '.join(unknown)}: it has its own")
-    return Command(shlex.split(spec[3:]), **options)  # type: ignore[arg-type]
+    return Command(shlex.split(spec[3:]), **given)  # type: ignore[arg-type]
 
 
 def _device(ranks: Sequence[Rank]) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 from rightbatch._worker.failure import Failure
 
+_MAX_RECORDS = 20_000
+
 
 @dataclass
 class Rank:
     """A process that trains; most are the only one.
 
-    `steps` are the agent's records, `losses` pairs of step and loss, `noise` the sampled updates.
-    `epoch` is the number of examples of an epoch, over all ranks.
+    `steps` are the agent's records and `losses` pairs of step and loss, both thinned out in a long
+    training; `noise` are the sampled updates. `epoch` is the number of examples of an epoch, over
+    all ranks.
     """
 
     pid: int
@@ -22,6 +25,7 @@ class Rank:
     world: int = 1
     trains: bool = False
     torch: str = ""
+    step_count: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     noise: list[dict[str, Any]] = field(default_factory=list)
@@ -84,8 +88,13 @@ class Observed:
             process.trains = True
             process.world = max(process.world, message["world"])
         elif event == "steps":
+            process.step_count += len(message["steps"])
             process.steps += message["steps"]
             process.losses += [(step, loss) for step, loss in message["losses"]]
+            kept: tuple[list[Any], ...] = (process.steps, process.losses)
+            for records in kept:
+                if len(records) > _MAX_RECORDS:
+                    del records[1 : _MAX_RECORDS // 2 : 2]
             process.optimizers = message["optimizers"]
             self._cover(process, message)
         elif event == "reached":

@@ -134,7 +134,12 @@ def _follow(
                 tree.add(message["pid"])
             observed.add(message)
         show(observed)
-        if observed.is_reached or observed.overwritten:
+        if (
+            observed.is_reached
+            or observed.overwritten
+            or observed.out_of_memory  # other ranks may wait for this one for ever
+            or observed.agent_errors  # nobody counts the steps any more
+        ):
             return peak
         now = time.monotonic()
         if now - sampled_at > _SAMPLE:
@@ -154,6 +159,11 @@ def _follow(
 def _verdict(observed: Observed, code: int, output: str) -> tuple[Outcome, Failure | None]:
     if observed.is_reached and not observed.out_of_memory and observed.failure is None:
         return "ok", None
+    if observed.agent_errors and observed.failure is None:
+        error = observed.agent_errors[0]
+        if error.startswith(("MemoryError", "OutOfMemoryError")):
+            return "out_of_memory", Failure("MemoryError", "while the agent measured", output)
+        return "failed", Failure("AgentError", error, output)
     if observed.failure is not None:
         failure = observed.failure
         if observed.out_of_memory:

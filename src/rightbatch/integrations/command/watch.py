@@ -107,7 +107,7 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
         batch_size=examples_per_step(ranks) if ranks else None,
         micro_batches=full[0]["micro_batches"] if full else None,
         ranks=max(len(ranks), 1),
-        steps=len(first.steps) if first else 0,
+        steps=first.step_count if first else 0,
         step_seconds=tuple(step["seconds"] for step in first.steps) if first else (),
         waited_seconds=tuple(step["waited"] for step in first.steps) if first else (),
         losses=tuple(first.losses) if first else (),

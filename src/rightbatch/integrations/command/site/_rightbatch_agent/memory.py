@@ -52,8 +52,10 @@ class Memory:
         elif settings.free is not None:
             ranks = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
             self.limit = min(settings.memory or settings.free, settings.free) // ranks
-        if settings.trial and not cuda.is_available() and self.limit is not None:
-            self._limit_cpu(settings.margin)
+        if settings.trial:
+            self._cpu.reset_peak()  # a watched run may itself print the peak that this resets
+            if not cuda.is_available():
+                self._limit_cpu(settings.margin)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
