@@ -36,10 +36,9 @@ def main() -> None:
         stored = json.loads((RESULTS / "commands.json").read_text())["scripts"]
     wanted = set(filter(None, arguments.only.split(",")))
     for command in commands():
-        if not wanted or command.split()[1] in wanted or command.split()[0] in wanted:
+        if not wanted or wanted & {Path(word).name for word in command.split()}:
             stored[command] = measure(command, with_fit=not arguments.no_fit)
-            print(row(command, stored[command]), flush=True)
-    save("commands", {"scripts": stored}, table(stored))
+            save("commands", {"scripts": stored}, row(command, stored[command]))  # after each
 
 
 def commands() -> list[str]:

@@ -90,6 +90,11 @@ class Updates:
         module.Optimizer.__init__ = make_and_count
 
     @property
+    def is_inside(self) -> bool:
+        """Whether an optimizer's `step` is running, as when it calls a closure."""
+        return self._depth > 0
+
+    @property
     def count(self) -> int:
         """The number of optimizers of different parameters."""
         return len(self._keys)

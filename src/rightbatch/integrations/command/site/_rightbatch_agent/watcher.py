@@ -203,6 +203,9 @@ class Watcher:
 
     def _after_backward(self, result: Any, *arguments: Any, **keywords: Any) -> None:
         self._updates.has_gradients = True
+        if self._updates.is_inside and self._micro_batches:
+            self._noise.after_backward(None)  # a closure that runs again on the same examples
+            return
         self._micro_batches += 1
         if self._new_examples is not None:
             self._stop_looking()
@@ -216,6 +219,8 @@ class Watcher:
         self._noise.after_backward(examples)
         if not self._updates.count:
             self._own_updates += 1
+            if self._own_updates == _PATIENCE + 1:  # those before were steps as well
+                self._micro_batches, self._step_examples = 1, examples
             if self._own_updates > _PATIENCE:
                 self._start_memory()
                 self._on_update(None, ends=True)
