@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rightbatch._progress import Live
 from rightbatch._run.options import RunOptions
-from rightbatch._run.report import RunReport, report_of
 from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
 from rightbatch._training.watched import Watched, WatchRequest
 from rightbatch._units import parse_bytes
 from rightbatch._workload.verb import takes
+
+if TYPE_CHECKING:
+    from rightbatch._run.report import RunReport
 
 
 @takes(RunOptions)
@@ -39,6 +42,8 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
 
         request = WatchRequest(options.steps, show, options.stdout_to_stderr)
         watched = training.watch(request)
+    from rightbatch._run.report import report_of  # imports torch, which the command need not await
+
     report = report_of(watched, margin=options.margin, memory=memory)
     if options.report is not None:
         Path(options.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
