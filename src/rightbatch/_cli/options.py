@@ -22,6 +22,7 @@ Workload = Annotated[
     str,
     Parameter(help="file.py:function, yolo26n.yaml with --data, or -- COMMAND with {batch} in it"),
 ]
+WatchedCommand = Annotated[str, Parameter(help="-- and the command as you start it")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="one JSON document on stdout")]
 Model = Annotated[
     str, Parameter(help="yolo26n.onnx, yolo26n.pt, or file.py:function (list of images -> results)")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from rightbatch._cli.options import Json, Keywords, Workload, with_options
+from rightbatch._cli.options import Json, Keywords, WatchedCommand, with_options
 from rightbatch._cli.output import document
 from rightbatch._run.options import RunOptions
 
 
 @with_options(RunOptions)
-def run(command: Workload, /, *, options: Keywords, json: Json = False) -> None:
+def run(command: WatchedCommand, /, *, options: Keywords, json: Json = False) -> None:
     """Run any command unchanged, and report what it does with its memory and its batch.
 
     Example: rightbatch run -- python train.py --batch-size 32

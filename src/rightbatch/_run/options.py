@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rightbatch._workload.options import Help, Margin, Memory, Options, check_at_least_one
+from rightbatch._workload.options import Help, Margin, Options, check_at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,9 @@ class RunOptions(Options):
     stdout_to_stderr: Annotated[
         bool, Help("send the command's output to stderr", python_only=True)
     ] = False
-    memory: Memory = None
+    memory: Annotated[
+        int | str | None, Help("say what would fit into this memory; default: the device's")
+    ] = None
     margin: Margin = 0.05
 
     def __post_init__(self) -> None:

@@ -55,8 +55,8 @@ class Ability(Enum):
     DISTRIBUTE = "several processes that train together"
     CURVATURE = "second derivatives of the loss"
     SETTINGS = "settings of its framework"
-    TRIAL = "trials as a process of its own"
-    WATCH = "a run that is only watched"
+    TRIAL = "trials that are processes of their own"
+    WATCH = "a command to watch"
 
 
 WAY_ROUND = {

@@ -25,6 +25,7 @@ class Rank:
     world: int = 1
     trains: bool = False
     torch: str = ""
+    first_memory: dict[str, Any] = field(default_factory=dict)
     step_count: int = 0
     steps: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -40,8 +41,9 @@ class Rank:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """The last reading: `device`, `peak`, `charged`, `limit`, …; empty before the first."""
-        return next((step["memory"] for step in reversed(self.steps) if "memory" in step), {})
+        """The last reading: `device`, `peak`, `charged`, `limit`, …; empty before the model."""
+        readings = (step["memory"] for step in reversed(self.steps) if "memory" in step)
+        return next(readings, self.first_memory)
 
 
 class Observed:
@@ -84,6 +86,8 @@ class Observed:
             process.world = message.get("world_size", 1)
         elif event == "torch":
             process.torch = message["version"]
+        elif event == "memory":
+            process.first_memory = message["memory"]
         elif event == "training":
             process.trains = True
             process.world = max(process.world, message["world"])

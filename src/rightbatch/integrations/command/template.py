@@ -42,7 +42,8 @@ class Template:
         """
         if isinstance(arguments, str) or not arguments:
             raise UsageError(
-                'a command is a list of arguments: ["python", "train.py", "--batch", "{batch}"]'
+                'a command is a list of arguments: ["python", "train.py", "--batch", "{batch}"]; '
+                "on the command line it stands behind --"
             )
         program = str(arguments[0])
         if shutil.which(program) is None:

@@ -147,6 +147,7 @@ class Watcher:
             _import_what_optimizers_need(self._torch)
             self._is_on = self._updates.is_on = True
         self._memory.start(settings)
+        self._send(event="memory", memory=self._memory.read())
 
     def _loading(self) -> Any:
         self._safely(self._start_memory)()
