@@ -167,8 +167,8 @@ def _advice(
             )
         elif size > 2 * noise.value:
             advice.append(
-                f"{size} is far above the noise scale: a smaller batch needs fewer examples for "
-                "the same loss"
+                f"{size} is far above the noise scale of these steps: a smaller batch needs fewer "
+                "examples for the same loss; the noise scale grows during a training"
             )
     return advice
 

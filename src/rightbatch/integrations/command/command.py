@@ -150,14 +150,14 @@ class Command(Training):
         ranks = result.observed.trainers
         notes = []
         if result.outcome == "ok":
-            for what, is_covered in (
-                ("an evaluation", any(rank.evaluated for rank in ranks)),
-                ("a checkpoint", any(rank.saved for rank in ranks)),
+            for what, is_covered, remedy in (
+                ("an evaluation", any(rank.evaluated for rank in ranks), "--until evaluation"),
+                ("a checkpoint", any(rank.saved for rank in ranks), "--steps N with a larger N"),
             ):
                 if not is_covered:
                     notes.append(
-                        f"{what} was not reached within the steps, so its memory is not covered: "
-                        "--until evaluation, or --steps N"
+                        f"{what} was not reached within the steps, so its memory is not covered; "
+                        f"{remedy} covers it"
                     )
             factor = len(ranks) or 1
             if examples is None:

@@ -168,11 +168,14 @@ class Watcher:
 
     def _on_input(self, module: Any, arguments: Any) -> None:
         """Take the batch's size from the first input of the outermost module, for a few steps."""
-        if self._input_examples is None and self._torch.is_grad_enabled():
+        if not self._torch.is_grad_enabled():
+            self._on_evaluation()
+        elif self._input_examples is None:
             self._input_examples = leading_size(arguments)
 
     def _stop_looking(self) -> None:
-        if self._input_hook is not None:
+        is_awaited = self._settings.until_evaluation and not self._has_evaluated
+        if self._input_hook is not None and not is_awaited:
             self._input_hook.remove()
             self._input_hook = None
 
