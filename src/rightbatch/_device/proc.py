@@ -36,21 +36,31 @@ class ProcessMemory:
         """The resident memory of the baseline."""
         return self._base_resident
 
-    def enforce(self, limit: int, spare: int = 0) -> bool:
-        """Make allocations beyond `limit` bytes above the baseline fail; False if unsupported.
-
-        `spare` is granted in addition: private memory that does not belong to the workload.
-        """
+    def enforce(self, limit: int) -> bool:
+        """Make allocations beyond `limit` bytes above the baseline fail; False if unsupported."""
         if not _LINUX:
             return False  # macOS accepts RLIMIT_DATA and RLIMIT_AS, but ignores both
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = self._base_private + limit + spare
+        wanted = self._base_private + limit
         if hard != resource.RLIM_INFINITY and wanted > hard:
             wanted = hard
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
         return True
+
+    def lift(self) -> None:
+        """Remove the limit of `enforce`."""
+        if _LINUX:
+            import resource
+
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+    def move_base(self, resident: int, private: int) -> None:
+        """Add to the baseline what does not belong to the workload, in bytes."""
+        self._base_resident += max(resident, 0)
+        self._base_private += max(private, 0)
 
     def reset_peak(self) -> None:
         """Start a new measurement."""

@@ -135,7 +135,8 @@ class _TrialProber:
         most_steps: int | None = None,
         enough: tuple[int, int] = (0, 0),
     ) -> Probe:
-        request = TrialRequest(steps, limit, exact=self._exact)
+        # How many steps is fixed before the start, so it is as many as a worker may need to settle.
+        request = TrialRequest(max(steps, most_steps or 0), limit, exact=self._exact)
         trial = self._source.run(batch_size, request)
         examples = min(
             (t.largest_argument for t in self._source.trials if t.largest_argument), default=None

@@ -73,7 +73,11 @@ class Observed:
         """Whether all ranks are at their last step; a rank that has ended is not waited for."""
         trainers = self.trainers
         world = max((each.world for each in trainers), default=1)
-        return len(trainers) >= world and all(each.reached or each.closed for each in trainers)
+        return (
+            len(trainers) >= world
+            and any(each.reached for each in trainers)
+            and all(each.reached or each.closed for each in trainers)
+        )
 
     def add(self, message: dict[str, Any]) -> None:
         """Take in a message."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from .settings import Settings
 
-_STACK = 8 * 2**20
 _ROOT = Path(__file__).resolve().parents[4]  # the package rightbatch
 
 
@@ -39,14 +38,16 @@ class Memory:
         self.ceiling: int | None = None
         self.limit: int | None = None
         self.is_enforced = False
-        self._loaded = 0
+        self._has_cuda = False
+        self._is_trial = False
 
     def start(self, settings: Settings) -> None:
         """Take the baseline; in a trial, let allocations beyond the limit less the margin fail."""
         cuda = self._torch.cuda
+        self._has_cuda, self._is_trial = cuda.is_available(), settings.trial
         self._cpu = shared("_device/proc").ProcessMemory()
         self._cpu.start()
-        if cuda.is_available():
+        if self._has_cuda:
             self.limit = settings.memory
             cuda._lazy_call(lambda: self._limit_cuda(settings.margin, settings.trial))
         elif settings.free is not None:
@@ -54,27 +55,34 @@ class Memory:
             self.limit = min(settings.memory or settings.free, settings.free) // ranks
         if settings.trial:
             self._cpu.reset_peak()  # a watched run may itself print the peak that this resets
-            if not cuda.is_available():
+            if not self._has_cuda:
                 self._limit_cpu(settings.margin)
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Code that torch imports inside the context (100 MiB) is not the training's memory."""
-        if self._cpu is None:
+        """Code and buffers that torch loads inside the context are not the training's memory.
+
+        They are up to 150 MiB, so the limit holds only before and after.
+        """
+        if self._cpu is None:  # the agent has stopped observing
             yield
             return
         proc = shared("_device/proc")
-        before = proc.private_bytes()
+        is_limited = self.is_enforced and not self._has_cuda
+        if is_limited:
+            self._cpu.lift()
+        resident, private = proc.resident_bytes(), proc.private_bytes()
         yield
-        self._loaded += max(proc.private_bytes() - before, 0)
+        self._cpu.move_base(proc.resident_bytes() - resident, proc.private_bytes() - private)
+        if self._is_trial:
+            self._cpu.reset_peak()
+        if is_limited:
+            self._cpu.enforce(self.ceiling)
 
     def _limit_cpu(self, margin: float) -> None:
         if self.limit is not None:
             self.ceiling = int(self.limit * (1 - margin))
-            # Private memory that the model does not need: stacks of the thread pool, 8 MiB each,
-            # which are never touched. A pool that is started here would not survive a fork.
-            spare = _STACK * max(self._torch.get_num_threads() - 1, 0)
-            self.is_enforced = self._cpu.enforce(self.ceiling, spare)
+            self.is_enforced = self._cpu.enforce(self.ceiling)
 
     def _limit_cuda(self, margin: float, limits: bool) -> None:
         cuda = self._torch.cuda
@@ -94,10 +102,8 @@ class Memory:
         if cuda.is_available() and cuda.is_initialized():
             devices = map(self._read_cuda, range(cuda.device_count()))
             return {**limits, **max(devices, key=lambda reading: reading["peak"])}
-        resident, private = (max(peak - self._loaded, 0) for peak in self._cpu.read())
-        spare = _STACK * max(self._torch.get_num_threads() - 1, 0)
-        charged = max(resident, private - spare)
-        return {**limits, "device": "cpu", "peak": resident, "charged": charged}
+        resident, private = self._cpu.read()
+        return {**limits, "device": "cpu", "peak": resident, "charged": max(resident, private)}
 
     def _read_cuda(self, index: int) -> dict[str, Any]:
         cuda = self._torch.cuda

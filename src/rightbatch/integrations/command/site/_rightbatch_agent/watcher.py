@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable
 
 from . import connection as _connection
@@ -33,7 +35,7 @@ class Watcher:
         self._memory = Memory(torch)
         self._noise = Noise(torch, self._send, lambda: self._world() > 1)
         self._is_on = True
-        self._has_memory = False
+        self._has_memory = self._is_warm = False
         self._steps = 0
         self._own_updates = 0  # backward passes that no optimizer of torch's has followed
         self._forget()
@@ -142,16 +144,26 @@ class Watcher:
             return
         self._has_memory = True
         settings = self._settings
-        if settings.trial:
-            self._is_on = self._updates.is_on = False
-            _import_what_optimizers_need(self._torch)
-            self._is_on = self._updates.is_on = True
         self._memory.start(settings)
         self._send(event="memory", memory=self._memory.read())
 
-    def _loading(self) -> Any:
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """While an optimizer is made: torch imports code, and its pool of threads is started.
+
+        That is not done earlier: processes that are forked before could not use the pool.
+        """
+        if not self._is_on:
+            yield
+            return
         self._safely(self._start_memory)()
-        return self._memory.loading()
+        with self._memory.loading():
+            if self._settings.trial and not self._is_warm:
+                self._is_warm = True
+                self._is_on = self._updates.is_on = False
+                _warm_up(self._torch)
+                self._is_on = self._updates.is_on = True
+            yield
 
     def _on_optimizer(self) -> None:
         self._start_memory()
@@ -346,10 +358,10 @@ class Watcher:
             pass  # there is no parent: the training goes on
 
 
-def _import_what_optimizers_need(torch: Any) -> None:
-    """Run one update of one number: what it imports (100 MiB) is not the training's memory.
+def _warm_up(torch: Any) -> None:
+    """Start what every training has, as `rightbatch._device.cpu.CPU.prepare` and a worker do.
 
-    Importing may draw random numbers, so the generators are put back.
+    Importing may draw random numbers, so the generator is put back.
     """
     import random
 
@@ -357,4 +369,6 @@ def _import_what_optimizers_need(torch: Any) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.sum().backward()
     torch.optim.AdamW([parameter]).step()
+    x = torch.ones(256, 1024, requires_grad=True)
+    (x @ x.T).sum().backward()
     random.setstate(state)
