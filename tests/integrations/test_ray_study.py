@@ -44,7 +44,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import rightbatch as rb
-from neighbour import EXAMPLES
+from examples_beside import EXAMPLES
 
 
 def loss(model, batch):
@@ -82,7 +82,7 @@ pytestmark = [
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("workload") / "work.py"
     path.write_text(WORKLOAD)
-    path.with_name("neighbour.py").write_text("EXAMPLES = 64\n")
+    path.with_name("examples_beside.py").write_text("EXAMPLES = 64\n")
     return path
 
 
@@ -264,10 +264,10 @@ def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
 ) -> None:
     from rightbatch.integrations.ray._study import place
 
-    here = place(header_of(file.with_name("neighbour.py")))
+    here = place(header_of(file.with_name("examples_beside.py")))
     written = Written()
     try:
-        with pytest.raises(rb.RightbatchError, match=r"neighbour\.py has no function 'workload'"):
+        with pytest.raises(rb.RightbatchError, match=r"examples_beside\.py has no function 'workload'"):
             Sweep(here, written.begin, written).run([plan_of()])
     finally:
         here.stop()
@@ -288,7 +288,7 @@ def test_a_machine_that_lacks_the_file_gets_it_and_its_neighbours(
 ) -> None:
     sources = sources_of(FileFactory(file, "workload"))
     assert sources is not None
-    assert set(sources.files) == {"work.py", "neighbour.py"}
+    assert set(sources.files) == {"work.py", "examples_beside.py"}
     header = header_of(file)
     with at_home(header, sources) as mine:
         assert mine == header, "this machine has it"

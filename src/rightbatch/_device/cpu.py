@@ -116,17 +116,19 @@ def _own_bytes(pid: int) -> int:
     """Return a child's `own_bytes`; 0 while it uses this process' address space.
 
     That is so between `vfork` and `exec`. Its pages then look private, and on a busy machine this
-    lasts long enough to be sampled.
+    lasts long enough to be sampled. Asked first: after `exec` a child never shares it again, while
+    one that ends sharing during the look would be counted with this process' pages.
     """
-    found = own_bytes(pid)
     try:
-        return 0 if _shares_address_space(pid) else found
+        return 0 if _shares_address_space(pid) else own_bytes(pid)
     except OSError:
         return 0  # the child has ended
 
 
 def _shares_address_space(pid: int) -> bool:
-    return Path(f"/proc/{pid}/statm").read_text() == Path("/proc/self/statm").read_text()
+    # Only the size is compared: threads of this process touch pages between the two readings.
+    sizes = [Path(f"/proc/{process}/statm").read_text().split()[0] for process in (pid, "self")]
+    return sizes[0] == sizes[1]
 
 
 def cgroup_headroom(mount: Path, membership: Path) -> int:
