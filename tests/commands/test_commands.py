@@ -70,7 +70,7 @@ def test_a_report_is_that_of_the_command_which_trains_the_same(
     report = json.loads((folder / "r.json").read_text())
     assert (report["batch_size"], report["steps"], report["exit_code"]) == (8, 12, 0)
     assert report["losses"][-1][1] == float(alone.stdout.split()[1])
-    assert "one micro-batch per step" in report["noise_reason"]
+    assert report["noise_scale"]["notes"] == ["of the linear, convolution and embedding layers"]
     assert "rightbatch: batch 8 · 12 steps" in done.err
 
 

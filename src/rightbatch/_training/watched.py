@@ -24,12 +24,16 @@ class SampledUpdate:
     """Squared gradient norms of one update: of the whole gradient, and of each micro-batch.
 
     `parts` are pairs of the squared norm and the examples; `scale` is the factor between the sum of
-    the micro-batches' gradients and the whole one (1/ranks under DistributedDataParallel).
+    the micro-batches' gradients and the whole one (1/ranks under DistributedDataParallel). `update`
+    is its number. With `of_layers` the gradients are those of linear, convolution and embedding
+    layers, and the parts are of one micro-batch.
     """
 
     whole: float
     parts: tuple[tuple[float, int], ...]
     scale: float = 1.0
+    update: int = 0
+    of_layers: bool = False
 
 
 @dataclass(frozen=True)

@@ -143,5 +143,6 @@ def _updates(ranks: Sequence[Rank]) -> tuple[SampledUpdate, ...]:
         ]
         if len(parts) > 1 and all(size for _, size in parts):
             whole = float(by_rank[0][update]["whole"])
-            found.append(SampledUpdate(whole, tuple(parts), 1 / len(ranks)))
+            of_layers = bool(by_rank[0][update].get("of_layers"))
+            found.append(SampledUpdate(whole, tuple(parts), 1 / len(ranks), update, of_layers))
     return tuple(found)

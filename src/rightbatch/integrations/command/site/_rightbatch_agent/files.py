@@ -13,6 +13,7 @@ from typing import Any
 from .settings import Settings
 
 _IGNORED = ("__pycache__", f"{os.sep}.cache{os.sep}", ".lock")
+_CACHE = ".cache"  # the end of a data set's cache, which Ultralytics and others write anew
 _DEVICES = ("/dev/", "/proc/", "/sys/")
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -61,7 +62,9 @@ class Guard:
 
     def _of_the_user(self, name: str) -> str | None:
         """Return the path of a file that existed before the trial; None if there is none."""
-        if name.startswith(self._allowed) or any(part in name for part in _IGNORED):
+        if name.startswith(self._allowed) or name.endswith(_CACHE):
+            return None
+        if any(part in name for part in _IGNORED):
             return None
         if os.path.isdir(name):
             files = (os.path.join(at, file) for at, _, names in os.walk(name) for file in names)

@@ -3,15 +3,20 @@
 Of a step with several micro-batches, on this process or on the ranks of DistributedDataParallel,
 the squared norms of each micro-batch's gradient and of their sum are sent (McCandlish et al. 2018,
 arXiv 1812.06162, appendix A.1). Both are taken at the end of a backward pass, before gradients are
-unscaled or clipped. Hooks are there during a sampled step only.
+unscaled or clipped. Of a step with one micro-batch the layers tell it (`layers`). Hooks are there
+during a sampled step only.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, Callable
 
+from .layers import LayerParts
+
 _FIRST = 3  # the first sampled update; the optimizer has no state before the first one
-_EVERY, _SHARE = 10, 0.1  # updates between two samples: at least, and as a share of those so far
+_EVERY, _SHARE = 10, 0.02  # updates between two samples: at least, and as a share of those so far
+_COST = 0.01  # of the time of a step, at most, that samples of layers take on average
 
 
 class Noise:
@@ -28,22 +33,29 @@ class Noise:
         self._parts: list[tuple[Any, int | None]] = []
         self._whole: Any = None
         self._is_refused = False
+        self._layers = LayerParts(torch, self._on_error)
+        self._backwards = 0  # of the update
+        self._updated_at = time.perf_counter()
+        self._step_seconds = 0.0  # of the last step that was not sampled
 
     def refuse(self, reason: str) -> None:
-        """Sample nothing any more, for a reason that is reported."""
+        """Sample nothing any more, for a reason that is reported; an empty one is not."""
         if not self._is_refused:
             self._is_refused = True
-            self._send(event="no_noise", reason=reason)
+            if reason:
+                self._send(event="no_noise", reason=reason)
         self._release()
 
-    def before_backward(self) -> None:
+    def before_backward(self, examples: int | None) -> None:
         """A hook on each parameter gets this micro-batch's gradient alone, before it is added."""
-        is_due = self._updates >= self._next and not self._is_refused
-        if is_due and not self._handles:
+        if self._layers.is_on:
+            self._layers.before_backward(examples)
+        elif self._is_due and not self._handles:
             self._handles = [p.register_hook(self._on_gradient) for p in self._parameters]
 
     def after_backward(self, examples: int | None) -> None:
         """Record a micro-batch and the gradient so far, which DDP has reduced."""
+        self._backwards += 1
         if not self._handles or not self._norms:
             return
         self._parts.append((self._sum_of_squares(self._norms), examples))
@@ -59,26 +71,67 @@ class Noise:
         if not self._parameters or self._handles:
             groups = optimizer.param_groups
             self._parameters = [p for g in groups for p in g["params"] if p.requires_grad]
-        parts, whole = self._parts, self._whole
-        if not self._handles:
-            return
-        self._next = self._updates + max(_EVERY, int(_SHARE * self._updates))
-        self._release()
-        if len(parts) == 1 and not self._is_shared():
-            self.refuse("it has one micro-batch per step on one device")
-        elif parts and whole is not None:
-            squares = self._torch.stack([square for square, _ in parts]).tolist()
-            sizes = [examples for _, examples in parts]
-            self._send(
-                event="noise",
-                update=self._updates,
-                whole=float(whole),
-                parts=list(zip(squares, sizes)),
-            )
+        if self._layers.is_on:
+            self._send_layers()
+        elif self._handles:
+            parts, whole = self._parts, self._whole
+            self._put_off()
+            self._release()
+            # One micro-batch on one device: the layers are observed from the next sample on.
+            if whole is not None and (len(parts) > 1 or self._is_shared()):
+                squares = self._torch.stack([square for square, _ in parts]).tolist()
+                sizes = [examples for _, examples in parts]
+                self._send_parts(float(whole), squares, sizes)
 
     def after_update(self) -> None:
-        """Count the update."""
+        """Count the update, and prepare for the next one."""
+        now = time.perf_counter()
+        if not self._layers.is_on:
+            self._step_seconds = now - self._updated_at
+        self._layers.stop()
         self._updates += 1
+        is_alone = self._backwards == 1 and not self._is_shared()
+        self._updated_at, self._backwards = now, 0
+        if self._is_due and is_alone:
+            self._layers.start()
+
+    @property
+    def _is_due(self) -> bool:
+        return self._updates >= self._next and not self._is_refused
+
+    def _put_off(self, seconds: float = 0.0) -> None:
+        """Set the next sampled update; one has just taken `seconds` of its own."""
+        least = min(_EVERY, self._updates)  # a short run has some samples as well
+        affordable = 0.0
+        if self._updates > _FIRST and self._step_seconds:  # the first sample loads code as well
+            affordable = seconds / (_COST * self._step_seconds)
+        self._next = self._updates + int(max(least, _SHARE * self._updates, affordable))
+
+    def _send_layers(self) -> None:
+        layers, is_alone = self._layers, self._backwards == 1
+        found = layers.squares()
+        self._put_off(layers.seconds)
+        layers.stop()
+        if not is_alone:
+            return  # a step of several micro-batches, among others
+        if found is None:
+            self.refuse(
+                "it has one micro-batch per step on one device, and no linear, convolution or "
+                "embedding layer whose input begins with the examples"
+            )
+            return
+        whole, squares, size = found
+        self._send_parts(float(whole), squares.tolist(), [size] * len(squares), of_layers=True)
+
+    def _send_parts(
+        self, whole: float, squares: list[float], sizes: list[Any], of_layers: bool = False
+    ) -> None:
+        parts = list(zip(squares, sizes))
+        update = {"update": self._updates, "of_layers": of_layers}
+        self._send(event="noise", whole=whole, parts=parts, **update)
+
+    def _on_error(self, error: Exception) -> None:
+        self.refuse(f"its layers could not be observed: {type(error).__name__}: {error}")
 
     def _on_gradient(self, gradient: Any) -> None:
         self._norms.append(self._norm(gradient))
@@ -96,4 +149,5 @@ class Noise:
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._layers.stop()
         self._handles, self._norms, self._parts, self._whole = [], [], [], None

@@ -53,15 +53,15 @@ class Period:
 class Updates:
     """Calls `before` ahead of an optimizer's update and `after` behind it.
 
-    `after` gets whether the update ends a step of the training. `created` is called when an
-    optimizer is made, `loads` returns a context for that, in which torch may import much.
+    `after` gets whether the update ends a step of the training. `created` is called with a new
+    optimizer, `loads` returns a context for that, in which torch may import much.
     """
 
     def __init__(
         self,
         torch: Any,
         loads: Callable[[], Any],
-        created: Callable[[], None],
+        created: Callable[[Any], None],
         before: Callable[[Any], None],
         after: Callable[[Any, bool], None],
     ) -> None:
@@ -125,7 +125,7 @@ class Updates:
             self._kept.append(parameter)
             self._optimizers.append(optimizer)
             self._period.restart()
-            self._created()
+            self._created(optimizer)
         return key
 
     def _on_entry(self, optimizer: Any, arguments: Any, keywords: Any) -> None:

@@ -16,7 +16,8 @@ class Settings(NamedTuple):
     parent, gets at most `memory` bytes (on the CPU at most `free`, shared with the other ranks of
     this machine), and must not overwrite files that are older than `started_at` (seconds since the
     epoch) outside of `folders`. It blocks after `steps` steps, if there are any; with
-    `until_evaluation` not before an evaluation and one more step.
+    `until_evaluation` not before an evaluation and one more step. Outside of a trial a process ends
+    with its parent only if `ends_with_parent`.
     """
 
     address: Any
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     margin: float = 0.0
     until_evaluation: bool = False
     started_at: float = 0.0
+    ends_with_parent: bool = False
     folders: tuple = ()  # type: ignore[type-arg]
 
     @classmethod

@@ -62,8 +62,10 @@ class Watcher:
         """Wrap torch's functions, and greet the parent."""
         torch = self._torch
         if self._settings.trial:
-            _connection.end_with_parent(self._settings)
+            self._noise.refuse("")  # its statistics would be part of the peak that is measured
             protect_saving(torch)
+        if self._settings.trial or self._settings.ends_with_parent:
+            _connection.end_with_parent(self._settings)
         self._send(event="torch", version=torch.__version__)
         self._updates = Updates(
             torch,
@@ -165,9 +167,17 @@ class Watcher:
                 self._is_on = self._updates.is_on = True
             yield
 
-    def _on_optimizer(self) -> None:
+    def _on_optimizer(self, optimizer: Any) -> None:
         self._start_memory()
-        self._send(event="training", world=self._world())
+        # Before a schedule changes it: the rate that the script was given.
+        group = next(iter(optimizer.param_groups), {})
+        rate, betas = group.get("lr"), group.get("betas")
+        self._send(
+            event="training",
+            world=self._world(),
+            learning_rate=None if rate is None else float(rate),
+            betas=[float(beta) for beta in betas] if betas else None,
+        )
 
     def _on_batch(self, examples: int | None, seconds: float, length: int | None) -> None:
         self._waited += seconds
@@ -209,7 +219,7 @@ class Watcher:
         self._noise.refuse("the model is compiled, and hooks would compile it again")
 
     def _on_backward(self, tensors: Any, *arguments: Any, **keywords: Any) -> None:
-        self._noise.before_backward()
+        self._noise.before_backward(self._new_examples or self._input_examples)
         root = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
         if isinstance(root, self._torch.Tensor) and root.numel() == 1:
             scaled, scale = self._scales.pop(id(root), (None, None))

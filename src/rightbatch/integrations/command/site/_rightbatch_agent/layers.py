@@ -1,0 +1,196 @@
+"""Gradients of parts of one batch, from what layers get and pass back.
+
+A step with one micro-batch on one device has one gradient, which says nothing about its noise. But
+the gradient of a linear, convolution or embedding layer is a sum over examples of products of the
+layer's input and the gradient at its output, so that of a few examples can be had beside the
+backward pass, with no other pass and without a change to it. Of each layer a few output units are
+taken, at other places in each sampled step: the squares of their gradients stand for the layer's.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable
+
+PARTS = 8  # of a batch, at most
+_UNITS = 16  # output units of a layer
+_MOST_LAYERS = 48  # of a step
+_MOST_BYTES = 1 << 26  # of inputs that would not be kept without us: autocast keeps copies
+
+
+class LayerParts:
+    """Squared gradient norms of the parts of one micro-batch; hooks are there between
+    `start` and `stop`.
+
+    An exception inside a hook would end the training, so it is given to `failed`.
+    """
+
+    def __init__(self, torch: Any, failed: Callable[[Exception], None]) -> None:
+        self._torch, self._failed = torch, failed
+        nn = torch.nn
+        self._kinds = {
+            nn.Linear.forward: self._linear,
+            nn.Conv1d.forward: self._convolution,
+            nn.Conv2d.forward: self._convolution,
+            nn.Conv3d.forward: self._convolution,
+            nn.Embedding.forward: self._embedding,
+        }
+        self.seconds = 0.0
+        """What this step's hooks have taken."""
+        self._hook: Any = None
+        self._turn = 0  # varies the units
+        self._layers = 0  # of the step
+        self._stride = 1
+        self._kept_bytes = 0
+        self._examples: int | None = None
+        self._used: dict[int, int] = {}  # how often each weight was used, by id
+        self._found: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the layers of this step are observed."""
+        return self._hook is not None
+
+    def start(self) -> None:
+        """Observe the layers of the next step."""
+        self._stride = -(-max(self._layers, 1) // _MOST_LAYERS)
+        self._turn, self._layers, self._kept_bytes = self._turn + 1, 0, 0
+        self._examples, self.seconds = None, 0.0
+        self._used, self._found = {}, {}
+        register = self._torch.nn.modules.module.register_module_forward_hook
+        self._hook = register(self._on_forward)
+
+    def stop(self) -> None:
+        """Remove the hook on layers; those on tensors end with the step's graph."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+        self._found = {}
+
+    def before_backward(self, examples: int | None) -> None:
+        """Tell how many examples the micro-batch has."""
+        self._examples = examples
+
+    def squares(self) -> tuple[Any, list[Any], int] | None:
+        """Return the squared norms of the sum and of each part, and the examples of a part.
+
+        None if no layer could be observed.
+        """
+        once = [found for key, found in self._found.items() if self._used[key] == 1]
+        if not once or not self._examples:
+            return None
+        device = once[0][0].device
+        whole = sum(square.to(device) for square, _ in once)
+        parts = sum(squares.to(device) for _, squares in once)
+        return whole, parts, self._examples // len(parts)
+
+    def _on_forward(self, module: Any, inputs: Any, output: Any) -> None:
+        try:
+            self._observe(module, inputs, output)
+        except Exception as error:
+            self._failed(error)
+
+    def _observe(self, module: Any, inputs: Any, output: Any) -> None:
+        torch = self._torch
+        gradients = self._kinds.get(type(module).forward)
+        if gradients is None or not torch.is_grad_enabled() or len(inputs) != 1:
+            return
+        weight, x = module.weight, inputs[0]
+        if not weight.requires_grad or not getattr(output, "requires_grad", False):
+            return
+        self._layers += 1
+        key = id(weight)
+        self._used[key] = self._used.get(key, 0) + 1
+        if self._used[key] > 1 or self._layers % self._stride or type(output) is not torch.Tensor:
+            return
+        if _is_autocast(torch, x):
+            self._kept_bytes += x.element_size() * x.numel()
+            if self._kept_bytes > _MOST_BYTES:
+                return
+        x = x.detach()
+
+        def on_gradient(gradient: Any) -> None:
+            if self._hook is None:
+                return
+            started_at = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    found = self._parts_of(gradients, module, x, gradient.detach())
+                if found is not None:
+                    self._found[key] = found
+            except Exception as error:
+                self._failed(error)
+            self.seconds += time.perf_counter() - started_at
+
+        output.register_hook(on_gradient)
+
+    def _parts_of(
+        self, gradients: Callable[..., Any], module: Any, x: Any, g: Any
+    ) -> tuple[Any, Any] | None:
+        """Return the squared norms of a layer's gradient, of all parts together and of each."""
+        examples = self._examples
+        if examples is None or examples < 2:
+            return None
+        if x.shape[0] % examples and x.dim() > 1 and x.shape[1] == examples:
+            x, g = x.transpose(0, 1), g.transpose(0, 1)  # time comes first
+        if x.shape[0] % examples or g.shape[0] != x.shape[0]:
+            return None
+        parts = min(PARTS, examples)
+        rows = x.shape[0] // examples * (examples // parts)  # of a part; its rest is left out
+        slices = [slice(part * rows, (part + 1) * rows) for part in range(parts)]
+        found = gradients(module, x, g, slices)
+        if found is None:
+            return None
+        by_part, share = found  # the share of the layer's units
+        by_part = by_part.flatten(1)
+        whole = by_part.sum(0).square().sum() / share
+        return whole, by_part.square().sum(1) / share
+
+    def _units(self, count: int) -> slice:
+        """Return evenly spaced output units, others in each step."""
+        step = -(-count // _UNITS)
+        return slice(self._turn % step, None, step)
+
+    def _linear(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
+        units = self._units(g.shape[-1])
+        g = g[..., units]
+        found = [
+            g[each].reshape(-1, g.shape[-1]).float().t() @ x[each].reshape(-1, x.shape[-1]).float()
+            for each in slices
+        ]
+        return self._torch.stack(found), g.shape[-1] / module.out_features
+
+    def _convolution(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
+        if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
+            return None
+        units = self._units(g.shape[1])
+        g = g[:, units].contiguous()
+        weight = module.weight.detach()[units].float()
+        backward = self._torch.ops.aten.convolution_backward
+        settings = (module.stride, module.padding, module.dilation, False)
+        zeros, mask = [0] * len(module.padding), [False, True, False]
+        found = [
+            backward(g[each].float(), x[each].float(), weight, None, *settings, zeros, 1, mask)[1]
+            for each in slices
+        ]
+        return self._torch.stack(found), g.shape[1] / module.out_channels
+
+    def _embedding(self, module: Any, ids: Any, g: Any, slices: list[slice]) -> Any:
+        if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+            return None
+        units = self._units(g.shape[-1])
+        g = g[..., units]
+        if module.padding_idx is not None:
+            g = g * (ids != module.padding_idx).unsqueeze(-1)
+        used, places = ids.unique(return_inverse=True)
+        found = g.new_zeros((len(slices), len(used), g.shape[-1]), dtype=self._torch.float32)
+        for part, each in zip(found, slices):
+            part.index_add_(0, places[each].flatten(), g[each].reshape(-1, g.shape[-1]).float())
+        return found, g.shape[-1] / module.embedding_dim
+
+
+def _is_autocast(torch: Any, x: Any) -> bool:
+    try:
+        return bool(torch.is_autocast_enabled(x.device.type))
+    except TypeError:  # before torch 2.4
+        return bool(torch.is_autocast_enabled())

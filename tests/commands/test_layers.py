@@ -1,0 +1,143 @@
+"""Gradients of parts of a batch from its layers, against a backward pass of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rightbatch.integrations.command as command
+
+SITE = Path(command.__file__).parent / "site"
+PARTS = 8
+
+
+@pytest.fixture(autouse=True)
+def _agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SITE))
+
+
+class TimeFirst(nn.Module):
+    """A layer whose input is (time, batch, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Flat(TimeFirst):
+    """A layer whose input is (batch * time, features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).view(len(x), -1)
+
+
+def made(kind: str, examples: int) -> tuple[nn.Module, Tensor]:
+    """Return a model with one layer of up to 16 units, and a batch for it."""
+    torch.manual_seed(0)
+    if kind == "embedding":
+        return nn.Embedding(11, 7, padding_idx=0), torch.randint(11, (examples, 9))
+    model, shape = {
+        "linear": (nn.Linear(6, 5), (6,)),
+        "sequence": (nn.Linear(6, 5, bias=False), (9, 6)),
+        "time first": (TimeFirst(), (9, 6)),
+        "flat": (Flat(), (9, 6)),
+        "1d": (nn.Conv1d(3, 5, 3, padding=1), (3, 9)),
+        "2d": (nn.Conv2d(3, 5, 3, stride=2, dilation=2), (3, 11, 12)),
+        "3d": (nn.Conv3d(2, 3, 2), (2, 4, 5, 4)),
+        "in place": (nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True)), (6,)),
+    }[kind]
+    return model, torch.randn(examples, *shape)
+
+
+def squares_of(
+    loss: Callable[[Tensor], Tensor], batch: Tensor, weight: Tensor
+) -> tuple[float, list[float]]:
+    """Return the squared norms of the gradient of all parts together, and of each."""
+    size = len(batch) // PARTS
+    found: list[Tensor] = []
+    for part in batch[: PARTS * size].split(size):
+        weight.grad = None
+        (loss(part) * size / len(batch)).backward()
+        assert weight.grad is not None
+        found.append(weight.grad)
+    whole = torch.stack(found).sum(0)
+    return float(whole.square().sum()), [float(each.square().sum()) for each in found]
+
+
+KINDS = ["linear", "sequence", "time first", "flat", "1d", "2d", "3d", "in place", "embedding"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("examples", [16, 19])
+def test_parts_are_those_of_backward_passes(kind: str, examples: int) -> None:
+    from _rightbatch_agent.layers import LayerParts
+
+    model, batch = made(kind, examples)
+    weight = next(p for name, p in model.named_parameters() if name.endswith("weight"))
+
+    def loss(x: Tensor) -> Tensor:
+        return model(x).flatten(1).square().sum(1).mean()
+
+    def failed(error: Exception) -> None:
+        raise error
+
+    loss(batch).backward()
+    expected_gradient = weight.grad
+    weight.grad = None
+    layers = LayerParts(torch, failed)
+    state = torch.get_rng_state()
+    layers.start()
+    observed = loss(batch)
+    layers.before_backward(examples)
+    observed.backward()
+    found = layers.squares()
+    layers.stop()
+    assert found is not None
+    assert torch.equal(torch.get_rng_state(), state), "a training's random numbers stay"
+    assert weight.grad is not None and expected_gradient is not None
+    assert torch.equal(weight.grad, expected_gradient), "bit for bit"
+    whole, parts, size = found
+    expected, expected_parts = squares_of(loss, batch, weight)
+    assert size == examples // PARTS
+    assert float(whole) == pytest.approx(expected, rel=1e-4)
+    assert parts.tolist() == pytest.approx(expected_parts, rel=1e-4)
+
+
+def test_units_stand_for_the_whole_layer() -> None:
+    from _rightbatch_agent.layers import LayerParts
+
+    torch.manual_seed(0)
+    model, batch = nn.Linear(6, 512), torch.randn(16, 6)
+    layers = LayerParts(torch, lambda error: pytest.fail(str(error)))
+    wholes = []
+    for _ in range(32):  # 512 units in turns of 16
+        layers.start()
+        loss = model(batch).square().sum(1).mean()
+        layers.before_backward(16)
+        loss.backward()
+        found: Any = layers.squares()
+        wholes.append(float(found[0]))
+        layers.stop()
+    expected, _ = squares_of(lambda x: model(x).square().sum(1).mean(), batch, model.weight)
+    assert sum(wholes) / len(wholes) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_that_is_used_twice_is_left_out() -> None:
+    from _rightbatch_agent.layers import LayerParts
+
+    layer = nn.Linear(6, 6)
+    layers = LayerParts(torch, lambda error: pytest.fail(str(error)))
+    layers.start()
+    loss = layer(layer(torch.randn(16, 6))).square().mean()
+    layers.before_backward(16)
+    loss.backward()
+    assert layers.squares() is None
+    layers.stop()
