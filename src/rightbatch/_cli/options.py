@@ -52,6 +52,16 @@ class CommandOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateOptions:
+    """The learning rate of a command."""
+
+    learning_rate: Annotated[
+        float | None,
+        Help("for {learning_rate} in a command: the one for the base batch; default: its own"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Options of a served model, which its integration reads."""
 
@@ -144,7 +154,14 @@ def _option(name: str, kind: Any, help: Help, default: Any) -> Option:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[typed, Parameter(help=help.text, negative=negative)],
+        annotation=Annotated[
+            typed,
+            Parameter(
+                name=f"--{help.cli_name}" if help.cli_name else None,
+                help=help.text,
+                negative=negative,
+            ),
+        ],
     )
     return Option(name, parameter, value)
 

@@ -11,6 +11,8 @@ from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import RunKey, Target
 
 _MAY_JOIN = ("batches", "seeds", "learning_rates")
+_LATER = ("command", "steps", "metrics")
+"""Left out where they are not set, as in the folders of versions that did not know them."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,14 @@ class StudyConfig:
     """A study of one workload: its options, and what they mean for this workload.
 
     `base_batch` is the batch size that the learning rate was chosen for; `target` names its metric
-    as the store does.
+    as the store does. `command` is the command line of a workload that is one, without secrets.
     """
 
     workload: str
     options: StudyOptions
     base_batch: int
     target: Target | None = None
+    command: str | None = None
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -36,9 +39,19 @@ class StudyConfig:
         """The seeds that each batch size is trained with."""
         return self.options.seed_numbers
 
+    @property
+    def sets_learning_rates(self) -> bool:
+        """Whether the study sets them: a command without `{learning_rate}` has its own."""
+        return self.command is None or "{learning_rate}" in self.command
+
     def to_dict(self) -> dict[str, Any]:
         """Return the stored JSON; when a study is continued, only `_MAY_JOIN` may differ."""
         options = self.options
+        later = {
+            "command": self.command,
+            "steps": options.steps,
+            "metrics": list(options.metrics),
+        }
         return {
             "workload": self.workload,
             "batches": list(self.batches),
@@ -55,6 +68,7 @@ class StudyConfig:
             "memory": options.memory_bytes,
             "margin": options.margin,
             "settings": dict(options.settings or {}),
+            **{name: value for name, value in later.items() if value},
         }
 
     def joined(self, before: Mapping[str, Any], where: str) -> StudyConfig:
@@ -65,10 +79,15 @@ class StudyConfig:
         """
         now = self.to_dict()
         differing = [
-            key for key in now if key not in _MAY_JOIN and before.get(key, now[key]) != now[key]
+            key
+            for key in now
+            if key not in (*_MAY_JOIN, *_LATER) and before.get(key, now[key]) != now[key]
         ]
+        differing += [key for key in _LATER if before.get(key) != now.get(key)]
         if differing:
-            changes = ", ".join(f"{key} was {before[key]}, not {now[key]}" for key in differing)
+            changes = ", ".join(
+                f"{key} was {before.get(key)}, not {now.get(key)}" for key in differing
+            )
             raise UsageError(f"{where} holds another study: {changes}; use another --out")
         more: dict[str, Any] = {
             key: tuple(dict.fromkeys([*before[key], *now[key]])) for key in _MAY_JOIN

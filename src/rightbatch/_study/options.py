@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,16 @@ class StudyOptions(DeviceOptions):
         str | None, Help("metric value that ends a run, for example evaluation_loss=0.3")
     ] = None
     budget: Annotated[float | str | None, Help("maximum training time of each run")] = None
+    steps: Annotated[int | None, Help("maximum updates of each run")] = None
+    metrics: Annotated[
+        Sequence[str],
+        Help(
+            "NAME=REGEX, for a command: a number in its output, the regex's group; repeatable",
+            cli_default=None,
+            cli_type=list[str] | None,
+            cli_name="metric",
+        ),
+    ] = ()
     rule: Annotated[Rule, Help("how the learning rate changes with the batch size")] = "scaling"
     learning_rates: Annotated[
         Sequence[float], Help("factors on the rule's learning rate, each a run: 0.5,1,2")
@@ -77,12 +88,21 @@ class StudyOptions(DeviceOptions):
             raise UsageError("give either search or learning_rates, not both")
         if self.noise_scale is not None and not self.noise_scale > 0:
             raise UsageError(f"noise_scale is above 0, not {self.noise_scale}")
+        check_at_least_one(epochs=self.epochs, steps=self.steps)
+        check_at_least_one(processes=self.processes, jobs=self.jobs)
+        _ = self.micro_batch_size, self.budget_seconds, self.metric_patterns
+
+    def check_that_runs_end(self) -> None:
+        """Check that something ends a run, for a training that does not end by itself.
+
+        Raises:
+            UsageError: if nothing does.
+        """
         if self.epochs is None and self.target is None and self.budget is None:
-            raise UsageError(
-                "nothing ends a run: give epochs, a target such as loss=0.3, or a budget"
-            )
-        check_at_least_one(epochs=self.epochs, processes=self.processes, jobs=self.jobs)
-        _ = self.micro_batch_size, self.budget_seconds
+            if self.steps is None:
+                raise UsageError(
+                    "nothing ends a run: give epochs, steps, a target such as loss=0.3, or a budget"
+                )
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -92,12 +112,46 @@ class StudyOptions(DeviceOptions):
     @property
     def most_epochs(self) -> int:
         """Epochs after which a run ends in any case."""
-        return UNBOUNDED if self.epochs is None else self.epochs
+        if self.epochs is not None:
+            return self.epochs
+        return UNBOUNDED if self.steps is None else max(UNBOUNDED, self.steps)
 
     @property
     def budget_seconds(self) -> float | None:
         """`budget` in seconds."""
         return None if self.budget is None else parse_seconds(self.budget)
+
+    @property
+    def metric_patterns(self) -> dict[str, re.Pattern[str]]:
+        """`metrics` by name, each with a group for the number.
+
+        Raises:
+            UsageError: for what is not NAME=REGEX, or a regex without a group.
+        """
+        if isinstance(self.metrics, str):
+            raise UsageError(f"metrics is a list, not the text {self.metrics!r}")
+        found = {}
+        for text in self.metrics:
+            name, equals, pattern = text.partition("=")
+            name = name.strip()
+            if not (equals and name and pattern):
+                raise UsageError(
+                    f"{text!r} is not a metric; write NAME=REGEX, for example "
+                    r"'accuracy=accuracy ([\d.]+)'"
+                )
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"the regex of metric {name} is not valid: {error}") from None
+            if not compiled.groups:
+                raise UsageError(
+                    f"the regex of metric {name} has no group for the number: write "
+                    rf"{pattern} ([\d.]+), or put its part for the number in parentheses"
+                )
+            if name in found:
+                raise UsageError(f"there are two regexes for metric {name}")
+            found[name] = compiled
+        return found
 
     @property
     def micro_batch_size(self) -> int | Literal["auto"]:

@@ -22,12 +22,14 @@ class Help:
     """An option's help, put on its field with `Annotated`.
 
     `cli_default` is the default on the command line where Python has none, `cli_type` what the
-    command line takes where Python takes more. A `python_only` option has no place there.
+    command line takes where Python takes more, `cli_name` the option's name where it is not the
+    field's. A `python_only` option has no place there.
     """
 
     text: str
     cli_default: Any = SAME
     cli_type: Any = None
+    cli_name: str | None = None
     python_only: bool = False
 
 

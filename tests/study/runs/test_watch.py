@@ -18,10 +18,10 @@ import rightbatch as rb
 from rightbatch._study.records import Point, Target
 from rightbatch._study.runs.measurements import (
     EVALUATIONS,
-    SPACING,
     DivergedError,
     Measurements,
 )
+from rightbatch._study.runs.spacing import SPACING
 from rightbatch._training.distributed import Processes
 from rightbatch._training.epoch import cuts, order_of
 from rightbatch._training.loop import WorkloadLoop
@@ -198,6 +198,13 @@ def test_the_noise_scale_is_that_of_the_examples_at_the_weights_of_now() -> None
     squared = float(gradients.mean(dim=0).square().sum())
     assert found.values["gradient_variance"] == pytest.approx(variance, rel=0.5)
     assert found.values["gradient_squared"] == pytest.approx(squared, rel=0.5)
+
+
+def test_a_run_of_so_many_steps_ends_with_an_evaluation() -> None:
+    points, measurements, loop = trained(study_workloads.measured, epochs=10, steps=31)
+    assert loop.state.steps == points[-1].steps == 31
+    assert measurements.reason == "31 steps"
+    assert "evaluation_loss" in points[-1].values
 
 
 def test_the_largest_eigenvalue_is_that_of_the_hessian() -> None:

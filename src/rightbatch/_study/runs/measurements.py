@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rightbatch._errors import UsageError
 from rightbatch._study.records import Point, Target
+from rightbatch._study.runs.spacing import next_point, period
 from rightbatch._training.noise_windows import noise_windows
 from rightbatch._training.protocol import Observer, StepLoss, TrainingLoop
 from rightbatch._training.targets import is_better
@@ -22,10 +23,6 @@ from rightbatch._training.targets import is_better
 if TYPE_CHECKING:
     from rightbatch._training.loop import WorkloadLoop
 
-SPACING = 1.02
-"""Points are 2% of the steps apart: the same density for all batch sizes, few for long runs."""
-POINTS_BY_TIME = 2000
-"""There is at least a point per second, so that long steps are seen, up to about this number."""
 EVALUATIONS = 1.05
 """Evaluations are 5% of the steps apart, and at points, which bounds the error of the steps to a
 target."""
@@ -47,10 +44,10 @@ class DivergedError(Exception):
 class Measurements(Observer):
     """Measures a run after its steps; `send` is called with points twice a second.
 
-    Losses stay on the device until then. The training ends after `seconds`, or if an evaluation
-    reaches the `target` (a target of the training loss is checked later, from all points). With
-    `sharpness` the largest eigenvalue of the Hessian is also measured. With `loss_may_rise` a loss
-    far above its first value does not count as diverged.
+    Losses stay on the device until then. The training ends after `seconds` or `steps`, or if an
+    evaluation reaches the `target` (a target of the training loss is checked later, from all
+    points). With `sharpness` the largest eigenvalue of the Hessian is also measured. With
+    `loss_may_rise` a loss far above its first value does not count as diverged.
     """
 
     counts_as_training = False
@@ -61,10 +58,12 @@ class Measurements(Observer):
         send: Callable[[list[Point]], object],
         *,
         seconds: float | None = None,
+        steps: int | None = None,
         sharpness: bool = False,
         loss_may_rise: bool = False,
     ) -> None:
-        self._target, self._send, self._seconds = target, send, seconds
+        self._target, self._send = target, send
+        self._seconds, self._steps = seconds, steps
         self._sharpness, self._loss_may_rise = sharpness, loss_may_rise
         self._losses: list[Tensor] = []
         self._waiting: list[tuple[Point, list[Tensor]]] = []
@@ -102,7 +101,9 @@ class Measurements(Observer):
             self._point(loop, values)
         if time.perf_counter() - self._flushed >= FLUSH and self._waiting:
             self.flush(but_last=True)
-        if "end" in due:
+        if self._steps is not None and at.steps >= self._steps:
+            self.reason = f"{self._steps} steps"
+        elif "end" in due:
             self.reason = f"trained for {at.seconds:.1f} s, the budget of {self._seconds:g} s"
         if self.reason:
             self.flush()
@@ -157,10 +158,11 @@ class Measurements(Observer):
     def _is_due(self, loop: TrainingLoop) -> bool:
         """Whether a point is due; for several processes by steps only, which all agree on."""
         at = loop.state
+        if self._steps is not None and at.steps >= self._steps:
+            return True
         if loop.processes.world_size > 1:
             return at.steps >= self._point_at
-        period = max(1.0, at.seconds / POINTS_BY_TIME)
-        return at.steps >= self._point_at or at.seconds - self._pointed >= period
+        return at.steps >= self._point_at or at.seconds - self._pointed >= period(at.seconds)
 
     def _due(self, loop: TrainingLoop) -> list[str]:
         """Return what is due at a point, as this process sees it; always with `point`."""
@@ -168,7 +170,8 @@ class Measurements(Observer):
         found = ["point"]
         if loop.is_evaluated:
             is_cheap = self._evaluating <= EVALUATION_SHARE * at.seconds + FREE
-            if at.steps >= self._evaluate_at and is_cheap:
+            is_last = self._steps is not None and at.steps >= self._steps
+            if is_last or (at.steps >= self._evaluate_at and is_cheap):
                 found.append("evaluation")
         is_cheap = self._window_seconds <= NOISE_SHARE * at.seconds + FREE
         if at.steps >= self._window_at and is_cheap:
@@ -188,7 +191,7 @@ class Measurements(Observer):
         epochs = at.examples / loop.examples
         point = Point(at.steps, at.examples, at.seconds, epochs, values, time.time())
         self._waiting.append((point, losses))
-        self._point_at = max(at.steps + 1, math.ceil(at.steps * SPACING))
+        self._point_at = next_point(at.steps)
         self._pointed = at.seconds
 
     def _evaluate(self, loop: TrainingLoop) -> dict[str, float]:

@@ -16,7 +16,7 @@ class RunPlan:
     The learning rate of the workload, which was chosen for `config.base_batch`, is scaled by the
     options' `rule`: `"scaling"` (see `rightbatch._training.scaling`; for SGD with `noise_scale`,
     which is given or measured by an earlier run) or `"none"`. Then it is multiplied by the key's
-    factor. The run ends after the options' epochs or training time, or at `config.target`.
+    factor. The run ends after the options' epochs, steps or training time, or at `config.target`.
     """
 
     key: RunKey

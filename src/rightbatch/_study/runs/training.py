@@ -118,6 +118,7 @@ def _train(
             target,
             reporter.points if processes.is_first else (lambda points: None),
             seconds=options.budget_seconds,
+            steps=options.steps,
             sharpness=options.sharpness,
             loss_may_rise=training.loss_may_rise,
         )
