@@ -29,7 +29,8 @@ ON_COMMAND_LINE_ONLY = {
     "predict": {"json", "replay", "calibrate", "device"} | SPEC,  # replay, calibrate: other verbs
     "tune": {"json", "plot"} | SPEC,  # Plan.plot()
     "train": {"json"} | SPEC,
-    "study": {"json"} | SPEC,
+    # metric: one of the metrics, repeatable; learning_rate: of rb.Command
+    "study": {"json", "metric", "learning_rate"} | SPEC,
     # `sources` and `latency` are positional in Python; the rest is of a server that ends by itself.
     "serve": {"json", "source", "latency", "page", "stop_within", "on", "replicas", "seed"} | MODEL,
     "bench serve": {"json", "latency"} | MODEL,
@@ -40,7 +41,7 @@ IN_PYTHON_ONLY = {
     "predict": {"progress"},
     "tune": {"progress", "largest"},  # what `fit` returned
     "train": {"progress", "settings"},  # a mapping
-    "study": {"progress", "settings"},
+    "study": {"progress", "settings", "metrics"},
     "serve": {"progress", "on_calibrated", "sources", "latency"},
     "bench serve": {"progress", "latency"},
 }

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 
 from rightbatch._errors import UsageError
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent, stream_events, threads_of
 from rightbatch._study.sweep import Place
@@ -50,22 +51,23 @@ class ThisMachine:
 
 
 @contextmanager
-def opened(on: str | None, header: Header, jobs: int) -> Iterator[Place]:
+def opened(on: str | None, header: Header, options: StudyOptions) -> Iterator[Place]:
     """Open the place named `on` (None: this machine), and stop it at the end.
 
-    Integrations register places in the entry point group `rightbatch.places`.
+    Integrations register places in the entry point group `rightbatch.places`: functions of the
+    header and, as `study`, the options.
 
     Raises:
         UsageError: if there is no place of that name.
     """
     place: Place
     if on is None:
-        place = ThisMachine(header, jobs)
+        place = ThisMachine(header, options.jobs)
     else:
         known = {found.name: found for found in entry_points(group="rightbatch.places")}
         if on not in known:
             raise UsageError(f"on is one of {', '.join(sorted(known)) or 'none'}, not {on!r}")
-        place = known[on].load()(header)
+        place = known[on].load()(header, study=options)
     try:
         yield place
     finally:

@@ -33,9 +33,14 @@ class Planner:
             self._noise_scale = None if measured is None else float(measured)
 
     def first(self, keys: Iterable[RunKey]) -> list[RunKey]:
-        """Return the run that measures the noise scale for the other runs' rates, if needed."""
+        """Return the run that measures the noise scale for the other runs' rates, if needed.
+
+        Of a command it also shows the optimizer.
+        """
         config = self._config
-        if config.options.rule == "none" or self._noise_scale is not None:
+        has_rule = config.sets_learning_rates and config.options.rule != "none"
+        is_known = self._noise_scale is not None and config.command is None
+        if not has_rule or is_known:
             return []
         at_base = [key for key in keys if key.batch_size == config.base_batch]
         return at_base[:1] if len(config.batches) > 1 else []
@@ -55,8 +60,10 @@ class Planner:
         config, options = plan.config, plan.options
         parameters: dict[str, Any] = {
             "workload": config.workload,
-            "epochs": options.most_epochs,
-            "rule": options.rule,
+            "command": config.command,
+            "epochs": options.most_epochs if config.command is None else None,
+            "steps": options.steps,
+            "rule": options.rule if config.sets_learning_rates else None,
             "base_batch": config.base_batch,
             "target": None if config.target is None else str(config.target),
             "processes": options.processes,
@@ -68,8 +75,10 @@ class Planner:
         """Estimate the noise scale from the runs that were trained first, and store it.
 
         It is the ratio of the means of tr(Σ) and |G|² over the later half of a run; infinite if
-        the estimate of |G|² is not positive, which makes the rule linear.
+        the estimate of |G|² is not positive, which makes the rule linear. One that is known stays.
         """
+        if self._noise_scale is not None:
+            return
         parts = [pair for run in runs for pair in _later_windows(run)]
         reason = f"in the later half of {', '.join(run.name for run in runs)}"
         squared = variance = 0.0

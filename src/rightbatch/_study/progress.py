@@ -12,9 +12,12 @@ _SHOWN = ("evaluation_loss", "loss")  # the first that was measured
 
 
 class Notes:
-    """Writes to a `Live` whose total is the number of runs; notes only if `enabled`."""
+    """Writes to a `Live` whose total is the number of runs; notes only if `enabled`.
 
-    def __init__(self, live: Live, total: int, epochs: int, *, enabled: bool = True) -> None:
+    A run's line shows its part of `epochs`, if they are known.
+    """
+
+    def __init__(self, live: Live, total: int, epochs: int | None, *, enabled: bool = True) -> None:
         self._live, self._total, self._epochs, self._enabled = live, total, epochs, enabled
         self._lines: dict[RunKey, Line] = {}
         self._done = 0
@@ -34,7 +37,8 @@ class Notes:
         values = {name: value for point in points for name, value in point.values.items()}
         shown = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values][:1]
         text = ", ".join([*shown, f"{last.steps} steps"])
-        self._lines[key].show(text, min(int(last.epochs), self._epochs))
+        done = None if self._epochs is None else min(int(last.epochs), self._epochs)
+        self._lines[key].show(text, done)
 
     def ended(self, key: RunKey, ended: Ended) -> None:
         self._lines.pop(key).end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,15 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
     `out` (in MLflow, `OUT/mlflow.db`). A second call continues the study; batch sizes, seeds and
     learning rates may be added.
 
-    A run ends after `epochs`, at the `target` (`"evaluation_loss=0.3"`), or after a `budget` of
-    training time, whichever comes first. The workload's own learning rate was chosen for
-    `base_batch` (16, or the framework's). The `rule` `"scaling"` scales it with the batch size (for
-    SGD by the `noise_scale`; if it is not given, a run at the base size measures it); `"none"`
-    keeps it. The result is multiplied by each of `learning_rates`, or by the best factor of
-    `search` trials for each size (Optuna). `prune` stops runs that are clearly behind the others
-    (Optuna's median rule).
+    A run ends after `epochs` or `steps`, at the `target` (`"evaluation_loss=0.3"`), or after a
+    `budget` of training time, whichever comes first. A `Command` with `{batch}` and `{seed}` in it
+    also ends by itself, and `metrics` (`["accuracy=acc: (.+)"]`) are read from its output.
+
+    The workload's own learning rate was chosen for `base_batch` (16, or the framework's). The
+    `rule` `"scaling"` scales it with the batch size (for SGD by the `noise_scale`; if it is not
+    given, a run at the base size measures it); `"none"` keeps it. The result is multiplied by each
+    of `learning_rates`, or by the best factor of `search` trials for each size (Optuna). `prune`
+    stops runs that are clearly behind the others (Optuna's median rule).
 
     `processes` train each run together, `jobs` runs train at a time, `on="ray"` trains them on a
     Ray cluster. `sharpness` also measures the Hessian's largest eigenvalue from time to time.
@@ -54,17 +56,30 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
         WorkloadError: if the workload cannot be loaded.
     """
     training = resolve(workload, **spec)
+    own_place = training.place
+    if own_place is None:
+        options.check_that_runs_end()
+    if own_place is None and options.metrics:
+        raise UsageError(
+            f"metrics are read from a command's output; {training.integration} returns its own "
+            "from its evaluation"
+        )
+    if own_place is not None and options.on is not None:
+        raise UsageError(f"{training.integration} is not trained on {options.on!r}; leave --on out")
     config = StudyConfig(
-        _name_of(workload),
+        training.title or _name_of(workload),
         options,
         base_batch=options.base_batch or training.base_batch or DEFAULT_BATCH,
         target=None if options.target is None else _target(training, options.target),
+        command=None if own_place is None else str(training),
     )
     out = Path(options.out).expanduser()
     header = header_for(training, device=options.device, margin=options.margin, seed=0)
-    store = Store.open(out, config.workload)
     search = options.search
-    with _locked(out), opened(options.on, header, options.jobs) as place:
+    with ExitStack() as stack:
+        place = stack.enter_context(opened(options.on or own_place, header, options))
+        store = Store.open(out, config.workload)
+        stack.enter_context(_locked(out))
         before = store.asked()
         kept = config if before is None else config.joined(before, str(out))
         store.study(kept.to_dict(), target=config.target)
@@ -80,7 +95,8 @@ def study(workload: object, options: StudyOptions, **spec: Any) -> StudyResult:
             if search:  # the first trial of a size is one of the runs of its seeds, if it is best
                 total += (search - 1) * len(config.batches)
             with Live("study", enabled=options.progress, total=total) as live:
-                board = Notes(live, total, options.most_epochs, enabled=options.progress)
+                epochs = options.most_epochs if own_place is None else None
+                board = Notes(live, total, epochs, enabled=options.progress)
                 board.done(len(planner.done) if search else sum(k in planner.done for k in keys))
                 sweep = Sweep(place, planner.begin, board, jobs=place.jobs, judge=judge)
 

@@ -263,6 +263,19 @@ class Training(ABC):
         return None
 
     @property
+    def place(self) -> str | None:
+        """The place where `study` trains it, of the entry point group `rightbatch.places`.
+
+        None: in workers of this machine, or where the options say.
+        """
+        return None
+
+    @property
+    def title(self) -> str | None:
+        """Its name in a store of runs; None: the name of the workload that the user gave."""
+        return None
+
+    @property
     def loss_may_rise(self) -> bool:
         """Whether the loss of a normal training may rise far above its first value.
 
@@ -298,6 +311,15 @@ class Training(ABC):
             UsageError: if it cannot be measured, for example since it never makes a step.
         """
         raise _undeclared(self, Ability.TRIAL)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a command takes a batch in several micro-batches."""
+        return False
+
+    def command_line(self, values: Mapping[str, object]) -> str | None:
+        """Return the command that trains with `values` for its placeholders; None if it is none."""
+        return None
 
     def watch(self, request: WatchRequest) -> Watched:
         """Run the training as it stands, and observe it; needs `Ability.WATCH`."""

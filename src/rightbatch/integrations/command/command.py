@@ -35,6 +35,8 @@ class Command(Training):
         arguments: the program and its arguments.
         steps: steps of a trial, in place of the search's own number.
         until: `"evaluation"` lets a trial go on until an evaluation and one more step.
+        learning_rate: for `{learning_rate}`, the one that was chosen for the base batch size;
+            without it, the script's own default is seen.
 
     Raises:
         UsageError: if the program does not exist.
@@ -44,17 +46,35 @@ class Command(Training):
     abilities = frozenset({Ability.TRIAL, Ability.WATCH})
 
     def __init__(
-        self, arguments: Sequence[str], *, steps: int | None = None, until: str | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        steps: int | None = None,
+        until: str | None = None,
+        learning_rate: float | None = None,
     ) -> None:
         if until not in (None, "evaluation"):
             raise UsageError(f"a trial runs until 'evaluation', not until {until!r}")
         if steps is not None and steps < 2:
             raise UsageError(f"a trial needs at least 2 steps, not {steps}")
+        if learning_rate is not None and not learning_rate > 0:
+            raise UsageError(f"a learning rate is above 0, not {learning_rate}")
         self.template = Template.of(arguments)
+        self.learning_rate = learning_rate
         self._steps, self._until_evaluation = steps, until == "evaluation"
 
     def __str__(self) -> str:
         return str(self.template)
+
+    @property
+    def place(self) -> str:
+        """`CommandPlace`: a run of a study is the command itself."""
+        return "command"
+
+    @property
+    def title(self) -> str:
+        """The program and its script; arguments may be secrets."""
+        return self.template.title
 
     def trial(self, argument: int, request: TrialRequest) -> Trial:
         """Run the command until its training has made enough steps."""
@@ -186,7 +206,7 @@ def from_spec(spec: str, **options: object) -> Command | None:
     if not spec.startswith("-- "):
         return None
     given = {name: value for name, value in options.items() if value is not None}
-    unknown = sorted(given.keys() - {"steps", "until"})
+    unknown = sorted(given.keys() - {"steps", "until", "learning_rate"})
     if unknown:
         raise UsageError(f"a command takes no option {', '.join(unknown)}: it has its own")
     return Command(shlex.split(spec[3:]), **given)  # type: ignore[arg-type]

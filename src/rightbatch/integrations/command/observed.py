@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rightbatch._training.protocol import Betas
 from rightbatch._worker.failure import Failure
 
 _MAX_RECORDS = 20_000
@@ -17,7 +18,8 @@ class Rank:
 
     `steps` are the agent's records and `losses` pairs of step and loss, both thinned out in a long
     training; `noise` are the sampled updates. `epoch` is the number of examples of an epoch, over
-    all ranks.
+    all ranks. `learning_rate` is that of the first optimizer at its start, `betas` are those of
+    Adam and its variants, None for SGD; without `knows_betas` the optimizer was not seen.
     """
 
     pid: int
@@ -32,6 +34,9 @@ class Rank:
     noise: list[dict[str, Any]] = field(default_factory=list)
     no_noise: str = ""
     optimizers: int = 1
+    learning_rate: float | None = None
+    betas: Betas = None
+    knows_betas: bool = False
     fixed: int = 0
     evaluated: bool = False
     saved: bool = False
@@ -85,6 +90,10 @@ class Observed:
         if event == "lifeline":
             return
         process = self.processes.setdefault(pid, Rank(pid))
+        if "betas" in message and not process.knows_betas:
+            process.knows_betas = True
+            process.learning_rate = message.get("learning_rate")
+            process.betas = tuple(message["betas"]) if message["betas"] else None
         if event == "hello":
             process.rank = message.get("rank", 0)
             process.world = message.get("world_size", 1)

@@ -29,7 +29,7 @@ class ProcessTree:
         self._root = pid
         self._mark = mark.encode()
         self._seen: dict[int, psutil.Process] = {}
-        self._was_subreaper = _set_subreaper(True)
+        self._was_subreaper = set_subreaper(True)
         self.look()
 
     def look(self) -> list[psutil.Process]:
@@ -73,7 +73,7 @@ class ProcessTree:
     def __exit__(self, *_: object) -> None:
         self.kill()
         if self._was_subreaper is False:
-            _set_subreaper(False)
+            set_subreaper(False)
 
     def _reap(self) -> None:
         """Collect orphans that have ended; `Popen` waits for the command itself."""
@@ -111,7 +111,7 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
-def _set_subreaper(on: bool) -> bool | None:
+def set_subreaper(on: bool) -> bool | None:
     """Make this process inherit orphans; return whether it did before, None if unsupported."""
     if not sys.platform.startswith("linux"):
         return None

@@ -10,6 +10,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rightbatch._errors import UsageError
 
@@ -60,6 +61,16 @@ class Template:
         """The placeholders that occur."""
         return frozenset(_PATTERN.findall("\0".join(self.arguments)))
 
+    @property
+    def title(self) -> str:
+        """The program and its script or module, without folders and other arguments."""
+        names = [Path(self.arguments[0]).name]
+        for before, argument in zip(self.arguments, self.arguments[1:], strict=False):
+            if before == "-m" or argument.endswith((".py", ".sh")):
+                names.append(Path(argument).name)
+                break
+        return " ".join(names)
+
     def require(self, name: str, verb: str) -> None:
         """Check that a placeholder occurs.
 
@@ -72,6 +83,19 @@ class Template:
                 f"for example `{self} --{name.replace('_', '-')} {{{name}}}`, or any text around "
                 f"it, such as optim.{name}={{{name}}}"
             )
+
+    def without(self, name: str) -> Template:
+        """Return the command without the arguments that hold a placeholder.
+
+        `--lr {learning_rate}` goes as a whole, so that the script uses its own default.
+        """
+        kept: list[str] = []
+        for argument in self.arguments:
+            if f"{{{name}}}" not in argument:
+                kept.append(argument)
+            elif argument == f"{{{name}}}" and kept and kept[-1].startswith("-"):
+                kept.pop()
+        return Template(tuple(kept))
 
     def filled(self, values: Mapping[str, object]) -> list[str]:
         """Return the arguments with the placeholders replaced.

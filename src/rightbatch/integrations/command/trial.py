@@ -110,8 +110,8 @@ def run_trial(
             if process.poll() is None:
                 process.kill()
             code = process.wait()
-        text = _end_of(output)
-    outcome, failure = _verdict(observed, code, text)
+        text = end_of(output)
+    outcome, failure = verdict(observed, code, text)
     seconds = time.perf_counter() - started_at
     exit_code = None if observed.is_reached else code
     return TrialResult(
@@ -156,7 +156,8 @@ def _follow(
                 return peak
 
 
-def _verdict(observed: Observed, code: int, output: str) -> tuple[Outcome, Failure | None]:
+def verdict(observed: Observed, code: int, output: str) -> tuple[Outcome, Failure | None]:
+    """Return how a command ended, from what was seen, its exit code and the end of its output."""
     if observed.is_reached and not observed.out_of_memory and observed.failure is None:
         return "ok", None
     if observed.agent_errors and observed.failure is None:
@@ -184,6 +185,7 @@ def _was_killed(code: int) -> bool:
     return code == 137
 
 
-def _end_of(output: IO[bytes]) -> str:
+def end_of(output: IO[bytes]) -> str:
+    """Return the end of what a command printed."""
     output.seek(0)
     return output.read().decode(errors="replace")[-_OUTPUT:]

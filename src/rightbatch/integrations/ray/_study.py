@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rightbatch._errors import MissingExtraError, RightbatchError, UsageError
+from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Ended, Point
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent
@@ -29,11 +30,18 @@ _STOP_TIMEOUT = 10.0  # seconds for workers to end a run's process before they a
 _GPU_QUERY_TIMEOUT = 60.0  # seconds for a machine to report its GPUs
 
 
-def place(header: Header, *, address: str | None = None, **options: Any) -> RayPlace:
+def place(
+    header: Header,
+    *,
+    study: StudyOptions | None = None,
+    address: str | None = None,
+    **options: Any,
+) -> RayPlace:
     """Return Ray as the place where a study's runs are executed.
 
     Args:
         header: of every run's process.
+        study: the study's options; the number of runs at a time is the cluster's.
         address: of the cluster; by default the one that this process has joined, `RAY_ADDRESS`, one
             that runs on this machine, or a new one on this machine.
         options: none are supported.
