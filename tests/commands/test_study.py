@@ -150,6 +150,7 @@ def test_the_same_study_trains_nothing_again(script: str, studied: Path) -> None
         study(script, studied, ARGUMENTS, batches=[8], seeds=2, **options | {"steps": 9})
 
 
+@pytest.mark.slow
 def test_a_target_ends_a_run_and_what_fails_is_a_result(script: str, tmp_path: Path) -> None:
     arguments = "--batch {batch} --epochs 100000 --lr 0.01 --trouble"
     result = study(
@@ -236,6 +237,7 @@ def until(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_ends_with_the_study(script: str, tmp_path: Path, number: signal.Signals) -> None:
     """The command trains when the study is interrupted or killed."""
