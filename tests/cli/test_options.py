@@ -27,7 +27,7 @@ ON_COMMAND_LINE_ONLY = {
     "fit": {"json", "steps", "until"} | SPEC,  # steps, until: of rb.Command
     "run": {"json"},
     "predict": {"json", "replay", "calibrate", "device"} | SPEC,  # replay, calibrate: other verbs
-    "tune": {"json", "plot"} | SPEC,  # Plan.plot()
+    "tune": {"json", "plot", "learning_rate"} | SPEC,  # Plan.plot(), rb.Command
     "train": {"json"} | SPEC,
     # metric: one of the metrics, repeatable; learning_rate: of rb.Command
     "study": {"json", "metric", "learning_rate"} | SPEC,

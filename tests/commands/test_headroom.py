@@ -11,7 +11,8 @@ from torch import nn
 
 import rightbatch as rb
 from rightbatch._run.headroom import headroom
-from rightbatch._run.report import noise_scale, report_of
+from rightbatch._run.report import report_of
+from rightbatch._training.sampled_noise import noise_scale
 from rightbatch._training.watched import SampledUpdate, Watched
 
 GIB = 2**30

@@ -267,7 +267,9 @@ def test_a_workload_that_cannot_be_loaded_ends_the_sweep_with_its_own_error(
     here = place(header_of(file.with_name("examples_beside.py")))
     written = Written()
     try:
-        with pytest.raises(rb.RightbatchError, match=r"examples_beside\.py has no function 'workload'"):
+        with pytest.raises(
+            rb.RightbatchError, match=r"examples_beside\.py has no function 'workload'"
+        ):
             Sweep(here, written.begin, written).run([plan_of()])
     finally:
         here.stop()

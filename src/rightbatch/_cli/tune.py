@@ -7,12 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rightbatch._cli.options import Json, Keywords, SpecOptions, Workload, with_options
+from rightbatch._cli.options import (
+    Json,
+    Keywords,
+    RateOptions,
+    SpecOptions,
+    Workload,
+    with_options,
+)
 from rightbatch._cli.output import print_result
 from rightbatch._tune.options import TuneOptions
 
 
-@with_options(TuneOptions, SpecOptions)
+@with_options(TuneOptions, SpecOptions, RateOptions)
 def tune(
     workload: Workload,
     /,
@@ -24,6 +31,7 @@ def tune(
     """Find the batch size that reaches the target soonest, and the settings to train with it.
 
     Example: rightbatch tune train.py:workload --target loss=0.45 --budget 3min
+    Example: rightbatch tune -- python train.py --batch-size {batch} --lr {learning_rate}
     """
     from rightbatch._tune.tune import tune
 

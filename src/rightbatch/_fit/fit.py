@@ -60,14 +60,38 @@ def _fit_by_trials(training: Training, options: FitOptions) -> FitResult:
     """Run `fit` on a training that runs as a process of its own, once for every size."""
     if options.inference:
         raise UsageError("fit of a command measures what the command does; leave inference out")
-    if options.device is not None:
-        raise UsageError("a command chooses its own device; pass it among its arguments")
+    check_device(options.device)
     source = TrialSource(training, options.margin)
     with Live("fit", enabled=options.progress) as live:
-        search = _Search(
-            source, options.memory_bytes, options.max_batch, lambda examples: examples, live.show
+        return largest_by_trials(
+            source, options.memory_bytes, max_batch=options.max_batch, show=live.show
         )
-        found = search.run()
+
+
+def check_device(device: str | None) -> None:
+    """Check that no device is asked for, where a command is the training.
+
+    Raises:
+        UsageError: if one is.
+    """
+    if device is not None:
+        raise UsageError("a command chooses its own device; pass it among its arguments")
+
+
+def largest_by_trials(
+    source: TrialSource,
+    limit: int | None,
+    *,
+    max_batch: int | None,
+    show: Callable[[str], object],
+    useful: Callable[[int], int] = lambda examples: examples,
+) -> FitResult:
+    """Run `fit` with trials, as `largest_batch` does; the source keeps them.
+
+    Raises:
+        NothingFitsError, WorkloadError, UsageError: as `fit` does.
+    """
+    found = _Search(source, limit, max_batch, useful, show).run()
     trial = seen_trial(source.trials, found.batch_size)
     return replace(
         found,

@@ -6,19 +6,14 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
-from rightbatch._noise import NoiseEstimate, Observations
+from rightbatch._noise import NoiseEstimate
 from rightbatch._run.headroom import Headroom, headroom
-from rightbatch._training.watched import SampledUpdate, Watched
+from rightbatch._training.sampled_noise import noise_scale
+from rightbatch._training.watched import Watched
 from rightbatch._units import format_bytes, format_seconds
 
 _WARM_UP = 2  # steps that are slower than the others
 _WAITING = 0.1  # share of waiting for data above which there is advice
-_WINDOW = 10_000  # sampled updates that are averaged over
-_LATER = (
-    0.5  # share of a run that is left out if the rest has enough samples: the noise scale grows
-)
-_ENOUGH = 10  # samples
-_OF_LAYERS = "of the linear, convolution and embedding layers"
 
 
 @dataclass(frozen=True)
@@ -125,32 +120,6 @@ def report_of(watched: Watched, *, margin: float, memory: int | None, seed: int 
         exit_code=watched.exit_code,
         losses=watched.losses,
     )
-
-
-def noise_scale(updates: tuple[SampledUpdate, ...], seed: int = 0) -> NoiseEstimate | None:
-    """Estimate the noise scale from the later sampled updates; None with fewer than two.
-
-    The gradients count equally: a common factor, such as 1/accumulation, divides out.
-    """
-    notes = (_OF_LAYERS,) if any(update.of_layers for update in updates) else ()
-    kept = Observations(_WINDOW, "examples", notes, seed)
-    for update in later_updates(updates):
-        kept.add(
-            whole=update.whole / update.scale**2,
-            single=sum(square for square, _ in update.parts),
-            weights=len(update.parts),
-            squared=len(update.parts),
-            spread=sum(1 / examples for _, examples in update.parts),
-            population=None,
-        )
-    return kept.estimate
-
-
-def later_updates(updates: tuple[SampledUpdate, ...]) -> tuple[SampledUpdate, ...]:
-    """Return those of the later half of a run; all of a run that has too few."""
-    last = max((update.update for update in updates), default=0)
-    later = tuple(update for update in updates if update.update >= _LATER * last)
-    return later if len(later) >= _ENOUGH else updates
 
 
 def _spread(seconds: tuple[float, ...]) -> tuple[float, float, float] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from rightbatch._training.watched import Watched
 from rightbatch._worker.failure import Failure, Outcome
 
 
@@ -12,15 +13,18 @@ from rightbatch._worker.failure import Failure, Outcome
 class TrialRequest:
     """How long a trial runs, and what it may use.
 
-    It ends after `steps` steps. `memory` (bytes) less `margin` is enforced where the platform can;
-    None is all that is free. With `exact`, small measurements on the CPU are not distorted by what
-    malloc holds (`rightbatch._worker.dialogue.EXACT_MALLOC`).
+    It ends after `steps` steps; None: when it `is_enough`, or when it ends itself. Only then its
+    gradients are observed as well, for `Trial.watched`. `memory` (bytes) less `margin` is enforced
+    where the platform can; None is all that is free. With `exact`, small measurements on the CPU
+    are not distorted by what malloc holds (`rightbatch._worker.dialogue.EXACT_MALLOC`).
     """
 
-    steps: int
+    steps: int | None
     memory: int | None = None
     margin: float = 0.0
     exact: bool = False
+    seed: int = 0
+    is_enough: Callable[[Watched], bool] = lambda watched: False
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Trial:
     ranks; None if it is unknown. `charges` are the bytes charged against the limit after each step,
     `step_seconds` and `waited_seconds` the durations of the steps and their part that waited for
     data. `limit_bytes` and `ceiling_bytes` are those of the device. `largest_argument` is the
-    largest size that makes sense, where the trial has shown one.
+    largest size that makes sense, where the trial has shown one. `watched` is the trial as a run
+    that is watched.
     """
 
     argument: int
@@ -55,3 +60,4 @@ class Trial:
     notes: tuple[str, ...] = ()
     detail: Mapping[str, int] = field(default_factory=dict)
     failure: Failure | None = None
+    watched: Watched | None = field(default=None, repr=False)

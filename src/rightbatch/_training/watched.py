@@ -67,4 +67,8 @@ class Watched:
     workers: int = 0
     examples: int | None = None
     exit_code: int | None = None
+    learning_rate: float | None = None
+    """Of the first optimizer, before its schedule."""
+    betas: tuple[float, float] | None = None
+    """Of Adam and its variants; None for others."""
     notes: tuple[str, ...] = field(default=())

@@ -58,7 +58,7 @@ class Situation:
     averaged: NoiseEstimate | None
     scaling: Scaling
     base_batch: int
-    examples: int
+    examples: int | None
     drop_last: bool
     workers: int
     batch_norm: bool
@@ -176,6 +176,8 @@ def _learning_rate(s: Situation) -> Iterator[Advice]:
 
 def _epoch(s: Situation) -> Iterator[Advice]:
     size = s.chosen.batch_size
+    if s.examples is None:
+        return
     updates = -(-s.examples // size)
     if updates < FEW_UPDATES:
         yield Advice(

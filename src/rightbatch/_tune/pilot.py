@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from rightbatch._errors import UsageError
 from rightbatch._noise import NoiseWindow, WeightAverage
@@ -109,17 +109,24 @@ class PilotReport:
 
 
 @dataclass
-class _Losses:
-    """The exponentially averaged training loss; `weight` corrects the bias of the first steps."""
+class LossAverage:
+    """The exponentially averaged training loss; `_weight` corrects the bias of the first steps."""
 
+    SETTLED: ClassVar[int] = 14
+    """Losses after which one of them counts for less than half: `SMOOTHING ** 14` is 0.49."""
     values: list[tuple[int, float]] = field(default_factory=list)
     _sum: float = 0.0
-    weight: float = 0.0
+    _weight: float = 0.0
 
     def add(self, examples: int, loss: float) -> None:
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
-        self.weight = SMOOTHING * self.weight + (1 - SMOOTHING)
-        self.values.append((examples, self._sum / self.weight))
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        self.values.append((examples, self._sum / self._weight))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no single loss decides."""
+        return len(self.values) >= self.SETTLED
 
 
 class Pilot(Observer):
@@ -132,7 +139,7 @@ class Pilot(Observer):
         self._began = self._looked = time.perf_counter()
         self._windows = 0
         self._average: WeightAverage | None = None
-        self._losses = _Losses()
+        self._losses = LossAverage()
         self._noise = NoiseWindow()
         self._reached: Reached | None = None
         self._evaluated, self._evaluation_seconds = self._began, 0.0
@@ -204,7 +211,7 @@ class Pilot(Observer):
             return False
         name, wanted = target
         if name == "loss":
-            return self._losses.weight > 0.5 and self._losses.values[-1][1] <= wanted
+            return self._losses.is_settled and self._losses.values[-1][1] <= wanted
         now = time.perf_counter()
         spacing = (1 - EVALUATION_SHARE) / EVALUATION_SHARE * self._evaluation_seconds
         if now - self._evaluated < spacing:

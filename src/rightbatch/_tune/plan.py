@@ -31,9 +31,10 @@ class Plan:
     Each update has `batch_size` examples, in `accumulation` micro-batches of `micro_batch_size` on
     each device. `learning_rate_factor` multiplies the rate chosen for `base_batch`; `beta2` and
     `epsilon_factor` are for Adam and its variants. `expected` has every size that was compared,
-    `branches` the trainings of `verify`. `samples` are the raw step times by micro-batch size,
-    `seen` the gradient statistics at the weights and at their average: the decision can be repeated
-    from them.
+    `branches` the trainings of `verify`, `command` is the command to train with, if the training is
+    one. `steps_per_epoch` is None for data without a length. `samples` are the raw step times by
+    micro-batch size, `seen` the gradient statistics at the weights and at their average: the
+    decision can be repeated from them.
     """
 
     batch_size: int
@@ -48,7 +49,7 @@ class Plan:
     averaged_noise_scale: NoiseEstimate | None
     expected: tuple[Expected, ...]
     advice: tuple[Advice, ...]
-    steps_per_epoch: int
+    steps_per_epoch: int | None
     steps_in_all: int | None
     epochs: int | None
     largest: FitResult
@@ -57,6 +58,7 @@ class Plan:
     seconds: float
     reason: str
     branches: tuple[Branch, ...] = ()
+    command: str | None = None
     samples: dict[int, tuple[StepSeconds, ...]] = field(default_factory=dict, repr=False)
     seen: NoiseWindow = field(default=NoiseWindow(), repr=False)
 
@@ -73,6 +75,7 @@ class Plan:
             *([f"at averaged weights: {averaged}"] if averaged else []),
             *rows,
             *(f"- {each}" for each in self.advice),
+            *([f"run: {self.command}"] if self.command else []),
         ]
         return "\n".join(lines)
 
@@ -81,7 +84,7 @@ class Plan:
         plain = (
             "batch_size micro_batch_size accumulation learning_rate_factor learning_rate_rule "
             "beta2 epsilon_factor base_batch steps_per_epoch steps_in_all epochs objective "
-            "processes seconds reason"
+            "processes seconds reason command"
         )
         averaged = self.averaged_noise_scale
         return {name: getattr(self, name) for name in plain.split()} | {

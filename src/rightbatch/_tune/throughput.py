@@ -53,6 +53,7 @@ class Throughput:
     """Step times of every batch size, from `samples` of some micro-batch sizes.
 
     `workers` is the number of processes that load examples in parallel; 0: the training process.
+    Without `accumulates` each batch is one micro-batch, whose time is interpolated.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Throughput:
         *,
         workers: int = 0,
         network: Network | None = None,
+        accumulates: bool = True,
         seed: int = 0,
     ) -> None:
         self.samples = {size: tuple(samples[size]) for size in sorted(samples)}
         self._sizes = list(self.samples)
-        self._workers = workers
+        self._workers, self._accumulates = workers, accumulates
         self._network = network or Network()
         generator = torch.Generator().manual_seed(seed)
         self._computing: dict[int, Tensor] = {}
@@ -85,6 +87,8 @@ class Throughput:
     def steps(self, batch_size: int) -> Steps:
         """Return the fastest steps of `batch_size`; of equally fast micro-batches, the largest."""
         local = -(-batch_size // self._network.devices)
+        if not self._accumulates:
+            return Steps(batch_size, local, 1, self._step(local, local))
         tries = [size for size in self._sizes if size <= local] or self._sizes[:1]
         seconds = {size: self._step(local, size) for size in tries}
         fastest = min(float(times.median()) for times in seconds.values())
@@ -118,13 +122,15 @@ class Throughput:
 
     def _busy(self, local: int, micro: int) -> Tensor:
         whole, rest = divmod(local, micro)
-        computing = whole * self._computing[micro]
+        computing = whole * self._between(micro)
         if rest:
             computing = computing + self._between(rest)
         return computing + self._updating
 
     def _between(self, size: int) -> Tensor:
-        """Interpolate the seconds of a pass of a size that was not timed, linearly."""
+        """Return the seconds of a pass; of a size that was not timed, by linear interpolation."""
+        if size in self._computing:
+            return self._computing[size]
         place = bisect_left(self._sizes, size)
         if place == 0:
             return self._computing[self._sizes[0]]

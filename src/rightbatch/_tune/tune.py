@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._fit.fit import largest_batch
 from rightbatch._fit.result import FitResult
 from rightbatch._noise import estimate_from
 from rightbatch._progress import Live
 from rightbatch._training.facts import TrainingFacts
-from rightbatch._training.protocol import Ability, require
+from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._training.resolve import resolve
 from rightbatch._training.scaling import Scaling, scaling
 from rightbatch._training.updates import DEFAULT_BATCH, most_useful
 from rightbatch._tune.advice import Situation, advise
 from rightbatch._tune.branches import BranchPlan
+from rightbatch._tune.by_trials import ByTrials
+from rightbatch._tune.by_worker import ByWorker
 from rightbatch._tune.decision import Decision, decide
+from rightbatch._tune.measurer import Measurer, Timed
 from rightbatch._tune.options import TuneOptions
-from rightbatch._tune.pilot import PilotPlan, PilotReport
+from rightbatch._tune.pilot import PilotReport
 from rightbatch._tune.plan import Branch, Plan
-from rightbatch._tune.process import TuneProcess
 from rightbatch._tune.reason import reason
 from rightbatch._tune.throughput import Network, Steps, Throughput, spread
-from rightbatch._tune.timing import Timing, raise_build_errors, sizes_between
-from rightbatch._worker import BuildError, Header, header_for
+from rightbatch._tune.timing import sizes_between
 from rightbatch._workload.verb import takes
 
 TIMING, PILOT = 0.25, 0.55
 """Shares of the budget. The rest is for `fit` and for starting processes."""
-SCHEDULED_EPOCHS = 10
-"""Epochs that the pilot's schedule is made for, if `epochs` is not given."""
 BRANCHES = 0.3
 """Share of the budget for branches."""
 LEAST_UPDATES = 10
@@ -53,7 +49,8 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
     exchange gradients at `bandwidth` per second. `verify` also trains short branches at half, twice
     and four times the size. `largest` is the result of an earlier `fit`. No size is chosen that
     leaves a training of `epochs` too few updates (`rightbatch._training.updates`); without `epochs`
-    the training is assumed to continue until the target.
+    the training is assumed to continue until the target. A command is measured by running it: with
+    some sizes for a few steps, and at `base_batch` for the noise scale.
 
     Raises:
         NothingFitsError: if not even one example fits.
@@ -61,8 +58,6 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
         UsageError: for an option that cannot be used.
     """
     training = resolve(workload, **spec)
-    require(training, Ability.LOOP, "tune")
-    require(training, Ability.STEP, "tune")
     if options.verify:
         require(training, Ability.BRANCH, "tune --verify")
     started = time.perf_counter()
@@ -72,72 +67,63 @@ def tune(workload: object, options: TuneOptions, **spec: Any) -> Plan:
         def show(text: str) -> None:
             live.show(text, int(100 * (time.perf_counter() - started) / budget))
 
-        header = header_for(
-            training, device=options.device, margin=options.margin, seed=options.seed
-        )
-        limit = options.memory_bytes
-        found = options.largest or largest_batch(
-            header,
-            limit,
-            max_batch=options.max_batch,
-            useful=lambda examples: most_useful(examples, options.epochs),
-            show=show,
-        )
-        tuning = _Tuning(header, limit, found, options, show, started)
-        return tuning.run()
+        measurer = _measurer(training, options, show)
+        try:
+            largest = options.largest or measurer.fit()
+            return _Tuning(measurer, largest, options, started).run()
+        finally:
+            measurer.stop()
+
+
+def _measurer(training: Training, options: TuneOptions, show: Callable[[str], object]) -> Measurer:
+    if Ability.TRIAL in training.abilities:
+        return ByTrials(training, options, show)
+    require(training, Ability.LOOP, "tune")
+    require(training, Ability.STEP, "tune")
+    return ByWorker(training, options, show)
 
 
 class _Tuning:
     """Measures, decides, and explains the decision."""
 
     def __init__(
-        self,
-        header: Header,
-        limit: int | None,
-        largest: FitResult,
-        options: TuneOptions,
-        show: Callable[[str], object],
-        started: float,
+        self, measurer: Measurer, largest: FitResult, options: TuneOptions, started: float
     ) -> None:
-        if largest.examples is None:
+        if largest.examples is None and largest.argument is None:
             raise UsageError(
                 "tune needs a data set with a length, to know the steps of an epoch; for a stream, "
                 "use rightbatch.NoiseScale in your own loop"
             )
-        self._header, self._limit = header, limit
-        self._largest, self._options = largest, options
-        self._show, self._started = show, started
+        self._measurer = measurer
+        self._largest, self._options, self._started = largest, options, started
         self._examples = largest.examples
-        self._base = min(max(options.base_batch, largest.smallest_batch_size), self._examples)
+        base = max(options.base_batch, largest.smallest_batch_size)
+        self._base = min(filter(None, (base, self._examples)))
+        if largest.argument is not None:  # a command runs whole batches in the pilot
+            self._base = min(self._base, largest.batch_size)
 
     def run(self) -> Plan:
-        options, largest = self._options, self._largest
-        with ExitStack() as processes:
-            process = processes.enter_context(TuneProcess(self._header))
-            timing = Timing(process, self._limit, self._show)
-            seconds = self._left() * TIMING / (TIMING + PILOT)
-            timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
-            process.stop()
-            if options.objective == "energy" and not all(
-                timing.watts.get(s) for s in timing.samples
-            ):
-                raise UsageError(
-                    f"{largest.device} does not report its energy: objective='energy' needs an "
-                    "NVIDIA GPU of the Volta generation or later; use 'time' or 'cost'"
-                )
-            trainer, report = self._pilot(processes)
-            facts = report.facts
-            noise = estimate_from(report.noise.at_weights, notes=facts.notes)
-            averaged = estimate_from(report.noise.at_average, notes=facts.notes)
-            if noise is None:
-                raise UsageError(
-                    "the noise scale is unknown: no gradient in the pilot's windows was finite; if "
-                    "the precision is fp16, use bf16, which does not overflow as easily"
-                )
-            throughput, decision, devices = self._decide(timing, report)
-            chosen = decision.chosen
-            rule = self._scaling(facts, chosen.batch_size, decision.noise_scale)
-            branches = self._branches(trainer, decision, facts) if options.verify else ()
+        options, largest, measurer = self._options, self._largest, self._measurer
+        timed = measurer.time(largest, self._left() * TIMING / (TIMING + PILOT))
+        if options.objective == "energy" and not all(timed.watts.get(s) for s in timed.samples):
+            raise UsageError(
+                f"{largest.device} does not report its energy: objective='energy' needs an "
+                "NVIDIA GPU of the Volta generation or later; use 'time' or 'cost'"
+            )
+        share = BRANCHES if options.verify else 0.0
+        report = measurer.pilot(self._base, largest, (0.95 - share) * self._left())
+        facts = report.facts
+        noise = estimate_from(report.noise.at_weights, notes=facts.notes)
+        averaged = estimate_from(report.noise.at_average, notes=facts.notes)
+        if noise is None:
+            raise UsageError(
+                "the noise scale is unknown: no gradient in the pilot's windows was finite; if "
+                "the precision is fp16, use bf16, which does not overflow as easily"
+            )
+        throughput, decision, devices = self._decide(timed, report)
+        chosen = decision.chosen
+        rule = self._scaling(facts, chosen.batch_size, decision.noise_scale)
+        branches = self._branches(decision, facts) if options.verify else ()
         advice = advise(
             Situation(
                 chosen=chosen,
@@ -149,22 +135,22 @@ class _Tuning:
                 drop_last=facts.drop_last,
                 workers=facts.workers,
                 batch_norm=facts.batch_norm,
-                values_per_channel=timing.values.get(chosen.micro_batch_size),
+                values_per_channel=timed.values.get(chosen.micro_batch_size),
                 loading=throughput.waits_for_loading(chosen.batch_size),
-                bf16=timing.bf16 if facts.precision == "fp32" else None,
-                unsteady=spread(timing.samples[chosen.micro_batch_size]),
+                bf16=timed.bf16 if facts.precision == "fp32" else None,
+                unsteady=spread(timed.nearest(chosen.micro_batch_size)),
                 losses=list(report.losses),
                 target_reached=None if options.target is None else report.reached is not None,
             )
         )
-        per_epoch = -(-self._examples // chosen.batch_size)
-        if facts.drop_last:
-            per_epoch = max(self._examples // chosen.batch_size, 1)
+        per_epoch = self._steps_per_epoch(chosen.batch_size, facts.drop_last)
+        in_all = per_epoch * options.epochs if per_epoch and options.epochs else None
+        factor = rule.learning_rate_factor
         return Plan(
             batch_size=chosen.batch_size,
             micro_batch_size=chosen.micro_batch_size,
             accumulation=chosen.accumulation,
-            learning_rate_factor=rule.learning_rate_factor,
+            learning_rate_factor=factor,
             learning_rate_rule=rule.rule,
             beta2=rule.beta2,
             epsilon_factor=rule.epsilon_factor,
@@ -174,7 +160,7 @@ class _Tuning:
             expected=decision.expected,
             advice=tuple(advice),
             steps_per_epoch=per_epoch,
-            steps_in_all=per_epoch * options.epochs if options.epochs else None,
+            steps_in_all=in_all,
             epochs=options.epochs,
             largest=largest,
             objective=options.objective,
@@ -182,38 +168,22 @@ class _Tuning:
             seconds=time.perf_counter() - self._started,
             reason=reason(decision, largest, options.objective, branches),
             branches=branches,
-            samples={size: tuple(steps) for size, steps in sorted(timing.samples.items())},
+            command=measurer.command_line(chosen.batch_size, chosen.micro_batch_size, factor),
+            samples={size: tuple(steps) for size, steps in sorted(timed.samples.items())},
             seen=report.noise,
         )
+
+    def _steps_per_epoch(self, size: int, drop_last: bool) -> int | None:
+        if self._examples is None:
+            return None
+        return max(self._examples // size, 1) if drop_last else -(-self._examples // size)
 
     def _left(self) -> float:
         """Return the seconds left of the budget; at least half of it, however long `fit` took."""
         spent = time.perf_counter() - self._started
         return max(self._options.budget_seconds - spent, 0.5 * self._options.budget_seconds)
 
-    def _pilot(self, processes: ExitStack) -> tuple[TuneProcess, PilotReport]:
-        """Train the pilot; halve its micro-batch if it does not fit beside the averaged weights."""
-        share = BRANCHES if self._options.verify else 0.0
-        plan = PilotPlan(
-            batch_size=self._base,
-            micro_batch_size=min(self._base, self._largest.batch_size),
-            seconds=(0.95 - share) * self._left(),
-            epochs=self._options.epochs or SCHEDULED_EPOCHS,
-            target=self._options.metric_target,
-            seed=self._options.seed,
-        )
-        while True:
-            process = processes.enter_context(TuneProcess(self._header))
-            try:
-                return process, process.pilot(plan, self._limit, self._show)
-            except BuildError as error:
-                least = self._largest.smallest_batch_size
-                if error.outcome == "failed" or plan.micro_batch_size <= least:
-                    raise error.failure.as_error("the workload failed during tuning") from None
-            process.stop()
-            plan = replace(plan, micro_batch_size=max(plan.micro_batch_size // 2, least))
-
-    def _decide(self, timing: Timing, report: PilotReport) -> tuple[Throughput, Decision, int]:
+    def _decide(self, timed: Timed, report: PilotReport) -> tuple[Throughput, Decision, int]:
         """Choose the batch size, and for cost the number of devices: fewer may cost less."""
         options, facts, reached = self._options, report.facts, report.reached
         best: tuple[Throughput, Decision, int] | None = None
@@ -223,19 +193,23 @@ class _Tuning:
         for devices in counts:
             network = Network(devices, options.bandwidth_bytes, facts.gradient_bytes)
             throughput = Throughput(
-                timing.samples, workers=facts.workers, network=network, seed=options.seed
+                timed.samples,
+                workers=facts.workers,
+                network=network,
+                accumulates=self._measurer.accumulates,
+                seed=options.seed,
             )
 
             def price(steps: Steps, devices: int = devices) -> float:
                 if options.objective != "energy":
                     return devices if options.objective == "cost" else 1
-                watts = timing.watts[steps.micro_batch_size]
+                watts = timed.watts[steps.micro_batch_size]
                 return devices * sum(watts) / len(watts)
 
             decision = decide(
                 throughput,
                 report.noise,
-                self._candidates(devices),
+                self._candidates(devices, timed),
                 most=self._most(devices),
                 price=price,
                 examples_to_target=(self._base, reached.examples) if reached else None,
@@ -246,11 +220,17 @@ class _Tuning:
         assert best is not None
         return best
 
-    def _candidates(self, devices: int) -> list[int]:
+    def _candidates(self, devices: int, timed: Timed) -> list[int]:
         """Return the powers of 2, the default, the base size and the largest that fits.
 
-        Every device gets at least one example.
+        Every device gets at least one example. Without accumulation nothing is larger than what
+        fits, or between the sizes that the command can have.
         """
+        if not self._measurer.accumulates:
+            sizes = sorted(timed.samples)
+            between = {n * sizes[0] for n in sizes_between(1, sizes[-1] // sizes[0])}
+            usual = {DEFAULT_BATCH} & set(range(sizes[0], sizes[-1] + 1, sizes[0]))
+            return sorted({*sizes, *between, *usual})
         largest = self._largest.batch_size
         least = self._largest.smallest_batch_size * devices
         most = max(self._most(devices), largest)
@@ -259,6 +239,8 @@ class _Tuning:
 
     def _most(self, devices: int) -> int:
         """Return the largest size that may be chosen, by `max_batch` and the number of updates."""
+        if self._examples is None:
+            return self._options.max_batch or self._largest.batch_size
         useful = most_useful(self._examples, self._options.epochs)
         wanted = self._options.max_batch or useful
         if self._options.epochs is not None:
@@ -268,13 +250,12 @@ class _Tuning:
     def _scaling(self, facts: TrainingFacts, size: int, noise_scale: float) -> Scaling:
         return scaling(facts.betas, self._base, size, noise_scale)
 
-    def _branches(
-        self, process: TuneProcess, decision: Decision, facts: TrainingFacts
-    ) -> tuple[Branch, ...]:
+    def _branches(self, decision: Decision, facts: TrainingFacts) -> tuple[Branch, ...]:
         """Train branches of 1/2, 1, 2 and 4 times the chosen size on the same examples."""
         chosen = decision.chosen
         size, least = chosen.batch_size, self._largest.smallest_batch_size
-        sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= self._examples]
+        most = self._examples or size
+        sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= most]
         rules = [self._scaling(facts, size, decision.noise_scale) for size in sizes]
         plans = [
             BranchPlan(
@@ -287,4 +268,4 @@ class _Tuning:
         ]
         seconds = BRANCHES * self._options.budget_seconds / len(sizes)
         examples = int(max(seconds * chosen.examples_per_second, LEAST_UPDATES * sizes[-1]))
-        return raise_build_errors(lambda: process.branches(plans, examples, self._show))
+        return self._measurer.branches(plans, examples)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rightbatch._device.cpu import free_memory
@@ -14,12 +15,13 @@ from rightbatch._training.trial import Trial, TrialRequest
 from rightbatch._training.watched import Watched, WatchRequest
 from rightbatch._worker.dialogue import EXACT_MALLOC
 from rightbatch.integrations.command.launch import without_agent
-from rightbatch.integrations.command.observed import Rank, examples_per_step
+from rightbatch.integrations.command.observed import Observed, Rank, examples_per_step
 from rightbatch.integrations.command.template import Template
 from rightbatch.integrations.command.trial import TrialPlan, TrialResult, run_trial
-from rightbatch.integrations.command.watch import watch
+from rightbatch.integrations.command.watch import watch, watched_of
 
 _CPU_VARIATION = 0.015  # as `rightbatch._device.cpu.CPU.charge_variation`
+_ASK = 0.5  # seconds between two questions whether a trial is enough
 _MAX_NEW_FILES = 5  # that a note names
 
 
@@ -36,7 +38,8 @@ class Command(Training):
         steps: steps of a trial, in place of the search's own number.
         until: `"evaluation"` lets a trial go on until an evaluation and one more step.
         learning_rate: for `{learning_rate}`, the one that was chosen for the base batch size;
-            without it, the script's own default is seen.
+            without it, the arguments with `{learning_rate}` are left out in trials, and the
+            script's own default is seen.
 
     Raises:
         UsageError: if the program does not exist.
@@ -78,11 +81,13 @@ class Command(Training):
 
     def trial(self, argument: int, request: TrialRequest) -> Trial:
         """Run the command until its training has made enough steps."""
-        self.template.require("batch", "fit")
+        if not self.accumulates:
+            self.template.require("batch", "fit")
         free = max(free_memory(), 1)
+        steps = None if request.steps is None else self._steps or max(request.steps, 2)
         with _folder_for_files() as out, _new_files() as new:
             plan = TrialPlan(
-                steps=self._steps or max(request.steps, 2),
+                steps=steps,
                 memory=request.memory,
                 free=free,
                 margin=max(request.margin, _CPU_VARIATION),
@@ -90,13 +95,32 @@ class Command(Training):
                 folders=(out,),
                 variables=EXACT_MALLOC if request.exact else {},
             )
-            values = {"batch": argument, "out": out, "seed": 0}
-            result = run_trial(self.template.filled(values), plan)
+            sizes = {"batch": argument, "micro_batch": argument, "accumulation": 1}
+            values = sizes | {"out": out, "seed": request.seed}
+            command = self._with_learning_rate(self.learning_rate, values)
+            result = run_trial(command, plan, _at_times(request.is_enough))
         return self._trial(argument, plan, result, new)
 
     def watch(self, request: WatchRequest) -> Watched:
         """Run the command to its end."""
         return watch(self.template.filled({}), request)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the command takes a batch in several micro-batches."""
+        return {"micro_batch", "accumulation"} <= self.template.names
+
+    def command_line(self, values: Mapping[str, object]) -> str:
+        """Return the command with `values` for its placeholders, as one types it.
+
+        Placeholders without a value stay; values that look like secrets are hidden.
+        """
+        return str(self.template.partly_filled(values))
+
+    def _with_learning_rate(self, rate: float | None, values: Mapping[str, object]) -> list[str]:
+        if rate is None:
+            return self.template.without("learning_rate").filled(values)
+        return self.template.filled({**values, "learning_rate": rate})
 
     def _trial(
         self, argument: int, plan: TrialPlan, result: TrialResult, new: Sequence[str]
@@ -140,6 +164,7 @@ class Command(Training):
             notes=self._notes(argument, result, examples, new),
             detail={"other_bytes": result.other_bytes, "ranks": len(ranks)},
             failure=result.failure,
+            watched=watched_of(result.observed, result.exit_code) if plan.steps is None else None,
         )
 
     def _check(self, result: TrialResult) -> None:
@@ -210,6 +235,20 @@ def from_spec(spec: str, **options: object) -> Command | None:
     if unknown:
         raise UsageError(f"a command takes no option {', '.join(unknown)}: it has its own")
     return Command(shlex.split(spec[3:]), **given)  # type: ignore[arg-type]
+
+
+def _at_times(is_enough: Callable[[Watched], bool]) -> Callable[[Observed], bool]:
+    """Ask no more often than every half second: what was seen is put together for it."""
+    asked_at = time.monotonic()
+
+    def ask(observed: Observed) -> bool:
+        nonlocal asked_at
+        if time.monotonic() - asked_at < _ASK or not observed.trainers:
+            return False
+        asked_at = time.monotonic()
+        return is_enough(watched_of(observed, None))
+
+    return ask
 
 
 def _device(ranks: Sequence[Rank]) -> str:

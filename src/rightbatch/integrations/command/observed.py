@@ -58,6 +58,8 @@ class Observed:
         self.processes: dict[int, Rank] = {}
         self.failure: Failure | None = None
         self.out_of_memory = False
+        self.is_enough = False
+        """Whether the parent needs no more of it."""
         self.overwritten: str | None = None
         """The user's file that the run would have changed."""
         self.agent_errors: list[str] = []

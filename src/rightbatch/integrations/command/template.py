@@ -103,18 +103,28 @@ class Template:
         Raises:
             UsageError: if a placeholder has no value.
         """
+        missing = sorted(self.names - values.keys())
+        if missing:
+            raise UsageError(f"{{{missing[0]}}} has no value here; leave it out of the command")
+        return list(self.partly_filled(values).arguments)
+
+    def partly_filled(self, values: Mapping[str, object]) -> Template:
+        """Return the command with the placeholders that have a value replaced."""
 
         def value(match: re.Match[str]) -> str:
-            name = match[1]
-            if name not in values:
-                raise UsageError(f"{{{name}}} has no value here; leave it out of the command")
-            return str(values[name])
+            return str(values.get(match[1], match[0]))
 
-        return [_PATTERN.sub(value, argument) for argument in self.arguments]
+        return Template(tuple(_PATTERN.sub(value, argument) for argument in self.arguments))
 
     def __str__(self) -> str:
         """The command as one types it, with values that look like secrets hidden."""
-        return shlex.join(_without_secrets(self.arguments)).replace("'{", "{").replace("}'", "}")
+        return " ".join(map(_quoted, _without_secrets(self.arguments)))
+
+
+def _quoted(argument: str) -> str:
+    """Quote an argument for a shell, where more than the braces of placeholders needs it."""
+    plain = _PATTERN.sub(r"\1", argument)
+    return argument if plain and shlex.quote(plain) == plain else shlex.quote(argument)
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:

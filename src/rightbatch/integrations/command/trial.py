@@ -24,6 +24,7 @@ from rightbatch.integrations.command.process_tree import ProcessTree
 _POLL = 0.05  # seconds
 _SAMPLE = 0.1  # seconds between two looks at the memory of loader workers
 _QUIET = 1.0  # seconds that messages of processes which have ended may still take
+_NOISE = 0.1  # share of the time that gradients may be looked at, where a trial is for that
 _OUTPUT = 20_000  # characters of the command's own output that are kept
 
 
@@ -31,13 +32,15 @@ _OUTPUT = 20_000  # characters of the command's own output that are kept
 class TrialPlan:
     """How long a trial runs, and what it may use.
 
-    It ends after `steps` steps, with `until_evaluation` not before an evaluation and one more step.
+    It ends after `steps` steps, with `until_evaluation` not before an evaluation and one more step;
+    without a number of steps when the run is enough. Then its gradients are observed as well, which
+    needs memory of its own.
     `memory` (bytes; on the CPU at most `free`) less `margin` is enforced where the platform can.
     `folders` may be written to,
     `variables` are added to the environment.
     """
 
-    steps: int
+    steps: int | None
     memory: int | None = None
     free: int | None = None
     margin: float = 0.0
@@ -67,9 +70,9 @@ class TrialResult:
 def run_trial(
     command: Sequence[str],
     plan: TrialPlan,
-    show: Callable[[Observed], object] = lambda observed: None,
+    is_enough: Callable[[Observed], bool] = lambda observed: False,
 ) -> TrialResult:
-    """Run a command until its training has made the plan's steps, or it ends by itself."""
+    """Run a command until its training has made the plan's steps, is enough, or ends by itself."""
     started_at = time.perf_counter()
     observed, other_bytes = Observed(), 0
     with (
@@ -81,7 +84,8 @@ def run_trial(
             "address": listener.address,
             "secret": listener.secret,
             "trial": True,
-            "steps": plan.steps,
+            "steps": plan.steps or 0,
+            "noise": 0.0 if plan.steps else _NOISE,
             "memory": plan.memory,
             "free": plan.free,
             "margin": plan.margin,
@@ -103,7 +107,7 @@ def run_trial(
         try:
             with ProcessTree(process.pid, listener.secret) as tree:
                 try:
-                    other_bytes = _follow(process, tree, listener, observed, show)
+                    other_bytes = _follow(process, tree, listener, observed, is_enough)
                 finally:
                     left = tree.kill()
         finally:
@@ -112,8 +116,10 @@ def run_trial(
             code = process.wait()
         text = end_of(output)
     outcome, failure = verdict(observed, code, text)
+    if outcome == "killed" and observed.is_enough:
+        outcome, failure = "ok", None
     seconds = time.perf_counter() - started_at
-    exit_code = None if observed.is_reached else code
+    exit_code = None if observed.is_reached or observed.is_enough else code
     return TrialResult(
         outcome, observed, failure, other_bytes, seconds, text, exit_code, tuple(left)
     )
@@ -124,7 +130,7 @@ def _follow(
     tree: ProcessTree,
     listener: Listener,
     observed: Observed,
-    show: Callable[[Observed], object],
+    is_enough: Callable[[Observed], bool],
 ) -> int:
     """Take in messages until the trial is over; return the peak of the other processes' memory."""
     peak, sampled_at, ended_at = 0, 0.0, None
@@ -133,9 +139,10 @@ def _follow(
             if message.get("event") in ("hello", "lifeline"):
                 tree.add(message["pid"])
             observed.add(message)
-        show(observed)
+        observed.is_enough = is_enough(observed)
         if (
             observed.is_reached
+            or observed.is_enough
             or observed.overwritten
             or observed.out_of_memory  # other ranks may wait for this one for ever
             or observed.agent_errors  # nobody counts the steps any more

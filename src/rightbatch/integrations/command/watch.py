@@ -120,6 +120,8 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
         optimizers=first.optimizers if first else 0,
         examples=first.epoch if first else None,
         exit_code=exit_code,
+        learning_rate=first.learning_rate if first else None,
+        betas=first.betas if first else None,
         notes=tuple(notes),
     )
 

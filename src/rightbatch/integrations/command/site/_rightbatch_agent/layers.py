@@ -71,7 +71,7 @@ class LayerParts:
         """Tell how many examples the micro-batch has."""
         self._examples = examples
 
-    def squares(self) -> tuple[Any, list[Any], int] | None:
+    def squares(self) -> tuple[Any, Any, int] | None:
         """Return the squared norms of the sum and of each part, and the examples of a part.
 
         None if no layer could be observed.

@@ -14,17 +14,25 @@ from typing import Any, Callable
 
 from .layers import LayerParts
 
+_RARELY = 2e-4  # at a cost of 1%, a sample after each 2% of the updates so far
 _FIRST = 3  # the first sampled update; the optimizer has no state before the first one
-_EVERY, _SHARE = 10, 0.02  # updates between two samples: at least, and as a share of those so far
-_COST = 0.01  # of the time of a step, at most, that samples of layers take on average
+_EVERY = 10  # updates between two samples, at least
 
 
 class Noise:
-    """Samples updates; `is_shared` returns whether other ranks train the same model."""
+    """Samples updates; `is_shared` returns whether other ranks train the same model.
+
+    Samples take about `cost`, a share of the time, at most.
+    """
 
     def __init__(
-        self, torch: Any, send: Callable[..., None], is_shared: Callable[[], bool]
+        self,
+        torch: Any,
+        send: Callable[..., None],
+        is_shared: Callable[[], bool],
+        cost: float,
     ) -> None:
+        self._cost = cost
         self._torch, self._send, self._is_shared = torch, send, is_shared
         self._updates, self._next = 0, _FIRST
         self._parameters: list[Any] = []
@@ -102,10 +110,11 @@ class Noise:
     def _put_off(self, seconds: float = 0.0) -> None:
         """Set the next sampled update; one has just taken `seconds` of its own."""
         least = min(_EVERY, self._updates)  # a short run has some samples as well
+        rarely = _RARELY / self._cost * self._updates
         affordable = 0.0
         if self._updates > _FIRST and self._step_seconds:  # the first sample loads code as well
-            affordable = seconds / (_COST * self._step_seconds)
-        self._next = self._updates + int(max(least, _SHARE * self._updates, affordable))
+            affordable = seconds / (self._cost * self._step_seconds)
+        self._next = self._updates + int(max(least, rarely, affordable))
 
     def _send_layers(self) -> None:
         layers, is_alone = self._layers, self._backwards == 1

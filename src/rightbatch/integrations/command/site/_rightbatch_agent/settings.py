@@ -17,7 +17,8 @@ class Settings(NamedTuple):
     this machine), and must not overwrite files that are older than `started_at` (seconds since the
     epoch) outside of `folders`. It blocks after `steps` steps, if there are any; with
     `until_evaluation` not before an evaluation and one more step. Outside of a trial a process ends
-    with its parent only if `ends_with_parent`.
+    with its parent only if `ends_with_parent`. `noise` is the share of the time
+    that gradients may be looked at, 0 for never.
     """
 
     address: Any
@@ -30,6 +31,7 @@ class Settings(NamedTuple):
     until_evaluation: bool = False
     started_at: float = 0.0
     ends_with_parent: bool = False
+    noise: float = 0.01
     folders: tuple = ()  # type: ignore[type-arg]
 
     @classmethod

@@ -33,7 +33,7 @@ class Watcher:
     def __init__(self, torch: Any, settings: Settings) -> None:
         self._torch, self._settings = torch, settings
         self._memory = Memory(torch)
-        self._noise = Noise(torch, self._send, lambda: self._world() > 1)
+        self._noise = Noise(torch, self._send, lambda: self._world() > 1, settings.noise)
         self._is_on = True
         self._has_memory = self._is_warm = False
         self._steps = 0
@@ -61,8 +61,9 @@ class Watcher:
     def install(self) -> None:
         """Wrap torch's functions, and greet the parent."""
         torch = self._torch
+        if not self._settings.noise:
+            self._noise.refuse("")
         if self._settings.trial:
-            self._noise.refuse("")  # its statistics would be part of the peak that is measured
             protect_saving(torch)
         if self._settings.trial or self._settings.ends_with_parent:
             _connection.end_with_parent(self._settings)
@@ -170,7 +171,7 @@ class Watcher:
     def _on_optimizer(self, optimizer: Any) -> None:
         self._start_memory()
         # Before a schedule changes it: the rate that the script was given.
-        group = next(iter(optimizer.param_groups), {})
+        group: dict[str, Any] = next(iter(optimizer.param_groups), {})
         rate, betas = group.get("lr"), group.get("betas")
         self._send(
             event="training",
