@@ -123,7 +123,9 @@ def _outcome(
     if outcome == "failed" and observed.failure is None:
         last = output.strip().rpartition("\n")[2][:300]  # a program's own message
         return "failed", f"{failure.message}: {last}" if last else failure.message, failure
-    reason = f"{failure.type}: {failure.message}"
+    # A launcher's message has many lines; all of the output is in the error.
+    lines = [line for line in failure.message.splitlines() if line.strip("=- ")]
+    reason = f"{failure.type}: {lines[0].strip() if lines else ''}"
     return "failed" if outcome == "failed" else "out_of_memory", reason, failure
 
 
