@@ -1,8 +1,9 @@
-"""`run` and `fit` on the scripts of tests/commands/gallery, as their README lists them.
+"""The verbs for commands on the scripts of tests/commands/gallery, as their README lists them.
 
 Each script runs alone, then under `rightbatch run`: losses and weights must be equal bit for bit.
-Then `rightbatch fit` answers under a memory limit. `--only NAME,...` measures some scripts, and
-keeps what is stored of the others; `--no-fit` leaves `fit` out.
+Then `fit` answers under a memory limit, `tune` chooses among small sizes, and `study` trains a few
+steps of two sizes. `--only NAME,...` measures some scripts, `--verbs fit,tune` some verbs; what is
+stored of the others is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,12 @@ from typing import Any
 from benchmarks._record import RESULTS, save
 
 GALLERY = Path(__file__).parents[1] / "tests" / "commands" / "gallery"
-MEMORY, MAX_BATCH, BATCH = "600MiB", "64", "8"
+BATCH = "8"
+VERBS = {
+    "fit": ["--memory", "600MiB", "--max-batch", "64"],
+    "tune": ["--budget", "20s", "--max-batch", "8", "--base-batch", "8"],
+    "study": ["--batches", "4,8", "--seeds", "1", "--steps", "4", "--rule", "none"],
+}
 _ROW = re.compile(r"\| `([^`]+)` \| `([^`]+)` \|")
 _RESULT_LINES = ("loss ", "weights ")
 
@@ -29,16 +36,19 @@ _RESULT_LINES = ("loss ", "weights ")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", help="scripts, separated by commas")
-    parser.add_argument("--no-fit", action="store_true", help="measure `run` only")
+    parser.add_argument("--verbs", default=",".join(["run", *VERBS]), help="verbs to measure")
     arguments = parser.parse_args()
-    stored: dict[str, Any] = {}
-    if arguments.only and (RESULTS / "commands.json").exists():
-        stored = json.loads((RESULTS / "commands.json").read_text())["scripts"]
+    before: dict[str, Any] = {}
+    if (RESULTS / "commands.json").exists():
+        before = json.loads((RESULTS / "commands.json").read_text())["scripts"]
+    stored = {command: before[command] for command in commands() if command in before}
     wanted = set(filter(None, arguments.only.split(",")))
     for command in commands():
         if not wanted or wanted & {Path(word).name for word in command.split()}:
-            stored[command] = measure(command, with_fit=not arguments.no_fit)
-            save("commands", {"scripts": stored}, row(command, stored[command]))  # after each
+            found = stored.setdefault(command, {})
+            for verb in arguments.verbs.split(","):
+                found |= watch(command) if verb == "run" else {verb: answer(verb, command)}
+            save("commands", {"scripts": stored}, row(command, found))  # after each
 
 
 def commands() -> list[str]:
@@ -47,8 +57,8 @@ def commands() -> list[str]:
     return [command for _, command in _ROW.findall(text.partition("The following do not")[0])]
 
 
-def measure(command: str, *, with_fit: bool) -> dict[str, Any]:
-    """Run one command alone, watched, and under `fit`."""
+def watch(command: str) -> dict[str, Any]:
+    """Run one command alone, and watched."""
     with tempfile.TemporaryDirectory() as folder:
         filled = command.replace("{batch}", BATCH).replace("{out}", folder).split()
         report_file = Path(folder) / "report.json"
@@ -57,24 +67,27 @@ def measure(command: str, *, with_fit: bool) -> dict[str, Any]:
             [*_RIGHTBATCH, "run", "--report", str(report_file), "--", *filled]
         )
         report = json.loads(report_file.read_text()) if report_file.exists() else {}
-    found = {
+    return {
         "exit_codes": [alone.returncode, watched.returncode],
         "seconds": [seconds, watched_seconds],
         "results": [_results(alone.stdout), _results(watched.stdout)],
         "report": {key: value for key, value in report.items() if key != "losses"},
     }
-    if with_fit:
-        asked = ["fit", "--json", "--memory", MEMORY, "--max-batch", MAX_BATCH, "--"]
-        fitted, fit_seconds = _run([*_RIGHTBATCH, *asked, *command.split()])
-        answer = json.loads(fitted.stdout) if fitted.stdout.startswith("{") else {}
-        answer.pop("probes", None)
-        found["fit"] = {
-            "exit_code": fitted.returncode,
-            "seconds": fit_seconds,
-            "answer": answer,
-            "message": "" if answer else fitted.stderr[-500:],
-        }
-    return found
+
+
+def answer(verb: str, command: str) -> dict[str, Any]:
+    """Return what a verb answers for one command, or why it does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*VERBS[verb], *(["--out", folder] if verb == "study" else [])]
+        done, seconds = _run([*_RIGHTBATCH, verb, "--json", *options, "--", *shlex.split(command)])
+    found = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+    kept = ("batch_size", "argument", "peak_bytes", "noise_scale", "command", "reason", "notes")
+    short = {key: found[key] for key in kept if key in found}
+    if "runs" in found:
+        kept = ("batch_size", "status", "steps", "examples")
+        short["runs"] = [{key: run[key] for key in kept} for run in found["runs"]]
+    message = "" if done.returncode == 0 else done.stderr[-500:]
+    return {"exit_code": done.returncode, "seconds": seconds, "answer": short, "message": message}
 
 
 _RIGHTBATCH = [sys.executable, "-m", "rightbatch"]
@@ -107,7 +120,8 @@ def is_same(found: dict[str, Any]) -> bool:
 def table(scripts: dict[str, Any]) -> str:
     """A row for each script."""
     head = (
-        "| command | bit for bit | seen in a step | noise scale | `fit` |\n|---|---|---|---|---|\n"
+        "| command | bit for bit | seen in a step | noise scale | `fit` | `tune` | `study` |\n"
+        "|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(row(command, found) for command, found in scripts.items())
 
@@ -130,19 +144,24 @@ def row(command: str, found: dict[str, Any]) -> str:
         scale = f"above {noise['low']:.3g}"
     else:
         scale = f"{noise['value']:.3g} ({noise['low']:.3g} to {noise['high']:.3g})"
-    return f"| `{_short(command)}` | {same} | {parts} | {scale} | {_fit(found.get('fit'))} |\n"
+    answers = " | ".join(_answer(verb, found.get(verb)) for verb in VERBS)
+    return f"| `{_short(command)}` | {same} | {parts} | {scale} | {answers} |\n"
 
 
 def _short(command: str) -> str:
     return command if len(command) < 60 else command[:57] + "…"
 
 
-def _fit(found: dict[str, Any] | None) -> str:
+def _answer(verb: str, found: dict[str, Any] | None) -> str:
     if found is None:
         return "not run"
     answer = found["answer"]
+    if runs := answer.get("runs"):
+        ends = sorted({run["status"] for run in runs})
+        return f"{', '.join(ends)} in {found['seconds']:.0f} s"
     if answer.get("batch_size") is None:
-        return f"exit {found['exit_code']}"
+        said = re.search(r"rightbatch: (.*?)[.;:(]", found["message"] + ".")
+        return f"exit {found['exit_code']}: {said[1] if said else ''}"
     return f"{answer['batch_size']} in {found['seconds']:.0f} s"
 
 

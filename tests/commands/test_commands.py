@@ -117,7 +117,9 @@ def test_wrong_use_names_the_remedy(rightbatch: Rightbatch) -> None:
     assert done.code == 2 and "--batch {batch}" in done.err
     done = rightbatch("fit", "--", "no-such-program", "{batch}")
     assert done.code == 2 and "there is no program" in done.err
-    done = rightbatch("tune", "--", PYTHON, "small.py", "--batch", "{batch}")
+    done = rightbatch(
+        "train", "--batch", "8", "--epochs", "1", "--", PYTHON, "small.py", "--batch", "{batch}"
+    )
     assert done.code == 2 and "a command does not offer" in done.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ class Run:
         if losses is None:
             losses = [(number - 1, 1 / number) for number in numbers]
         step = {"seconds": seconds, "waited": 0.0, "examples": examples, "micro_batches": 1}
-        steps = [{"number": number, **step} for number in numbers]
+        now = time.monotonic()
+        ends = [now - seconds * (len(numbers) - at) for at in range(1, len(numbers) + 1)]
+        steps = [
+            {"number": number, "ended_at": end, **step}
+            for number, end in zip(numbers, ends, strict=True)
+        ]
         self.send({"event": "steps", "pid": pid, "steps": steps, "losses": losses, **COVERAGE})
 
     def take(self, is_over: bool = False) -> list[Point]:

@@ -78,6 +78,16 @@ def test_messages_of_backends_are_recognized(message: str) -> None:
     assert is_out_of_memory(RuntimeError(f"in the middle of it: {message}\nand more"))
 
 
+def test_opencv_is_recognized_by_its_own_type() -> None:
+    message = (
+        "OpenCV(5.0.0) /io/opencv/modules/core/src/alloc.cpp:73: error: (-4:Insufficient memory) "
+        "Failed to allocate 921600 bytes in function 'OutOfMemoryError'"
+    )
+    opencv = type("error", (Exception,), {"__module__": "cv2"})
+    assert is_out_of_memory(opencv(message))
+    assert not is_out_of_memory(opencv("(-215:Assertion failed) !ssize.empty()"))
+
+
 @pytest.mark.parametrize("message", OTHERS.values(), ids=OTHERS.keys())
 def test_other_errors_are_not_recognized(message: str) -> None:
     assert not is_out_of_memory(RuntimeError(message))

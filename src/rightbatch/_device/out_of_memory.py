@@ -35,6 +35,7 @@ _MESSAGES: tuple[tuple[str, str], ...] = (
     ("can't start new thread", "Python: no room for a thread's stack"),
     ("cannot allocate memory", "strerror(ENOMEM)"),
     ("thread creation failed: resource temporarily unavailable", "libgomp"),
+    ("(-4:insufficient memory)", "OpenCV, whose error is a plain Exception"),
     ("unable to mmap", "c10: no address space for a file or a loader's batch"),
 )
 
@@ -50,6 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
             return True
         is_native = isinstance(cause, (RuntimeError, OSError))  # a tuple: Python 3.9 runs this too
+        is_native = is_native or type(cause).__module__ == "cv2"
         if is_native and has_out_of_memory_message(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__

@@ -147,7 +147,7 @@ def _advice(
                 f"{larger} instead of {size} would need {examples:.2f} times the examples for the "
                 f"same loss, in {examples * size / larger:.2f} times the steps"
             )
-        elif size > 2 * noise.value:
+        elif size > 2 * noise.high:
             advice.append(
                 f"{size} is far above the noise scale of these steps: a smaller batch needs fewer "
                 "examples for the same loss; the noise scale grows during a training"

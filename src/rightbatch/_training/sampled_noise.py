@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rightbatch._noise import NoiseEstimate, Observations
@@ -13,8 +14,12 @@ _ENOUGH = 10  # samples in that part; with fewer, all of the run are used
 
 
 def noise_scale(updates: Sequence[SampledUpdate], seed: int = 0) -> NoiseEstimate | None:
-    """Estimate the noise scale from the later sampled updates; None with fewer than two."""
-    return observations(later(updates), seed).estimate
+    """Estimate the noise scale from the later sampled updates.
+
+    None with fewer than two, or so few that not even a lower bound is known.
+    """
+    found = observations(later(updates), seed).estimate
+    return found if found is not None and math.isfinite(found.low) else None
 
 
 def observations(updates: Sequence[SampledUpdate], seed: int = 0) -> Observations:

@@ -45,7 +45,7 @@ class RunPoints:
         """Take in an agent's message."""
         event, pid = message.get("event"), message["pid"]
         if event == "steps":
-            self._ranks.setdefault(pid, _RankSteps()).add(message, time.monotonic())
+            self._ranks.setdefault(pid, _RankSteps()).add(message)
         elif event == "noise":
             self._noise.setdefault(message["update"], {})[pid] = message
 
@@ -187,22 +187,13 @@ class _RankSteps:
         self.steps: deque[_Step] = deque()
         self.count = 0
         self._with_losses = 0  # steps up to which the losses are known
-        self._arrived_at: float | None = None
 
-    def add(self, message: dict[str, Any], now: float) -> None:
-        """Take in a message that arrived `now`.
-
-        Its last step has just ended, except in the last message, which comes when the process ends.
-        So the ends of its steps are reckoned from the arrival of the message before.
-        """
-        steps = message["steps"]
-        seconds = [float(step["seconds"]) for step in steps]
-        ended_at = now - sum(seconds) if self._arrived_at is None else self._arrived_at
-        for step, duration in zip(steps, seconds, strict=True):
-            ended_at = min(ended_at + duration, now)
-            self.steps.append(_Step(duration, step["examples"], ended_at))
-        self.count += len(steps)
-        self._arrived_at = now
+    def add(self, message: dict[str, Any]) -> None:
+        """Take in a message with steps and losses."""
+        for step in message["steps"]:
+            ended_at = float(step["ended_at"])
+            self.steps.append(_Step(float(step["seconds"]), step["examples"], ended_at))
+        self.count += len(message["steps"])
         for index, loss in message["losses"]:  # the index is the number of steps before
             place = int(index) - (self.count - len(self.steps))
             self._with_losses = max(self._with_losses, int(index) + 1)

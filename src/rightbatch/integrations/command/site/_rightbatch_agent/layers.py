@@ -93,6 +93,8 @@ class LayerParts:
     def _observe(self, module: Any, inputs: Any, output: Any) -> None:
         torch = self._torch
         gradients = self._kinds.get(type(module).forward)
+        if gradients is None and _is_transposed_linear(module):
+            gradients = self._linear
         if gradients is None or not torch.is_grad_enabled() or len(inputs) != 1:
             return
         weight, x = module.weight, inputs[0]
@@ -101,13 +103,15 @@ class LayerParts:
         self._layers += 1
         key = id(weight)
         self._used[key] = self._used.get(key, 0) + 1
-        if self._used[key] > 1 or self._layers % self._stride or type(output) is not torch.Tensor:
+        if self._used[key] > 1 or self._layers % self._stride:
             return
+        if type(output).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
+            return  # a tensor without data of its own, such as a DTensor
         if _is_autocast(torch, x):
             self._kept_bytes += x.element_size() * x.numel()
             if self._kept_bytes > _MOST_BYTES:
                 return
-        x = x.detach()
+        x = x.detach().as_subclass(torch.Tensor)  # MONAI's tensors carry more than data
 
         def on_gradient(gradient: Any) -> None:
             if self._hook is None:
@@ -115,7 +119,8 @@ class LayerParts:
             started_at = time.perf_counter()
             try:
                 with torch.no_grad():
-                    found = self._parts_of(gradients, module, x, gradient.detach())
+                    g = gradient.detach().as_subclass(torch.Tensor)
+                    found = self._parts_of(gradients, module, x, g)
                 if found is not None:
                     self._found[key] = found
             except Exception as error:
@@ -152,13 +157,13 @@ class LayerParts:
         return slice(self._turn % step, None, step)
 
     def _linear(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
-        units = self._units(g.shape[-1])
-        g = g[..., units]
+        width = g.shape[-1]
+        g = g[..., self._units(width)]
         found = [
             g[each].reshape(-1, g.shape[-1]).float().t() @ x[each].reshape(-1, x.shape[-1]).float()
             for each in slices
         ]
-        return self._torch.stack(found), g.shape[-1] / module.out_features
+        return self._torch.stack(found), g.shape[-1] / width
 
     def _convolution(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -187,6 +192,12 @@ class LayerParts:
         for part, each in zip(found, slices):
             part.index_add_(0, places[each].flatten(), g[each].reshape(-1, g.shape[-1]).float())
         return found, g.shape[-1] / module.embedding_dim
+
+
+def _is_transposed_linear(module: Any) -> bool:
+    """Whether it is the linear layer of GPT-2 in Transformers, whose weight is transposed."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def _is_autocast(torch: Any, x: Any) -> bool:

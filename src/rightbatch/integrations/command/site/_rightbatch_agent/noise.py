@@ -75,28 +75,22 @@ class Noise:
             self._whole = self._sum_of_squares([self._norm(gradient) for gradient in gradients])
 
     def before_update(self, optimizer: Any) -> None:
-        """Send what was recorded for this update."""
-        if not self._parameters or self._handles:
+        """Learn the parameters, the first time and before each sample."""
+        if not self._parameters or self._handles or self._layers.is_on:
             groups = optimizer.param_groups
             self._parameters = [p for g in groups for p in g["params"] if p.requires_grad]
-        if self._layers.is_on:
-            self._send_layers()
-        elif self._handles:
-            parts, whole = self._parts, self._whole
-            self._put_off()
-            self._release()
-            # One micro-batch on one device: the layers are observed from the next sample on.
-            if whole is not None and (len(parts) > 1 or self._is_shared()):
-                squares = self._torch.stack([square for square, _ in parts]).tolist()
-                sizes = [examples for _, examples in parts]
-                self._send_parts(float(whole), squares, sizes)
 
     def after_update(self) -> None:
-        """Count the update, and prepare for the next one."""
+        """Send what was recorded for this update, and prepare for the next one.
+
+        Not earlier: Lightning calls the backward pass from inside of the optimizer's step.
+        """
         now = time.perf_counter()
-        if not self._layers.is_on:
+        if self._layers.is_on:
+            self._send_layers()
+        else:
             self._step_seconds = now - self._updated_at
-        self._layers.stop()
+            self._send_micro_batches()
         self._updates += 1
         is_alone = self._backwards == 1 and not self._is_shared()
         self._updated_at, self._backwards = now, 0
@@ -115,6 +109,18 @@ class Noise:
         if self._updates > _FIRST and self._step_seconds:  # the first sample loads code as well
             affordable = seconds / (self._cost * self._step_seconds)
         self._next = self._updates + int(max(least, rarely, affordable))
+
+    def _send_micro_batches(self) -> None:
+        if not self._handles:
+            return
+        parts, whole = self._parts, self._whole
+        self._put_off()
+        self._release()
+        # One micro-batch on one device: the layers are observed from the next sample on.
+        if whole is not None and (len(parts) > 1 or self._is_shared()):
+            squares = self._torch.stack([square for square, _ in parts]).tolist()
+            sizes = [examples for _, examples in parts]
+            self._send_parts(float(whole), squares, sizes)
 
     def _send_layers(self) -> None:
         layers, is_alone = self._layers, self._backwards == 1

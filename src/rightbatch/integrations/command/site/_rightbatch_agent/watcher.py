@@ -268,6 +268,7 @@ class Watcher:
         step: dict[str, Any] = {
             "number": self._steps,
             "seconds": now - self._step_started_at,
+            "ended_at": time.monotonic(),  # one clock for all processes of a machine
             "waited": waited,
             "examples": examples,
             "micro_batches": micro_batches,
@@ -277,24 +278,23 @@ class Watcher:
         self._steps_waiting.append(step)
         if self._updates.count > 1:
             self._noise.refuse("several optimizers take turns")
-        if self._settings.steps:
-            self._on_counted_step(step)
-        elif now - self._sent_at > _INTERVAL:
-            step["memory"] = self._memory.read()
-            self._flush()
+        self._report(step, now)
         # The agent's own time is no part of a step.
         self._step_started_at = time.perf_counter()
 
-    def _on_counted_step(self, step: dict[str, Any]) -> None:
+    def _report(self, step: dict[str, Any], now: float) -> None:
+        """Send the steps so far, and block at the last one until the parent ends this process."""
         settings = self._settings
-        if self._torch.cuda.is_initialized():
-            self._torch.cuda.synchronize()
-        step["memory"] = self._memory.read()
-        self._send_steps(self._read_losses())
-        self._sent_at = time.perf_counter()
         is_covered = not settings.until_evaluation or self._after_evaluation
         self._after_evaluation = self._has_evaluated  # one more step after the evaluation
-        if self._steps >= settings.steps and is_covered:
+        is_last = bool(settings.steps) and self._steps >= settings.steps and is_covered
+        is_measured = settings.trial and settings.steps  # each step: its memory and its time
+        if (is_last or is_measured) and self._torch.cuda.is_initialized():
+            self._torch.cuda.synchronize()
+        if is_last or is_measured or now - self._sent_at > _INTERVAL:
+            step["memory"] = self._memory.read()
+            self._flush(is_last)
+        if is_last:
             self._send(event="reached", world=self._world(), **self._coverage())
             self._connection().wait_for_the_end()
 
@@ -306,10 +306,10 @@ class Watcher:
             "fixed": self._updates.fixed_bytes(),
         }
 
-    def _flush(self) -> None:
+    def _flush(self, is_last: bool) -> None:
         """Send the steps that wait, with the losses that can be read without waiting for them."""
         self._sent_at = time.perf_counter()
-        self._send_steps(self._read_losses())
+        self._send_steps(self._read_losses(is_last))
 
     def _send_steps(self, losses: list[tuple[int, float]]) -> None:
         steps, self._steps_waiting = self._steps_waiting, []
