@@ -76,3 +76,16 @@ def test_nothing_is_printed_after_the_end(
     capsys.readouterr()
     time.sleep(3 * interval)
     assert capsys.readouterr().err == ""
+
+
+def test_plain_lines_take_the_place_of_a_live_one_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Live("rightbatch", plain=True) as live:
+        live.show("batch 8")
+        first, line, *_ = wait_for_lines(capsys, 1)
+    # the carriage return, which also ends a line, puts it over a progress bar of the command
+    assert (first, line[:24]) == ("", "\033[Krightbatch: batch 8 (")

@@ -43,11 +43,15 @@ class Live:
 
     Writes to stderr. In a terminal the lines disappear at the end. Without a terminal, the latest
     text of the first line is printed every 10 seconds (up to 60 in a long run), and a new stage at
-    once; what takes less than 10 seconds prints its stages only.
+    once; what takes less than 10 seconds prints its stages only. With `plain` that is so in a
+    terminal, too: where a command has the terminal, a line that is redrawn would spoil its own.
     """
 
-    def __init__(self, title: str, *, enabled: bool = True, total: int | None = None) -> None:
+    def __init__(
+        self, title: str, *, enabled: bool = True, total: int | None = None, plain: bool = False
+    ) -> None:
         console = Console(stderr=True)
+        is_plain = plain or not console.is_interactive
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -55,11 +59,10 @@ class Live:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not (enabled and console.is_interactive),
+            disable=is_plain or not enabled,
         )
         self._first = self.line(title, total)
-        is_plain = enabled and not console.is_interactive
-        self._plain = _PlainLines(title, total) if is_plain else None
+        self._plain = _PlainLines(title, total) if is_plain and enabled else None
 
     def line(self, title: str, total: int | None = None) -> Line:
         """Add a line below the others."""
@@ -126,7 +129,10 @@ class _PlainLines:
         self._printed_at = time.monotonic()
         elapsed = format_seconds(self._printed_at - self._started_at)
         with contextlib.suppress(OSError, ValueError):  # stderr was closed
-            print(f"{self._title}: {self._text}{share} ({elapsed})", file=sys.stderr, flush=True)
+            # In a terminal a command's own progress bar may be on the line; it is drawn again.
+            start = "\r\033[K" if sys.stderr.isatty() else ""
+            text = f"{start}{self._title}: {self._text}{share} ({elapsed})"
+            print(text, file=sys.stderr, flush=True)
 
     def _run(self) -> None:
         interval = _INTERVAL

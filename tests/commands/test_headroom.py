@@ -89,8 +89,8 @@ def test_the_noise_scale_is_that_of_the_same_loop() -> None:
 
 
 def test_ranks_are_micro_batches_of_the_mean() -> None:
-    one = SampledUpdate(9.0, ((4.0, 8), (5.0, 8)))
-    mean = SampledUpdate(9.0 / 4, ((4.0, 8), (5.0, 8)), scale=0.5)
+    one = SampledUpdate(14.0, ((4.0, 8), (5.0, 8)))
+    mean = SampledUpdate(14.0 / 4, ((4.0, 8), (5.0, 8)), scale=0.5)
     first, second = noise_scale((one, one)), noise_scale((mean, mean))
     assert first is not None and second is not None
     assert first.gradient == pytest.approx(second.gradient)

@@ -101,7 +101,7 @@ def report_of(watched: Watched, *, margin: float, memory: int | None, seed: int 
     share = sum(waited) / sum(seconds) if sum(seconds) > 0 else None
     noise_reason = ""
     if noise is None:
-        noise_reason = watched.no_noise or "too few steps were sampled"
+        noise_reason = watched.no_noise or _why_unknown(len(watched.updates))
     return RunReport(
         batch_size=watched.batch_size,
         micro_batches=watched.micro_batches,
@@ -120,6 +120,12 @@ def report_of(watched: Watched, *, margin: float, memory: int | None, seed: int 
         exit_code=watched.exit_code,
         losses=watched.losses,
     )
+
+
+def _why_unknown(samples: int) -> str:
+    if samples < 2:
+        return "too few steps were sampled"
+    return f"the gradients of {samples} sampled steps cannot be told from noise"
 
 
 def _spread(seconds: tuple[float, ...]) -> tuple[float, float, float] | None:

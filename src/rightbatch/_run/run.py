@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rightbatch._progress import Live
@@ -12,11 +12,13 @@ from rightbatch._run.options import RunOptions
 from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
 from rightbatch._training.watched import Watched, WatchRequest
-from rightbatch._units import parse_bytes
+from rightbatch._units import format_bytes, format_seconds, parse_bytes
 from rightbatch._workload.verb import takes
 
 if TYPE_CHECKING:
     from rightbatch._run.report import RunReport
+
+_RECENT = 50  # steps whose median time is shown
 
 
 @takes(RunOptions)
@@ -35,10 +37,10 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
     training = resolve(workload, **spec)
     require(training, Ability.WATCH, "run")
     memory = None if options.memory is None else parse_bytes(options.memory)
-    with Live("run", enabled=options.progress and not sys.stderr.isatty()) as live:
+    with Live("rightbatch", enabled=options.progress, plain=True) as live:
 
         def show(watched: Watched) -> None:
-            live.show(f"{watched.steps} steps at batch {watched.batch_size or 'unknown'}")
+            live.show(_line(watched))
 
         request = WatchRequest(options.steps, show, options.stdout_to_stderr)
         watched = training.watch(request)
@@ -48,3 +50,15 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
     if options.report is not None:
         Path(options.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     return report
+
+
+def _line(watched: Watched) -> str:
+    """Return what was seen so far, in a line."""
+    parts = [f"batch {watched.batch_size or 'unknown'}", f"{watched.steps} steps"]
+    if watched.step_seconds:
+        parts[-1] += f", {format_seconds(median(watched.step_seconds[-_RECENT:]))} each"
+    if watched.losses:
+        parts.append(f"loss {watched.losses[-1][1]:.4g}")
+    if watched.peak_bytes is not None:
+        parts.append(f"peak {format_bytes(watched.peak_bytes)}")
+    return " · ".join(parts)
