@@ -8,7 +8,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("startup", "fit", "commands", "predict", "noise", "elastic", "tune", "serve", "study")
+ALL = (
+    "startup",
+    "fit",
+    "commands",
+    "agent",
+    "predict",
+    "noise",
+    "elastic",
+    "tune",
+    "serve",
+    "study",
+)
 NEEDS_GPU = ("gpu",)
 
 

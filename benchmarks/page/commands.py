@@ -1,9 +1,10 @@
-"""Commands: what `run` saw of the gallery's scripts, and what `fit` answered."""
+"""Commands: what the verbs answered for the gallery's scripts, and what the agent costs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import agent
 from benchmarks.commands import BATCH, VERBS, is_same, table
 from benchmarks.page.provenance import provenance
 
@@ -21,4 +22,20 @@ Scripts as people write them ([the gallery](../tests/commands/gallery)), each al
 {len(ran)} that run here. {options}.
 
 {table(scripts)}
-{provenance(document)}"""
+{provenance(document)}
+{_agent(stored["agent"]["results"])}"""
+
+
+def _agent(results: dict[str, Any]) -> str:
+    found, cost = results["noise"]["found"], results["cost"]["found"]
+    overlapping = sum(map(agent.overlaps, found))
+    worst = max(agent.extra(one["mean_seconds"], "watched")[0] for one in cost)
+    return f"""\
+The noise scale of `run`, of loops with one micro-batch per step and with four, against gradients
+of all parameters in the same training, from eight parts of the batch: the intervals overlap in
+{overlapping} of {len(found)}. The agent's cost in a step, from {agent.ROUNDS} runs of each kind in
+turns (the median, the least and the most), is {worst:+.1%} at most; the last column is the same
+comparison of runs without an agent.
+
+{agent.table(results)}
+{provenance(results["cost"]["about"])}"""

@@ -121,3 +121,14 @@ def test_a_larger_batch_is_advised_up_to_the_noise_scale() -> None:
     assert report.noise_scale.value == pytest.approx(320)
     [advice] = [each for each in report.advice if "instead of" in each]
     assert advice.startswith("64 instead of 32")  # 128 does not fit
+
+
+def test_the_noise_scale_is_that_of_the_later_half_or_of_the_last_samples() -> None:
+    from rightbatch._training.sampled_noise import later
+
+    def updates(*numbers: int) -> list[SampledUpdate]:
+        return [SampledUpdate(9.0, ((4.0, 8), (4.0, 8)), update=number) for number in numbers]
+
+    assert [each.update for each in later(updates(*range(0, 101, 5)))] == [*range(50, 101, 5)]
+    assert [each.update for each in later(updates(*range(0, 101, 8)))] == [*range(24, 101, 8)]
+    assert len(later(updates(3, 9))) == 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import rightbatch.integrations.command as command
 
 SITE = Path(command.__file__).parent / "site"
-PARTS = 8
+PARTS = 4
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable
 
-PARTS = 8  # of a batch, at most
+PARTS = 4  # of a batch, at most: of its pairs of examples, 3/4 lie in two parts
 _UNITS = 16  # output units of a layer
 _MOST_LAYERS = 48  # of a step
 _MOST_BYTES = 1 << 26  # of inputs that would not be kept without us: autocast keeps copies
@@ -141,9 +141,11 @@ class LayerParts:
         if x.shape[0] % examples or g.shape[0] != x.shape[0]:
             return None
         parts = min(PARTS, examples)
-        rows = x.shape[0] // examples * (examples // parts)  # of a part; its rest is left out
-        slices = [slice(part * rows, (part + 1) * rows) for part in range(parts)]
-        found = gradients(module, x, g, slices)
+        rows = x.shape[0] // examples * (examples // parts)  # of a part; the rest is left out
+        shape = (parts, rows)
+        x = x[: parts * rows].unflatten(0, shape)
+        g = g[: parts * rows].unflatten(0, shape)
+        found = gradients(module, x, g)
         if found is None:
             return None
         by_part, share = found  # the share of the layer's units
@@ -156,42 +158,39 @@ class LayerParts:
         step = -(-count // _UNITS)
         return slice(self._turn % step, None, step)
 
-    def _linear(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
+    def _linear(self, module: Any, x: Any, g: Any) -> Any:
         width = g.shape[-1]
-        g = g[..., self._units(width)]
-        found = [
-            g[each].reshape(-1, g.shape[-1]).float().t() @ x[each].reshape(-1, x.shape[-1]).float()
-            for each in slices
-        ]
-        return self._torch.stack(found), g.shape[-1] / width
+        g = g[..., self._units(width)].flatten(1, -2)
+        found = g.float().transpose(1, 2) @ x.flatten(1, -2).float()
+        return found, g.shape[-1] / width
 
-    def _convolution(self, module: Any, x: Any, g: Any, slices: list[slice]) -> Any:
+    def _convolution(self, module: Any, x: Any, g: Any) -> Any:
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return None
-        units = self._units(g.shape[1])
-        g = g[:, units].contiguous()
+        units = self._units(g.shape[2])
+        g = g[:, :, units].float()
         weight = module.weight.detach()[units].float()
         backward = self._torch.ops.aten.convolution_backward
         settings = (module.stride, module.padding, module.dilation, False)
         zeros, mask = [0] * len(module.padding), [False, True, False]
         found = [
-            backward(g[each].float(), x[each].float(), weight, None, *settings, zeros, 1, mask)[1]
-            for each in slices
+            backward(g_of, x_of.float(), weight, None, *settings, zeros, 1, mask)[1]
+            for x_of, g_of in zip(x, g)
         ]
-        return self._torch.stack(found), g.shape[1] / module.out_channels
+        return self._torch.stack(found), g.shape[2] / module.out_channels
 
-    def _embedding(self, module: Any, ids: Any, g: Any, slices: list[slice]) -> Any:
+    def _embedding(self, module: Any, ids: Any, g: Any) -> Any:
         if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
             return None
-        units = self._units(g.shape[-1])
-        g = g[..., units]
+        g = g[..., self._units(g.shape[-1])].float()
         if module.padding_idx is not None:
             g = g * (ids != module.padding_idx).unsqueeze(-1)
         used, places = ids.unique(return_inverse=True)
-        found = g.new_zeros((len(slices), len(used), g.shape[-1]), dtype=self._torch.float32)
-        for part, each in zip(found, slices):
-            part.index_add_(0, places[each].flatten(), g[each].reshape(-1, g.shape[-1]).float())
-        return found, g.shape[-1] / module.embedding_dim
+        parts = self._torch.arange(len(ids), device=ids.device)
+        places = places.flatten(1) + len(used) * parts.unsqueeze(1)
+        found = g.new_zeros((len(ids) * len(used), g.shape[-1]))
+        found.index_add_(0, places.flatten(), g.reshape(-1, g.shape[-1]))
+        return found.unflatten(0, (len(ids), len(used))), g.shape[-1] / module.embedding_dim
 
 
 def _is_transposed_linear(module: Any) -> bool:
