@@ -19,7 +19,7 @@ import torch
 import rightbatch as rb
 from rightbatch._device import Reading
 from rightbatch._fit.fit import _Search
-from rightbatch._fit.probe import ProbeProcess
+from rightbatch._fit.probe import ProbeProcess, ProbeRequest
 from rightbatch._fit.probe_worker import _probe as run_steps
 from rightbatch._fit.source import WorkerSource
 from rightbatch._predict.overhead import CONTEXT
@@ -63,8 +63,8 @@ def test_the_answer_survived_within_the_limit_less_the_margin(fitted: rb.FitResu
 def test_a_probe_ends_early_where_its_charge_is_below_what_is_enough(tmp_path: Path) -> None:
     header = header_of(made.workload, "cpu")
     with ProbeProcess(header, 1, exact=True) as process:
-        whole = process.run(4, 6, 400 * MIB, 6, (3, MIB))
-        brief = process.run(4, 6, None, 6, (3, 400 * MIB))
+        whole = process.run(ProbeRequest(4, 6, 400 * MIB, 6, (3, MIB)))
+        brief = process.run(ProbeRequest(4, 6, None, 6, (3, 400 * MIB)))
     assert (whole.whole, whole.steps, whole.evaluation_batch_size) == (True, 6, 4)
     assert (brief.whole, brief.steps, brief.evaluation_batch_size) == (False, 3, None)
 

@@ -11,7 +11,7 @@ from typing import Any
 from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._fit import search as _search
 from rightbatch._fit.options import FitOptions
-from rightbatch._fit.probe import Probe
+from rightbatch._fit.probe import Probe, ProbeRequest
 from rightbatch._fit.result import FitResult
 from rightbatch._fit.source import Prober, Source, TrialSource, WorkerSource, seen_trial
 from rightbatch._progress import Live
@@ -193,7 +193,8 @@ class _Search:
         limit = self._ready.limit_bytes if self._ready else self._asked_limit
         try:
             enough = (_search.BRIEF_STEPS, run.enough_bytes)
-            probe = process.run(run.batch_size, run.steps, limit, run.most_steps, enough)
+            request = ProbeRequest(run.batch_size, run.steps, limit, run.most_steps, enough)
+            probe = process.run(request)
         except BuildError as error:
             self._ready = self._ready or error.ready
             raise self._not_built(error) from None

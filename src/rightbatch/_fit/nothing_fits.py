@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rightbatch._fit.probe import ProbeProcess
+from rightbatch._fit.probe import ProbeProcess, ProbeRequest
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.remedies import FOR_ONE_EXAMPLE, bytes_saved, tasks_of
 from rightbatch._predict.trace import Trace
@@ -56,7 +56,7 @@ def what_is_needed(header: Header, ready: Ready | None) -> Needed:
         with ProbeProcess(header, 0) as prober:
             for batch_size in (1, 2):
                 try:
-                    probe = prober.run(batch_size, 2)
+                    probe = prober.run(ProbeRequest(batch_size, 2))
                 except BuildError:
                     break
                 if probe.is_ok:

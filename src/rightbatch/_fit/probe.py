@@ -59,6 +59,22 @@ class Probe:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ProbeRequest:
+    """Which size to run, and how long.
+
+    At least `steps`, and up to `most_steps` while the charge still grows. `enough` is (steps,
+    bytes): the run ends after that many steps if the charge is below the bytes. `limit` is in
+    bytes.
+    """
+
+    batch_size: int
+    steps: int
+    limit: int | None = None
+    most_steps: int | None = None
+    enough: tuple[int, int] = (0, 0)
+
+
 class ProbeProcess(Worker):
     """A worker that runs sizes one after the other, the `number`th of a search.
 
@@ -72,36 +88,22 @@ class ProbeProcess(Worker):
         super().__init__(header, environment=EXACT_MALLOC if exact else None)
         self.number = number
 
-    def run(
-        self,
-        batch_size: int,
-        steps: int,
-        limit: int | None = None,
-        most_steps: int | None = None,
-        enough: tuple[int, int] = (0, 0),
-    ) -> Probe:
-        """Run training steps and one evaluation; only the first run's `limit` (bytes) counts.
-
-        Run at least `steps`, and up to `most_steps` while the charge still grows. `enough` is
-        (steps, bytes): end after that many steps if the charge is below the bytes.
+    def run(self, request: ProbeRequest) -> Probe:
+        """Run training steps and one evaluation; only the first request's `limit` counts.
 
         Raises:
             BuildError: if the training could not be built.
         """
         started = time.perf_counter()
-        command = {
-            "batch_size": batch_size,
-            "limit": limit,
-            "steps": steps,
-            "most_steps": most_steps or steps,
-            "enough": enough,
-        }
+        command = asdict(request) | {"most_steps": request.most_steps or request.steps}
         try:
             report = self.ask(command, "probe")
         except BuildError as error:
             if not self.is_built:
                 raise
             seconds = time.perf_counter() - started
-            return Probe(batch_size, error.outcome, seconds, self.number, failure=error.failure)
+            return Probe(
+                request.batch_size, error.outcome, seconds, self.number, failure=error.failure
+            )
         failure = report.pop("failure", None)
         return Probe(process=self.number, failure=Failure(**failure) if failure else None, **report)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rightbatch._errors import UsageError, WorkloadError
 from rightbatch._fit.nothing_fits import Needed, what_is_needed
-from rightbatch._fit.probe import Probe, ProbeProcess
+from rightbatch._fit.probe import Probe, ProbeProcess, ProbeRequest
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._training.protocol import Training
@@ -21,15 +21,8 @@ class Prober(Protocol):
 
     ready: Ready | None
 
-    def run(
-        self,
-        batch_size: int,
-        steps: int,
-        limit: int | None = None,
-        most_steps: int | None = None,
-        enough: tuple[int, int] = (0, 0),
-    ) -> Probe:
-        """Run one size; see `ProbeProcess.run`."""
+    def run(self, request: ProbeRequest) -> Probe:
+        """Run one size."""
 
     def stop(self) -> None:
         """End what is running."""
@@ -127,17 +120,11 @@ class _TrialProber:
         self._source, self._number, self._exact = source, number, exact
         self.ready: Ready | None = None
 
-    def run(
-        self,
-        batch_size: int,
-        steps: int,
-        limit: int | None = None,
-        most_steps: int | None = None,
-        enough: tuple[int, int] = (0, 0),
-    ) -> Probe:
+    def run(self, request: ProbeRequest) -> Probe:
         # How many steps is fixed before the start, so it is as many as a worker may need to settle.
-        request = TrialRequest(max(steps, most_steps or 0), limit, exact=self._exact)
-        trial = self._source.run(batch_size, request)
+        steps = max(request.steps, request.most_steps or 0)
+        asked = TrialRequest(steps, request.limit, exact=self._exact)
+        trial = self._source.run(request.batch_size, asked)
         examples = min(
             (t.largest_argument for t in self._source.trials if t.largest_argument), default=None
         )
