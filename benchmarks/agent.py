@@ -1,8 +1,9 @@
 """What the agent in a command costs, and whether its noise scale is that of the same loop.
 
 Cost: the loop of `benchmarks.agent_loop` runs alone and under `rightbatch run`, in turns, and takes
-the processor time of its own steps; the same comparison between runs alone shows what the machine does by itself. Noise
-scale: that of `rightbatch run` against gradients of all parameters in the same training.
+the processor time of its own steps; the same comparison between runs alone shows what the machine
+does by itself. Noise scale: that of `rightbatch run` against gradients of all parameters in the
+same training.
 """
 
 from __future__ import annotations

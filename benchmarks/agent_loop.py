@@ -1,8 +1,8 @@
 """A training loop for `benchmarks.agent`: one of five small models, on data made from a seed.
 
-It prints nothing. `--times FILE` gets the seconds of processor time of every step. With `--reference FILE` the loop
-also computes, every fifth step of the later half, the gradients of eight parts of the batch at the
-same weights, for all parameters; the training is the same.
+It prints nothing. `--times FILE` gets the seconds of processor time of every step. With
+`--reference FILE` the loop also computes, every fifth step of the later half, the gradients of
+eight parts of the batch at the same weights, for all parameters; the training is the same.
 """
 
 from __future__ import annotations

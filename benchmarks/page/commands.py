@@ -33,9 +33,9 @@ def _agent(results: dict[str, Any]) -> str:
     return f"""\
 The noise scale of `run`, of loops with one micro-batch per step and with four, against gradients
 of all parameters in the same training, from eight parts of the batch: the intervals overlap in
-{overlapping} of {len(found)}. The agent's cost in a step, in processor time, from {agent.ROUNDS} runs of
-each kind in turns (the median, the least and the most), is {worst:+.1%} at most; the last column is the same
-comparison of runs without an agent.
+{overlapping} of {len(found)}. The agent's cost in a step is {worst:+.1%} at most, in processor
+time, from {agent.ROUNDS} runs of each kind in turns (the median, the least and the most); the last
+column is the same comparison of runs without an agent.
 
 {agent.table(results)}
 {provenance(results["cost"]["about"])}"""
