@@ -22,9 +22,9 @@ from rightbatch._noise import estimate_from
 LOOP = Path(__file__).with_name("agent_loop.py")
 MODELS = ("mlp", "images", "batch norm", "language", "language, tied")
 NOISE_STEPS = 300
-STEPS = {"mlp": 3000, "images": 300, "language": 300}
+STEPS = {"mlp": 2000, "images": 120, "language": 120}
 """Of the loops whose cost is measured."""
-ROUNDS = 4
+ROUNDS = 3
 WARM_UP = 20
 _RIGHTBATCH = [sys.executable, "-m", "rightbatch", "run"]
 

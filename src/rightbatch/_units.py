@@ -76,6 +76,15 @@ def parse_seconds(text: str | float) -> float:
     return seconds
 
 
+def format_step(seconds: float) -> str:
+    """Format the duration of a step, which may be short.
+
+    >>> format_step(0.0021), format_step(0.3)
+    ('2.1 ms', '0.3 s')
+    """
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.1 else format_seconds(seconds)
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration as `8.3 s`, `2 min 05 s` or `1 h 02 min`.
 

@@ -33,10 +33,14 @@ class TimeFirst(nn.Module):
 
 
 class Flat(TimeFirst):
-    """A layer whose input is (batch * time, features)."""
+    """A layer whose input is (batch * time, features), behind one that shows their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.flatten(0, 1)).view(len(x), -1)
+        return self.layer(self.first(x).flatten(0, 1)).view(len(x), -1)
 
 
 def made(kind: str, examples: int) -> tuple[nn.Module, Tensor]:
@@ -58,16 +62,14 @@ def made(kind: str, examples: int) -> tuple[nn.Module, Tensor]:
 
 
 def squares_of(
-    loss: Callable[[Tensor], Tensor], batch: Tensor, weight: Tensor
+    loss: Callable[[Tensor], Tensor], batch: Tensor, weights: list[Tensor]
 ) -> tuple[float, list[float]]:
     """Return the squared norms of the gradient of all parts together, and of each."""
     size = len(batch) // PARTS
     found: list[Tensor] = []
     for part in batch[: PARTS * size].split(size):
-        weight.grad = None
-        (loss(part) * size / len(batch)).backward()
-        assert weight.grad is not None
-        found.append(weight.grad)
+        gradients = torch.autograd.grad(loss(part) * size / len(batch), weights)
+        found.append(torch.cat([gradient.flatten() for gradient in gradients]))
     whole = torch.stack(found).sum(0)
     return float(whole.square().sum()), [float(each.square().sum()) for each in found]
 
@@ -81,7 +83,7 @@ def test_parts_are_those_of_backward_passes(kind: str, examples: int) -> None:
     from _rightbatch_agent.layers import LayerParts
 
     model, batch = made(kind, examples)
-    weight = next(p for name, p in model.named_parameters() if name.endswith("weight"))
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
 
     def loss(x: Tensor) -> Tensor:
         return model(x).flatten(1).square().sum(1).mean()
@@ -89,9 +91,7 @@ def test_parts_are_those_of_backward_passes(kind: str, examples: int) -> None:
     def failed(error: Exception) -> None:
         raise error
 
-    loss(batch).backward()
-    expected_gradient = weight.grad
-    weight.grad = None
+    expected_gradients = torch.autograd.grad(loss(batch), weights)
     layers = LayerParts(torch, failed)
     state = torch.get_rng_state()
     layers.start()
@@ -102,10 +102,11 @@ def test_parts_are_those_of_backward_passes(kind: str, examples: int) -> None:
     layers.stop()
     assert found is not None
     assert torch.equal(torch.get_rng_state(), state), "a training's random numbers stay"
-    assert weight.grad is not None and expected_gradient is not None
-    assert torch.equal(weight.grad, expected_gradient), "bit for bit"
+    for weight, expected_gradient in zip(weights, expected_gradients, strict=True):
+        assert weight.grad is not None
+        assert torch.equal(weight.grad, expected_gradient), "bit for bit"
     whole, parts, size = found
-    expected, expected_parts = squares_of(loss, batch, weight)
+    expected, expected_parts = squares_of(loss, batch, weights)
     assert size == examples // PARTS
     assert float(whole) == pytest.approx(expected, rel=1e-4)
     assert parts.tolist() == pytest.approx(expected_parts, rel=1e-4)
@@ -126,18 +127,87 @@ def test_units_stand_for_the_whole_layer() -> None:
         found: Any = layers.squares()
         wholes.append(float(found[0]))
         layers.stop()
-    expected, _ = squares_of(lambda x: model(x).square().sum(1).mean(), batch, model.weight)
+    expected, _ = squares_of(lambda x: model(x).square().sum(1).mean(), batch, [model.weight])
     assert sum(wholes) / len(wholes) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_layer_that_is_used_twice_is_left_out() -> None:
+def observed(model: nn.Module, batch: Tensor, examples: int) -> Any:
+    """Return what the layers of a model show in one step."""
     from _rightbatch_agent.layers import LayerParts
 
-    layer = nn.Linear(6, 6)
     layers = LayerParts(torch, lambda error: pytest.fail(str(error)))
     layers.start()
-    loss = layer(layer(torch.randn(16, 6))).square().mean()
-    layers.before_backward(16)
+    loss = model(batch).square().mean()
+    layers.before_backward(examples)
     loss.backward()
-    assert layers.squares() is None
+    found = layers.squares()
     layers.stop()
+    return found
+
+
+class Decoder(nn.Module):
+    """Time first, then flattened: the rows of one example are far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.decode = nn.GRU(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.recurrent(x)[0].flatten(0, 1))
+
+
+def test_rows_whose_order_is_unknown_are_left_out() -> None:
+    assert observed(Decoder(), torch.randn(32, 16, 6), examples=16) is None
+    square = torch.randn(16, 16, 6)  # time and examples are as many
+    assert observed(nn.Linear(6, 5), square, examples=16) is None
+    assert observed(nn.Embedding(64, 5), torch.arange(64), examples=16) is None  # places
+    assert observed(nn.Linear(6, 5), square[:, 0], examples=16) is not None
+
+
+def test_checkpointed_layers_are_left_out_since_their_inputs_are_not_kept() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Linear):
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(self.layer, x, use_reentrant=False)
+
+    model = Checkpointed(6, 6)
+    model.layer = nn.Linear(6, 6)
+    assert observed(model, torch.randn(16, 6, requires_grad=True), examples=16) is None
+
+
+def test_an_input_is_not_held_after_its_gradient() -> None:
+    import gc
+    import weakref
+
+    from _rightbatch_agent.layers import LayerParts
+
+    layers = LayerParts(torch, lambda error: pytest.fail(str(error)))
+    layer = nn.Linear(6, 6)
+    x = torch.randn(16, 6)
+    storage = weakref.ref(x.untyped_storage())
+    layers.start()
+    loss = layer(x).square().mean()
+    layers.before_backward(16)
+    del x
+    loss.backward()
+    gc.collect()
+    assert storage() is None, "though the loss lives on"
+    assert layers.squares() is not None
+    layers.stop()
+
+
+def test_a_layer_that_is_used_twice_is_left_out() -> None:
+    layer = nn.Linear(6, 6)
+    assert observed(nn.Sequential(layer, layer), torch.randn(16, 6), examples=16) is None
+
+
+def test_a_second_forward_pass_without_a_gradient_does_not_count() -> None:
+    class Twice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer(x)  # as for an accuracy, without no_grad
+            return self.layer(x)
+
+    model = Twice(6, 6)
+    model.layer = nn.Linear(6, 6)
+    assert observed(model, torch.randn(16, 6), examples=16) is not None

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from rightbatch._errors import UsageError
 from rightbatch._noise import Observations
 from rightbatch._study.options import StudyOptions
 from rightbatch._study.records import Point
@@ -201,8 +200,9 @@ def test_numbers_are_read_from_lines_as_they_are_completed(tmp_path: Path) -> No
     assert numbers.missing == {"no"}
 
 
-def test_a_match_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
+def test_a_match_that_is_no_number_is_kept_apart(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_text("accuracy: good\n")
-    with pytest.raises(UsageError, match="'good' in the line 'accuracy: good' is not a number"):
-        list(numbers_of(path, r"accuracy=accuracy: (\w+)").read())
+    path.write_text("accuracy: n/a\naccuracy: 0.5\n")
+    numbers = numbers_of(path, r"accuracy=accuracy: (.+)")
+    assert list(numbers.read()) == [("accuracy", 0.5)]
+    assert numbers.not_numbers == {"accuracy": ["n/a"]}

@@ -10,7 +10,7 @@ from rightbatch._noise import NoiseEstimate
 from rightbatch._run.headroom import Headroom, headroom
 from rightbatch._training.sampled_noise import noise_scale
 from rightbatch._training.watched import Watched
-from rightbatch._units import format_bytes, format_seconds
+from rightbatch._units import format_bytes, format_step
 
 _WARM_UP = 2  # steps that are slower than the others
 _WAITING = 0.1  # share of waiting for data above which there is advice
@@ -50,7 +50,10 @@ class RunReport:
         if self.peak_bytes is not None and self.limit_bytes is not None:
             peak, limit = format_bytes(self.peak_bytes), format_bytes(self.limit_bytes)
             parts.append(f"peak {peak} of {limit} on {self.device}: {self._fits()}")
-        parts.append(f"{self.noise_scale or f'noise scale unknown, {self.noise_reason}'}")
+        noise = f"noise scale unknown, {self.noise_reason}"
+        if self.noise_scale is not None:
+            noise = " ".join([str(self.noise_scale), *self.noise_scale.notes])
+        parts.append(noise)
         return "\n".join([" · ".join(parts), *(f"- {each}" for each in self.advice)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +86,7 @@ class RunReport:
         if self.step_seconds is None:
             return f"{self.steps} steps"
         waiting = f" ({self.loading_share:.0%} waiting for data)" if self.loading_share else ""
-        return f"{self.steps} steps, {format_seconds(self.step_seconds[0])} each{waiting}"
+        return f"{self.steps} steps, {format_step(self.step_seconds[0])} each{waiting}"
 
     def _fits(self) -> str:
         found = self.largest_batch_size

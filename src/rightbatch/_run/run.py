@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from rightbatch._errors import UsageError
 from rightbatch._progress import Live
 from rightbatch._run.options import RunOptions
 from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
 from rightbatch._training.watched import Watched, WatchRequest
-from rightbatch._units import format_bytes, format_seconds, parse_bytes
+from rightbatch._units import format_bytes, format_step, parse_bytes
 from rightbatch._workload.verb import takes
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
     command is ended after that many. `memory` is the limit that `largest_batch_size` is about.
 
     Raises:
-        UsageError: if nothing of the command can be seen.
+        UsageError: if nothing of the command can be seen, or `report` is in no folder.
     """
     training = resolve(workload, **spec)
     require(training, Ability.WATCH, "run")
+    if options.report is not None and not Path(options.report).absolute().parent.is_dir():
+        raise UsageError(f"there is no folder for the report {options.report}; make it first")
     memory = None if options.memory is None else parse_bytes(options.memory)
     with Live("rightbatch", enabled=options.progress, plain=True) as live:
 
@@ -56,7 +59,7 @@ def _line(watched: Watched) -> str:
     """Return what was seen so far, in a line."""
     parts = [f"batch {watched.batch_size or 'unknown'}", f"{watched.steps} steps"]
     if watched.step_seconds:
-        parts[-1] += f", {format_seconds(median(watched.step_seconds[-_RECENT:]))} each"
+        parts[-1] += f", {format_step(median(watched.step_seconds[-_RECENT:]))} each"
     if watched.losses:
         parts.append(f"loss {watched.losses[-1][1]:.4g}")
     if watched.peak_bytes is not None:

@@ -10,7 +10,7 @@ from rightbatch._training.watched import SampledUpdate
 
 OF_LAYERS = "of the linear, convolution and embedding layers"
 _LATER = 0.5  # of a run: the noise scale grows during a training
-_ENOUGH = 10  # samples; where that part has fewer, so many are used, the last ones
+_ENOUGH = 5  # samples; where that part has fewer, so many are used, the last ones
 
 
 def noise_scale(updates: Sequence[SampledUpdate], seed: int = 0) -> NoiseEstimate | None:
@@ -42,7 +42,7 @@ def observations(updates: Sequence[SampledUpdate], seed: int = 0) -> Observation
 
 
 def later(updates: Sequence[SampledUpdate]) -> Sequence[SampledUpdate]:
-    """Return the updates of the later half of a run, or the last ten if it has fewer."""
+    """Return the updates of the later half of a run, or the last five if it has fewer."""
     last = max((update.update for update in updates), default=0)
     found = [update for update in updates if update.update >= _LATER * last]
     return found if len(found) >= _ENOUGH else updates[-_ENOUGH:]

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rightbatch._errors import UsageError
-
 _LONGEST = 10_000  # characters of a line that are searched
 _CHUNK = 2**20
 
@@ -25,12 +23,11 @@ class OutputNumbers:
         self.missing = set(patterns)
         """The names that no line has matched."""
 
-    def read(self, is_over: bool = False) -> Iterator[tuple[str, float]]:
-        """Yield name and number of each match in the lines that are new.
+        self.not_numbers: dict[str, list[str]] = {}
+        """What a pattern has matched that is no number, such as `n/a`, by name."""
 
-        Raises:
-            UsageError: if what a pattern matches is not a number.
-        """
+    def read(self, is_over: bool = False) -> Iterator[tuple[str, float]]:
+        """Yield name and number of each match in the lines that are new."""
         if not self._patterns:
             return
         with self._path.open("rb") as file:
@@ -54,9 +51,7 @@ class OutputNumbers:
             try:
                 number = float(found)
             except (TypeError, ValueError):
-                raise UsageError(
-                    f"metric {name}: {found!r} in the line {text.strip()!r} is not a number; let "
-                    "the regex's group match the number only"
-                ) from None
+                self.not_numbers.setdefault(name, []).append(str(found))
+                continue
             self.missing.discard(name)
             yield name, number

@@ -133,5 +133,13 @@ def _notes(end: RunEnd, size: int | None, numbers: OutputNumbers) -> list[str]:
     notes = []
     if size is not None and size != end.batch_size:
         notes.append(f"{size} examples per step were seen where {{batch}} was {end.batch_size}")
-    notes += [f"no line matched --metric {name}" for name in sorted(numbers.missing)]
+    notes += [
+        f"no line matched --metric {name}"
+        for name in sorted(numbers.missing - numbers.not_numbers.keys())
+    ]
+    notes += [
+        f"{len(found)} matches of --metric {name} were no numbers, such as {found[0]!r}: let the "
+        "regex's group match the number only"
+        for name, found in numbers.not_numbers.items()
+    ]
     return notes

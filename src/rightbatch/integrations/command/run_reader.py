@@ -44,11 +44,7 @@ class RunReader:
         self._error: Exception | None = None
 
     def points(self, end: RunEnd, stopped: threading.Event) -> Iterator[tuple[Point, ...]]:
-        """Yield points until the command has ended, or is to be ended.
-
-        Raises:
-            UsageError: if a metric's regex matches what is not a number.
-        """
+        """Yield points until the command has ended, or is to be ended."""
         thread = threading.Thread(target=self._read, daemon=True, name="rightbatch-command")
         thread.start()
         try:

@@ -43,8 +43,11 @@ class LayerParts:
         self._stride = 1
         self._kept_bytes = 0
         self._examples: int | None = None
-        self._used: dict[int, int] = {}  # how often each weight was used, by id
+        self._used: dict[int, int] = {}  # how often each weight got a gradient, by id
         self._found: dict[int, tuple[Any, Any]] = {}
+        self._held: list[list[Any]] = []  # each with an input, until its gradient comes
+        self._leading: list[tuple[int, ...]] = []  # dimensions of inputs, without the features
+        self._has_time_first = self._has_batch_first = self._has_convolution = False
 
     @property
     def is_on(self) -> bool:
@@ -56,7 +59,8 @@ class LayerParts:
         self._stride = -(-max(self._layers, 1) // _MOST_LAYERS)
         self._turn, self._layers, self._kept_bytes = self._turn + 1, 0, 0
         self._examples, self.seconds = None, 0.0
-        self._used, self._found = {}, {}
+        self._used, self._found, self._leading = {}, {}, []
+        self._has_convolution = False
         register = self._torch.nn.modules.module.register_module_forward_hook
         self._hook = register(self._on_forward)
 
@@ -66,10 +70,16 @@ class LayerParts:
             self._hook.remove()
         self._hook = None
         self._found = {}
+        for held in self._held:
+            held.clear()
+        self._held = []
 
     def before_backward(self, examples: int | None) -> None:
-        """Tell how many examples the micro-batch has."""
+        """Tell how many examples the micro-batch has, which shows where they stand in inputs."""
         self._examples = examples
+        pairs = [leading[:2] for leading in self._leading if len(leading) > 1 and leading[0] > 1]
+        self._has_batch_first = self._has_convolution or any(a == examples != b for a, b in pairs)
+        self._has_time_first = any(a != examples == b for a, b in pairs)
 
     def squares(self) -> tuple[Any, Any, int] | None:
         """Return the squared norms of the sum and of each part, and the examples of a part.
@@ -101,45 +111,73 @@ class LayerParts:
         if not weight.requires_grad or not getattr(output, "requires_grad", False):
             return
         self._layers += 1
-        key = id(weight)
-        self._used[key] = self._used.get(key, 0) + 1
-        if self._used[key] > 1 or self._layers % self._stride:
+        is_convolution = gradients == self._convolution
+        is_embedding = gradients == self._embedding
+        leading = tuple(x.shape) if is_embedding else tuple(x.shape[:-1])
+        if is_convolution:  # nothing but the batch can come first
+            leading = (x.shape[0],)
+            self._has_convolution = True
+        self._leading.append(leading)
+        if self._layers % self._stride or self._is_kept_by_us(x):
             return
         if type(output).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
             return  # a tensor without data of its own, such as a DTensor
-        if _is_autocast(torch, x):
-            self._kept_bytes += x.element_size() * x.numel()
-            if self._kept_bytes > _MOST_BYTES:
-                return
-        x = x.detach().as_subclass(torch.Tensor)  # MONAI's tensors carry more than data
+        held = [x.detach().as_subclass(torch.Tensor)]  # MONAI's tensors carry more than data
+        self._held.append(held)
+        may_be_flat = not is_convolution and not is_embedding
+        key = id(weight)
 
         def on_gradient(gradient: Any) -> None:
-            if self._hook is None:
+            if self._hook is None or not held:
                 return
-            started_at = time.perf_counter()
+            # The graph may live for long after this, and the closure with it.
+            x = held.pop()
+            started_at = time.thread_time()
             try:
+                self._used[key] = self._used.get(key, 0) + 1
                 with torch.no_grad():
                     g = gradient.detach().as_subclass(torch.Tensor)
-                    found = self._parts_of(gradients, module, x, g)
+                    found = self._parts_of(gradients, module, x, g, leading, may_be_flat)
                 if found is not None:
                     self._found[key] = found
             except Exception as error:
                 self._failed(error)
-            self.seconds += time.perf_counter() - started_at
+            self.seconds += time.thread_time() - started_at
 
         output.register_hook(on_gradient)
 
+    def _is_kept_by_us(self, x: Any) -> bool:
+        """Whether autograd would not keep an input by itself, and there is no room for it."""
+        if _saves_elsewhere(self._torch):
+            return True
+        if _is_autocast(self._torch, x):
+            self._kept_bytes += x.element_size() * x.numel()
+        return self._kept_bytes > _MOST_BYTES
+
     def _parts_of(
-        self, gradients: Callable[..., Any], module: Any, x: Any, g: Any
+        self,
+        gradients: Callable[..., Any],
+        module: Any,
+        x: Any,
+        g: Any,
+        leading: tuple[int, ...],
+        may_be_flat: bool,
     ) -> tuple[Any, Any] | None:
-        """Return the squared norms of a layer's gradient, of all parts together and of each."""
+        """Return the squared norms of a layer's gradient, of all parts together and of each.
+
+        None where it is not certain which rows belong to which example.
+        """
         examples = self._examples
-        if examples is None or examples < 2:
+        if examples is None or examples < 2 or g.shape[0] != x.shape[0]:
             return None
-        if x.shape[0] % examples and x.dim() > 1 and x.shape[1] == examples:
+        if leading[0] == examples and leading[1:2] != (examples,):
+            pass
+        elif leading[0] > 1 and leading[0] != examples and leading[1:2] == (examples,):
             x, g = x.transpose(0, 1), g.transpose(0, 1)  # time comes first
-        if x.shape[0] % examples or g.shape[0] != x.shape[0]:
+        elif not (len(leading) == 1 and leading[0] % examples == 0 and may_be_flat):
             return None
+        elif self._has_time_first or not self._has_batch_first:
+            return None  # examples and time in one dimension, in an order that was not seen
         parts = min(PARTS, examples)
         rows = x.shape[0] // examples * (examples // parts)  # of a part; the rest is left out
         shape = (parts, rows)
@@ -149,7 +187,7 @@ class LayerParts:
         if found is None:
             return None
         by_part, share = found  # the share of the layer's units
-        by_part = by_part.flatten(1)
+        by_part = by_part.flatten(1).float()
         whole = by_part.sum(0).square().sum() / share
         return whole, by_part.square().sum(1) / share
 
@@ -161,20 +199,20 @@ class LayerParts:
     def _linear(self, module: Any, x: Any, g: Any) -> Any:
         width = g.shape[-1]
         g = g[..., self._units(width)].flatten(1, -2)
-        found = g.float().transpose(1, 2) @ x.flatten(1, -2).float()
+        found = g.transpose(1, 2) @ x.flatten(1, -2).to(g.dtype)
         return found, g.shape[-1] / width
 
     def _convolution(self, module: Any, x: Any, g: Any) -> Any:
         if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
             return None
         units = self._units(g.shape[2])
-        g = g[:, :, units].float()
-        weight = module.weight.detach()[units].float()
+        g = g[:, :, units]
+        weight = module.weight.detach()[units].to(g.dtype)
         backward = self._torch.ops.aten.convolution_backward
         settings = (module.stride, module.padding, module.dilation, False)
         zeros, mask = [0] * len(module.padding), [False, True, False]
         found = [
-            backward(g_of, x_of.float(), weight, None, *settings, zeros, 1, mask)[1]
+            backward(g_of, x_of.to(g.dtype), weight, None, *settings, zeros, 1, mask)[1]
             for x_of, g_of in zip(x, g)
         ]
         return self._torch.stack(found), g.shape[2] / module.out_channels
@@ -197,6 +235,17 @@ def _is_transposed_linear(module: Any) -> bool:
     """Whether it is the linear layer of GPT-2 in Transformers, whose weight is transposed."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _saves_elsewhere(torch: Any) -> bool:
+    """Whether what is saved for the backward pass goes elsewhere: checkpointing, offloading."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return False
+    try:
+        return top(True) is not None
+    except TypeError:  # before torch 2.4
+        return top() is not None
 
 
 def _is_autocast(torch: Any, x: Any) -> bool:

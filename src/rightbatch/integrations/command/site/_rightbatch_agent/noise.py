@@ -17,6 +17,7 @@ from .layers import LayerParts
 _RARELY = 2e-4  # at a cost of 1%, a sample after each 2% of the updates so far
 _FIRST = 3  # the first sampled update; the optimizer has no state before the first one
 _EVERY = 10  # updates between two samples, at least
+_MOST_EMPTY = 3  # samples without a layer, after which no more are taken
 
 
 class Noise:
@@ -43,6 +44,7 @@ class Noise:
         self._is_refused = False
         self._layers = LayerParts(torch, self._on_error)
         self._backwards = 0  # of the update
+        self._empty = 0  # samples in which no layer could be observed
         self._updated_at = time.perf_counter()
         self._step_seconds = 0.0  # of the last step that was not sampled
 
@@ -130,10 +132,12 @@ class Noise:
         if not is_alone:
             return  # a step of several micro-batches, among others
         if found is None:
-            self.refuse(
-                "it has one micro-batch per step on one device, and no linear, convolution or "
-                "embedding layer whose input begins with the examples"
-            )
+            self._empty += 1
+            if self._empty == _MOST_EMPTY:
+                self.refuse(
+                    "it has one micro-batch per step on one device, and no linear, convolution or "
+                    "embedding layer that is used once and whose input shows the examples apart"
+                )
             return
         whole, squares, size = found
         self._send_parts(float(whole), squares.tolist(), [size] * len(squares), of_layers=True)

@@ -73,6 +73,7 @@ class Updates:
         self._kept: list[Any] = []  # parameters, so that no id is used twice
         self._optimizers: list[Any] = []
         self._last: Any = None
+        self._has_seen_gradients = False
         self.has_gradients = False
         """Whether a backward pass has run since the last update; the watcher sets it."""
         module = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides the name
@@ -137,7 +138,11 @@ class Updates:
         self._depth = max(self._depth - 1, 0)
         if self._depth or not self.is_on:
             return
-        is_sub_group = optimizer is self._last and not self.has_gradients
+        self._has_seen_gradients = self._has_seen_gradients or self.has_gradients
+        # A loop without backward passes (`torch.func`) has no sub-groups that could be told.
+        is_sub_group = (
+            optimizer is self._last and not self.has_gradients and self._has_seen_gradients
+        )
         self._last, self.has_gradients = optimizer, False
         if not is_sub_group:
             key = self._count(optimizer)

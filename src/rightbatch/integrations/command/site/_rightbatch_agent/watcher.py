@@ -81,6 +81,7 @@ class Watcher:
             self._safely(self._on_input)
         )
         self._wrap(torch.autograd, "backward", before=self._on_backward, after=self._after_backward)
+        self._wrap(torch.autograd, "grad", after=self._after_grad)
         self._wrap(torch, "save", before=self._on_save)
         self._wrap(torch.amp.GradScaler, "scale", after=self._on_scaled)
         self._wrap(torch, "compile", before=self._on_compile)
@@ -251,6 +252,10 @@ class Watcher:
             if self._own_updates > _PATIENCE:
                 self._start_memory()
                 self._on_update(None, ends=True)
+
+    def _after_grad(self, result: Any, *arguments: Any, **keywords: Any) -> None:
+        """After `torch.autograd.grad`: gradients that a script puts into its parameters itself."""
+        self._updates.has_gradients = True
 
     def _on_update(self, optimizer: Any, ends: bool) -> None:
         self._noise.after_update()
