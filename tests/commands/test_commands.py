@@ -184,3 +184,23 @@ def test_a_hidden_sitecustomize_is_run_as_well(
     monkeypatch.setenv("PYTHONPATH", path)
     done = rightbatch("run", "--", PYTHON, "script.py")
     assert done.out == "yes\n", done.err
+
+
+def test_a_loop_without_backward_passes_is_counted_by_its_optimizer(
+    rightbatch: Rightbatch, folder: Path
+) -> None:
+    text = (folder / "small.py").read_text()
+    text = text.replace("loss.backward()", "gradients = FUNCTION")
+    kinds = {
+        "grad": "torch.autograd.grad(loss, model.parameters())",
+        "func": "tuple(map(torch.ones_like, model.parameters()))  # as of torch.func.grad",
+    }
+    put = "; [setattr(p, 'grad', g) for p, g in zip(model.parameters(), gradients)]"
+    for name, function in kinds.items():
+        code, _, comment = function.partition("  #")
+        line = f"gradients = {code}{put}  #{comment}"
+        (folder / f"{name}.py").write_text(text.replace("gradients = FUNCTION", line))
+        done = rightbatch("run", "--json", "--", PYTHON, f"{name}.py", "--steps", "6")
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert (report["steps"], report["batch_size"]) == (6, 8), name

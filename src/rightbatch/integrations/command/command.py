@@ -82,7 +82,7 @@ class Command(Training):
     def trial(self, argument: int, request: TrialRequest) -> Trial:
         """Run the command until its training has made enough steps."""
         if not self.accumulates:
-            self.template.require("batch", "fit")
+            self.template.require("batch", "a trial")
         free = max(free_memory(), 1)
         steps = None if request.steps is None else self._steps or max(request.steps, 2)
         with _folder_for_files() as out, _new_files() as new:

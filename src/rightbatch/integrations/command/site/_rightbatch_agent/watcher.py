@@ -259,7 +259,9 @@ class Watcher:
 
     def _on_update(self, optimizer: Any, ends: bool) -> None:
         self._noise.after_update()
-        examples = self._step_examples or self._examples or None
+        # Without a backward pass (`torch.func`) the batch is what the loader has returned.
+        returned = None if self._micro_batches else self._new_examples
+        examples = self._step_examples or returned or self._examples or None
         self._examples = examples or 0
         micro_batches, waited = self._micro_batches, self._waited
         if not ends:
