@@ -70,7 +70,11 @@ def test_a_report_is_that_of_the_command_which_trains_the_same(
     report = json.loads((folder / "r.json").read_text())
     assert (report["batch_size"], report["steps"], report["exit_code"]) == (8, 12, 0)
     assert report["losses"][-1][1] == float(alone.stdout.split()[1])
-    assert report["noise_scale"]["notes"] == ["of the linear, convolution and embedding layers"]
+    # labels at random: of two sampled steps, not even a lower bound need be known
+    if report["noise_scale"] is None:
+        assert "cannot be told from noise" in report["noise_reason"]
+    else:
+        assert report["noise_scale"]["notes"] == ["of the linear, convolution and embedding layers"]
     assert "rightbatch: batch 8 · 12 steps" in done.err
 
 
