@@ -54,6 +54,7 @@ class Scripted(Training):
         self.start, self.each, self.noise, self.factor = start, each, noise, factor
         self.fits = fits
         self.asked: list[int | None] = []
+        self.limits: set[int | None] = set()
         self.random = random.Random(0)
 
     def seconds(self, size: int) -> float:
@@ -61,6 +62,8 @@ class Scripted(Training):
 
     def trial(self, argument: int, request: TrialRequest) -> Trial:
         self.asked.append(request.steps)
+        if request.steps is not None:
+            self.limits.add(request.memory)
         size = argument * self.factor
         steps = request.steps or 400
         seconds = [self.seconds(size) * self.random.uniform(0.99, 1.01) for _ in range(steps)]
@@ -145,6 +148,13 @@ def test_the_command_has_the_argument_and_the_scaled_rate() -> None:
     assert all(each.batch_size % 2 == 0 for each in plan.expected)
     assert str(plan).endswith(f"run: {plan.command}")
     assert plan.noise_scale.notes == ("of the linear, convolution and embedding layers",)
+
+
+def test_every_trial_that_is_timed_has_the_limit() -> None:
+    training = Scripted(start=0.05, each=0.001, noise=400.0)
+    training.limits.clear()
+    tuned(training, memory="2GiB")
+    assert training.limits - {2 * (100 + 1024) * MIB} == {2 * 1024 * MIB}
 
 
 def test_the_target_is_reached_at_the_smoothed_loss() -> None:

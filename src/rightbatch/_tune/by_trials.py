@@ -84,13 +84,15 @@ class ByTrials:
         samples: dict[int, list[StepSeconds]] = {}
         self._factor = max(largest.batch_size // (largest.argument or largest.batch_size), 1)
         if not self._source.trials:  # the result of an earlier `fit` was given
-            self._trial(largest.batch_size, TrialRequest(_WARM_UP + _LEAST_STEPS))
+            request = TrialRequest(_WARM_UP + _LEAST_STEPS, self._options.memory_bytes)
+            self._trial(largest.batch_size, request)
         end = time.perf_counter() + seconds
         sizes = self._sizes(largest, seconds)
         for number, size in enumerate(sizes):
             each = max(end - time.perf_counter(), 0.0) / (len(sizes) - number)
             self._show(f"timing steps of {size} examples")
-            trial = self._trial(size, TrialRequest(_WARM_UP + self._steps(size, each)))
+            steps = _WARM_UP + self._steps(size, each)
+            trial = self._trial(size, TrialRequest(steps, self._options.memory_bytes))
             samples[size] = [
                 StepSeconds(waited, max(whole - waited, 0.0), 0.0)
                 for whole, waited in list(
@@ -119,7 +121,9 @@ class ByTrials:
             # Starting a command may take longer than a short budget.
             return reached or time.perf_counter() > max(end, began + seconds / 2)
 
-        trial = self._trial(base, TrialRequest(None, is_enough=is_enough))
+        # Without the limit: looking at gradients takes memory that the training does not need.
+        request = TrialRequest(None, seed=self._options.seed, is_enough=is_enough)
+        trial = self._trial(base, request)
         watched = trial.watched
         assert watched is not None
         seen = observations(later(watched.updates), self._options.seed)
