@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rightbatch._device.cpu import free_memory
+from rightbatch.integrations.command.listener import Listener
+
 SITE = Path(__file__).parent / "site"
 VARIABLE = "RIGHTBATCH_AGENT"
 TRACKERS_OFF = {
@@ -21,6 +24,13 @@ TRACKERS_OFF = {
 }
 """The trackers' own variables: a trial is no run that somebody wants to see."""
 _GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def agent_settings(listener: Listener, *, trial: bool, **more: Any) -> dict[str, Any]:
+    """Return the agents' settings, by the names of `_rightbatch_agent.settings`."""
+    free = max(free_memory(), 1)
+    found = {"address": listener.address, "secret": listener.secret, "trial": trial, "free": free}
+    return found | more
 
 
 def environment(settings: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> Any:

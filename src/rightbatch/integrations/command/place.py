@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightbatch._device.cpu import free_memory
 from rightbatch._errors import UsageError
 from rightbatch._study.options import StudyOptions
 from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent, threads_of
 from rightbatch._worker.wire import Header
 from rightbatch.integrations.command.command_output import OutputNumbers
-from rightbatch.integrations.command.launch import environment, without_agent
+from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree, set_subreaper
@@ -93,14 +92,8 @@ class CommandPlace:
         if self._threads is not None:
             variables["OMP_NUM_THREADS"] = str(self._threads)
         with files.log.open("wb") as output, Listener() as listener:
-            settings = {
-                "address": listener.address,
-                "secret": listener.secret,
-                "trial": False,
-                "steps": plan.options.steps or 0,
-                "free": max(free_memory(), 1),
-                "ends_with_parent": True,
-            }
+            steps = plan.options.steps or 0
+            settings = agent_settings(listener, trial=False, steps=steps, ends_with_parent=True)
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from typing import IO
 
 from rightbatch._device.out_of_memory import died_out_of_memory
 from rightbatch._worker.failure import Failure, Outcome
-from rightbatch.integrations.command.launch import TRACKERS_OFF, environment
+from rightbatch.integrations.command.launch import TRACKERS_OFF, agent_settings, environment
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree
@@ -80,19 +80,18 @@ def run_trial(
         tempfile.TemporaryFile() as output,
         Listener() as listener,
     ):
-        settings = {
-            "address": listener.address,
-            "secret": listener.secret,
-            "trial": True,
-            "steps": plan.steps or 0,
-            "noise": 0.0 if plan.steps else _NOISE,
-            "memory": plan.memory,
-            "free": plan.free,
-            "margin": plan.margin,
-            "until_evaluation": plan.until_evaluation,
-            "started_at": time.time(),
-            "folders": [folder, *plan.folders],
-        }
+        settings = agent_settings(
+            listener,
+            trial=True,
+            steps=plan.steps or 0,
+            noise=0.0 if plan.steps else _NOISE,
+            memory=plan.memory,
+            free=plan.free,
+            margin=plan.margin,
+            until_evaluation=plan.until_evaluation,
+            started_at=time.time(),
+            folders=[folder, *plan.folders],
+        )
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)
         extra = TRACKERS_OFF | temporary | dict(plan.variables or {})
         process = subprocess.Popen(

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rightbatch._device.cpu import free_memory
 from rightbatch._errors import UsageError
 from rightbatch._training.watched import SampledUpdate, Watched, WatchRequest
-from rightbatch.integrations.command.launch import environment, without_agent
+from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed, Rank, examples_per_step
 from rightbatch.integrations.command.process_tree import ProcessTree
@@ -32,13 +31,7 @@ def watch(command: Sequence[str], request: WatchRequest) -> Watched:
     """
     observed = Observed()
     with Listener() as listener:
-        settings = {
-            "address": listener.address,
-            "secret": listener.secret,
-            "trial": False,
-            "steps": request.steps or 0,
-            "free": max(free_memory(), 1),
-        }
+        settings = agent_settings(listener, trial=False, steps=request.steps or 0)
         stdout = sys.stderr if request.stdout_to_stderr else None
         process = subprocess.Popen(command, stdout=stdout, env=environment(settings))
         with _signals_for(process):
