@@ -98,11 +98,10 @@ class StudyOptions(DeviceOptions):
         Raises:
             UsageError: if nothing does.
         """
-        if self.epochs is None and self.target is None and self.budget is None:
-            if self.steps is None:
-                raise UsageError(
-                    "nothing ends a run: give epochs, steps, a target such as loss=0.3, or a budget"
-                )
+        if all(end is None for end in (self.epochs, self.steps, self.target, self.budget)):
+            raise UsageError(
+                "nothing ends a run: give epochs, steps, a target such as loss=0.3, or a budget"
+            )
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
