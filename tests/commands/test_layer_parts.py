@@ -197,6 +197,32 @@ def test_an_input_is_not_held_after_its_gradient() -> None:
     layers.stop()
 
 
+def test_inputs_without_a_batch_are_left_out() -> None:
+    assert observed(nn.Linear(6, 5), torch.randn(6), examples=16) is None
+    assert observed(nn.Conv2d(16, 5, 3), torch.randn(16, 8, 8), examples=16) is None
+    assert observed(nn.Embedding(6, 5), torch.tensor(3), examples=16) is None
+
+
+def test_of_many_layers_others_are_taken_in_each_step() -> None:
+    from _rightbatch_agent.layers import LayerParts
+
+    torch.manual_seed(0)
+    layers = LayerParts(torch, lambda error: pytest.fail(str(error)))
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(100)))
+    wholes = []
+    for _ in range(4):
+        layers.start()
+        loss = model(torch.ones(16, 4) + torch.randn(16, 4)).square().mean()
+        layers.before_backward(16)
+        loss.backward()
+        wholes.append(set(layers._found))
+        layers.stop()
+    every, *some = wholes
+    assert len(every) == 100, "how many there are is known after the first step"
+    assert all(30 <= len(each) <= 48 for each in some)
+    assert set.union(*some) == every
+
+
 def test_a_layer_that_is_used_twice_is_left_out() -> None:
     layer = nn.Linear(6, 6)
     assert observed(nn.Sequential(layer, layer), torch.randn(16, 6), examples=16) is None

@@ -4,7 +4,8 @@ A step with one micro-batch on one device has one gradient, which says nothing a
 the gradient of a linear, convolution or embedding layer is a sum over examples of products of the
 layer's input and the gradient at its output, so that of a few examples can be had beside the
 backward pass, with no other pass and without a change to it. Of each layer a few output units are
-taken, at other places in each sampled step: the squares of their gradients stand for the layer's.
+taken, others in each sampled step: the squares of their gradients stand for the layer's. Of a model
+with many layers some are taken, others in each sampled step.
 """
 
 from __future__ import annotations
@@ -110,15 +111,17 @@ class LayerParts:
         weight, x = module.weight, inputs[0]
         if not weight.requires_grad or not getattr(output, "requires_grad", False):
             return
-        self._layers += 1
         is_convolution = gradients == self._convolution
         is_embedding = gradients == self._embedding
         leading = tuple(x.shape) if is_embedding else tuple(x.shape[:-1])
         if is_convolution:  # nothing but the batch can come first
-            leading = (x.shape[0],)
-            self._has_convolution = True
+            leading = tuple(x.shape[:1]) if x.dim() == weight.dim() else ()
+        if not leading:
+            return  # one example without a batch
+        self._layers += 1
+        self._has_convolution = self._has_convolution or is_convolution
         self._leading.append(leading)
-        if self._layers % self._stride or self._is_kept_by_us(x):
+        if (self._layers + self._turn) % self._stride or self._is_kept_by_us(x):
             return
         if type(output).__torch_dispatch__ != torch.Tensor.__torch_dispatch__:
             return  # a tensor without data of its own, such as a DTensor
