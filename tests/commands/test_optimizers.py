@@ -58,3 +58,27 @@ def test_sizes_of_batches_are_their_first_dimension() -> None:
     assert leading_size("text") is None
     assert leading_size(torch.tensor(1.0)) is None
     assert "torch" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "expected"),
+    [
+        ((20, 35), None, 20),
+        ((35, 20), None, 35),
+        ((35, 20), 20, 20),  # time first
+        ((7, 20), 20, 20),  # the rest of the text
+        ((20, 20), 20, 20),
+        ((8, 3, 32, 32), 3, 8),  # images of three channels: a script that rounds its batch
+        ((8, 3, 32, 32), 16, 8),  # a script that clips its batch
+        ((5,), 20, 5),
+        ((), 20, None),
+    ],
+)
+def test_the_examples_are_where_the_size_is_that_was_asked_for(
+    shape: tuple[int, ...], asked: int | None, expected: int | None
+) -> None:
+    import torch
+    from _rightbatch_agent.loaders import leading_size
+
+    assert leading_size((torch.zeros(shape),), asked) == expected
+    assert leading_size({"x": torch.zeros(shape)}, asked) == expected

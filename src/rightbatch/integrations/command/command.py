@@ -88,6 +88,7 @@ class Command(Training):
         with _folder_for_files() as out, _new_files() as new:
             plan = TrialPlan(
                 steps=steps,
+                batch=argument,
                 memory=request.memory,
                 free=free,
                 margin=max(request.margin, _CPU_VARIATION),

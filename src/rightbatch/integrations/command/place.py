@@ -93,7 +93,13 @@ class CommandPlace:
             variables["OMP_NUM_THREADS"] = str(self._threads)
         with files.log.open("wb") as output, Listener() as listener:
             steps = plan.options.steps or 0
-            settings = agent_settings(listener, trial=False, steps=steps, ends_with_parent=True)
+            settings = agent_settings(
+                listener,
+                trial=False,
+                steps=steps,
+                ends_with_parent=True,
+                batch=plan.key.batch_size,
+            )
             process = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,

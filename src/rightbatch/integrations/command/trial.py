@@ -37,10 +37,11 @@ class TrialPlan:
     needs memory of its own.
     `memory` (bytes; on the CPU at most `free`) less `margin` is enforced where the platform can.
     `folders` may be written to,
-    `variables` are added to the environment.
+    `variables` are added to the environment. `batch` is the size that stands in the command.
     """
 
     steps: int | None
+    batch: int | None = None
     memory: int | None = None
     free: int | None = None
     margin: float = 0.0
@@ -84,6 +85,7 @@ def run_trial(
             listener,
             trial=True,
             steps=plan.steps or 0,
+            batch=plan.batch,
             noise=0.0 if plan.steps else _NOISE,
             memory=plan.memory,
             free=plan.free,

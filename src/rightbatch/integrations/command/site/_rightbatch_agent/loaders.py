@@ -52,16 +52,23 @@ class Loaders:
         iterator._reset = reset_and_forget
 
 
-def leading_size(batch: Any) -> int | None:
-    """Return the first dimension of the first tensor in a batch; None if there is none."""
+def leading_size(batch: Any, asked: int | None = None) -> int | None:
+    """Return the first dimension of the first tensor in a batch; None if there is none.
+
+    It is the second one where only that has the size that was `asked` for: time may come first.
+    """
     shape = getattr(batch, "shape", None)
     if shape is not None:
-        return int(shape[0]) if len(shape) else None
+        sizes = [int(size) for size in shape[:2]]
+        is_text = len(shape) in (2, 3)  # (time, batch), with features or without
+        if is_text and asked is not None and sizes[0] != asked == sizes[1]:
+            return asked
+        return sizes[0] if sizes else None
     if isinstance(batch, dict) or hasattr(batch, "items"):
         batch = list(dict(batch.items()).values())
     if isinstance(batch, (list, tuple)):
         for part in batch:
-            found = leading_size(part)
+            found = leading_size(part, asked)
             if found is not None:
                 return found
     return None

@@ -18,7 +18,8 @@ class Settings(NamedTuple):
     epoch) outside of `folders`. It blocks after `steps` steps, if there are any; with
     `until_evaluation` not before an evaluation and one more step. Outside of a trial a process ends
     with its parent only if `ends_with_parent`. `noise` is the share of the time
-    that gradients may be looked at, 0 for never.
+    that gradients may be looked at, 0 for never. `batch` is the size that was asked for: an input
+    that has it as its second dimension only begins with time.
     """
 
     address: Any
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
     started_at: float = 0.0
     ends_with_parent: bool = False
     noise: float = 0.01
+    batch: Optional[int] = None
     folders: tuple = ()  # type: ignore[type-arg]
 
     @classmethod

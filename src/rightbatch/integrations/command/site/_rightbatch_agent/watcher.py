@@ -195,7 +195,7 @@ class Watcher:
         if not self._torch.is_grad_enabled():
             self._on_evaluation()
         elif self._input_examples is None:
-            self._input_examples = leading_size(arguments)
+            self._input_examples = leading_size(arguments, self._settings.batch)
 
     def _stop_looking(self) -> None:
         is_awaited = self._settings.until_evaluation and not self._has_evaluated
