@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torch.utils.data import default_collate
 
 from rightbatch import UsageError, count_examples, split_batch
@@ -120,13 +120,134 @@ def test_a_tensor_without_examples_raises_an_error_that_names_split() -> None:
         split_batch((images, targets, {"anchors": torch.zeros(9)}), 2)
 
 
-@pytest.mark.parametrize("lengths", [(3, 1), (2,), (4, 3, 1, 1)])
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, torch.zeros(4)), lambda x: {"x": x}])
-def test_a_packed_sequence_raises_an_error(lengths: tuple[int, ...], wrap: Any) -> None:
-    packed = pack_sequence([torch.zeros(length) for length in lengths])
-    for refusing in (count_examples, lambda batch: split_batch(batch, 1)):
-        with pytest.raises(UsageError, match=r"PackedSequence.*split="):
-            refusing(wrap(packed))
+@pytest.mark.parametrize("order", [(3, 1, 4), (4, 3, 3)])
+def test_a_packed_sequence_is_counted_and_cut_by_its_sequences(order: tuple[int, ...]) -> None:
+    sequences = [torch.full((length,), float(i)) for i, length in enumerate(order)]
+    packed = pack_sequence(sequences, enforce_sorted=sorted(order) == [*order][::-1])
+    batch = {"text": packed, "label": torch.arange(len(order))}
+
+    assert count_examples(batch) == len(order)
+    parts = split_batch(batch, 2)
+
+    cut = [sequence for part in parts for sequence in unpack_sequence(part["text"])]
+    assert [part["label"].tolist() for part in parts] == [[0, 1], [2]]
+    assert all(torch.equal(one, other) for one, other in zip(cut, sequences, strict=True))
+
+
+def test_a_packed_sequence_beside_labels_of_another_number_raises_an_error() -> None:
+    packed = pack_sequence([torch.zeros(3), torch.zeros(1)])
+    with pytest.raises(UsageError, match=r"\[2, 4\].*count="):
+        count_examples((packed, torch.zeros(4)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        (torch.sparse_coo, 14 * 4 + 2 * 14 * 8),
+        (torch.sparse_csr, 14 * 4 + 14 * 8 + 6 * 8),
+        (torch.sparse_csc, 14 * 4 + 14 * 8 + 4 * 8),
+    ],
+)
+def test_a_sparse_matrix_is_cut_by_its_rows(layout: torch.layout, size: int) -> None:
+    rows = numbered(5, 3).float()  # the first of 15 values is 0
+    batch = (rows.to_sparse(layout=layout), torch.zeros(5))
+    parts = split_batch(batch, 2)
+    assert [part[0].layout for part in parts] == [layout] * 3
+    assert torch.equal(torch.cat([part[0].to_dense() for part in parts]), rows)
+    assert batch_bytes(batch[0]) == size
+
+
+def test_a_nested_tensor_is_cut_by_its_sequences() -> None:
+    sequences = [torch.full((length, 2), float(length)) for length in (3, 1, 4)]
+    batch = [torch.nested.nested_tensor(sequences, layout=torch.jagged), torch.zeros(3)]
+    assert count_examples(batch) == 3
+    parts = split_batch(batch, 2)
+    cut = [sequence for part in parts for sequence in part[0].unbind()]
+    assert all(torch.equal(one, other) for one, other in zip(cut, sequences, strict=True))
+    assert batch_bytes(batch[0]) == 8 * 2 * 4
+
+
+class Graph:
+    """A batch of one's own class: no mapping, no dataclass."""
+
+    def __init__(self, x: torch.Tensor, label: torch.Tensor) -> None:
+        self.x, self.label, self.name = x, label, "graph"
+
+
+class Movable(Graph):
+    def to(self, device: Any) -> Movable:
+        moved = Movable(self.x.to(device), self.label.to(device))
+        moved.name = "moved"
+        return moved
+
+
+@pytest.mark.parametrize("kind", [Graph, Movable])
+def test_a_batch_of_ones_own_class_is_seen_into(kind: type[Graph]) -> None:
+    batch = kind(FIVE, torch.arange(5))
+    assert count_examples(batch) == 5
+    assert batch_bytes(batch) == FIVE.nbytes + 5 * 8
+    parts = split_batch(batch, 2)
+    assert [type(part) for part in parts] == [kind] * 3
+    assert torch.equal(torch.cat([part.x for part in parts]), FIVE)
+    assert [part.label.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    moved = to_device({"batch": batch}, "meta")["batch"]
+    assert (moved.x.device.type, batch.x.device.type) == ("meta", "cpu")
+    assert moved.name == ("moved" if kind is Movable else "graph")
+
+
+def test_objects_of_ones_own_class_that_share_no_dimension_raise_an_error() -> None:
+    with pytest.raises(UsageError, match=r"\[2, 5\].*count="):
+        count_examples(Graph(FIVE, torch.zeros(2, 9)))
+
+
+def test_a_dataclass_with_a_field_of_its_own_is_kept() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Sample:
+        x: torch.Tensor
+        total: float = dataclasses.field(init=False, default=0.5)
+
+    parts = split_batch(Sample(FIVE), 3)
+    assert [type(part) for part in parts] == [Sample, Sample]
+    assert [part.total for part in parts] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("objects", [(3, 3, 3), (3,), (1, 1), (3, 3, 3, 3, 3)])
+def test_images_and_targets_are_counted_where_their_own_dimensions_agree(
+    objects: tuple[int, ...],
+) -> None:
+    """As many objects as channels: 3, and no other number in the tensors' first dimensions."""
+    images, targets = detection(*objects)
+    for batch in ((images, targets), {"image": images, "target": targets}):
+        assert count_examples(batch) == len(objects)
+        parts = split_batch(batch, 1)
+        assert len(parts) == len(objects)
+        assert {
+            len(part[key])
+            for part in parts
+            for key in (batch if isinstance(batch, dict) else (0, 1))
+        } == {1}
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        detection(3, 3, 3, 3)[0],
+        detection(3, 3)[0],
+        detection(3, 3)[1],
+    ],
+)
+def test_a_list_of_whole_examples_is_refused(batch: Any) -> None:
+    with pytest.raises(UsageError, match=r"whole examples.*count=len.*split=lambda"):
+        count_examples(batch)
+
+
+def test_lists_of_inputs_are_no_lists_of_examples() -> None:
+    """A model with two inputs of three dimensions each, in a batch of three."""
+    inputs = [numbered(3, 4, 2), numbered(3, 4, 2)]
+    assert count_examples((inputs, torch.zeros(3))) == 3
+    assert count_examples({"x": inputs, "y": [torch.zeros(3), torch.zeros(3)]}) == 3
+    assert [len(part[0][1]) for part in split_batch((inputs, torch.zeros(3)), 2)] == [2, 1]
 
 
 def test_a_packed_sequence_is_moved_and_measured() -> None:
@@ -344,3 +465,14 @@ def test_bytes_of_known_batches() -> None:
     assert batch_bytes({"x": torch.zeros(4, 3), "y": torch.zeros(4, dtype=torch.bool)}) == 52
     assert batch_bytes([torch.zeros(2, dtype=torch.bfloat16), Record(torch.zeros(1))]) == 8
     assert batch_bytes(["no", None, 3]) == 0
+
+
+class Native:
+    """A batch whose method has no signature, as those of C++ extensions."""
+
+    def __init__(self) -> None:
+        self.to = {"cpu": "moved"}.pop
+
+
+def test_a_batch_of_an_extension_is_moved_without_further_arguments() -> None:
+    assert to_device(Native(), "cpu") == "moved"

@@ -104,6 +104,13 @@ def test_the_bytes_are_those_of_collated_examples() -> None:
     assert WorstExamples(data, collate, None, 0).worst(1) == [1]
 
 
+@pytest.fixture
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no time to look at more examples than the sample."""
+    monkeypatch.setattr(worst_module, "SCAN_SECONDS", {True: 0.0, False: 0.0})
+
+
+@pytest.mark.usefixtures("no_time")
 @pytest.mark.parametrize("batch_size", [1, 4, 100, 1000, 1500])
 def test_a_sample_represents_the_largest_examples_of_a_large_data_set(batch_size: int) -> None:
     lengths = [(37 * i) % 1000 + 1 for i in range(1000)]
@@ -121,11 +128,66 @@ def test_a_sample_represents_the_largest_examples_of_a_large_data_set(batch_size
     assert max(repeats) - min(repeats) <= 1, "each as often as the others"
 
 
+@pytest.mark.usefixtures("no_time")
 def test_the_sample_depends_on_the_seed() -> None:
     data = Texts(list(range(1, 2001)))
     first, again, other = (examples(data, seed=seed).worst(16) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_a_single_large_example_is_found_beyond_the_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worst_module, "SCAN_SECONDS", {True: 1e9, False: 1e9})
+    lengths = [3] * 4 * SAMPLE
+    lengths[-7] = 4
+    found = examples(Texts(lengths))
+    assert found.worst(1) == [len(lengths) - 7]
+    assert found.sizes_differ
+    assert found.seen.note() is None
+
+
+@pytest.mark.usefixtures("no_time")
+def test_what_an_answer_rests_on_is_said_where_not_all_examples_were_looked_at() -> None:
+    some = examples(Texts(list(range(1, 1001)))).seen.note()
+    assert some is not None
+    assert some.startswith("rests on 256 of 1,000 examples: the largest were taken; with size=")
+    alike = examples(Texts([5] * 1000)).seen.note()
+    assert alike is not None
+    assert "all of one size" in alike
+    stream = examples(Stream([1, 2, 3])).seen.note()
+    assert stream == "rests on the first 3 examples of a stream: the largest were taken"
+    assert examples(Texts([1] * 1000), lambda index: index).seen.note() is None
+
+
+def readable(items: list[Any]) -> Any:
+    return default_collate([item for item in items if item is not None])
+
+
+def test_items_that_are_none_are_left_out_of_typical_batches_and_are_no_size() -> None:
+    data = [None if index % 3 == 0 else torch.zeros(4) for index in range(12)]
+    found = WorstExamples(data, readable, None, 0)
+    assert not found.sizes_differ
+    assert all(data[index] is not None for index in found.worst(1) + found.typical(8))
+    assert sorted(found.worst(12)) == list(range(12)), "an epoch's batch has them"
+
+
+def test_items_that_the_collate_does_not_take_alone_are_ordered_by_their_own_size() -> None:
+    def pairs(items: list[Tensor]) -> Tensor:
+        first, second = items
+        return torch.stack([first, second])
+
+    data = [torch.zeros(length) for length in (3, 9, 5)]
+    assert WorstExamples(data, pairs, None, 0).worst(3) == [1, 2, 0]
+
+
+def test_memory_that_runs_out_in_the_collate_is_no_size() -> None:
+    def collate(items: list[Any]) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        WorstExamples([torch.zeros(1)], collate, None, 0)
 
 
 def test_slow_examples_are_sampled_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,25 @@
-"""Batches: tensors in any nesting of tuples, lists, mappings and dataclasses.
+"""Batches: tensors in any nesting of tuples, lists, mappings, dataclasses and one's own classes.
 
 Counts, splits and moves batches of unknown types. The number of examples is the leading dimension
-that all tensors share; if they share none (detection targets, for example), the length that all
-top-level containers share. For other batches the user passes `count=` and `split=`.
+that all tensors share. A list of images, or of mappings (a detector's targets), has one element per
+example; where it stands, its length counts. If the tensors share no dimension, the length that all
+top-level containers share is the number. For other batches the user passes `count=` and `split=`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rightbatch._errors import UsageError
+from rightbatch._workload.leaf import bytes_of, examples_of, is_leaf, length_of
+from rightbatch._workload.signature import accepts
 
 Batch = Any
 
@@ -29,11 +33,14 @@ def count_examples(batch: Batch) -> int:
     >>> count_examples({"image": torch.zeros(8, 3, 32, 32), "label": torch.zeros(8)})
     8
     """
-    _refuse_packed(batch)
+    _refuse_examples_alone(batch)
+    listed = _listed(batch)
+    if listed is not None:
+        return listed
     leading = _leading(batch)
     if len(leading) == 1:
         return leading.pop()
-    lengths = {len(part) for part in _parts(batch) if _has_length(part)}
+    lengths = {_length(part) for part in _parts(batch) if _has_length(part)}
     if len(lengths) == 1:
         return lengths.pop()
     found = f"tensors with leading dimensions {sorted(leading)}" if leading else "no tensors"
@@ -45,7 +52,7 @@ def count_examples(batch: Batch) -> int:
 
 
 def split_batch(batch: Batch, n: int) -> Sequence[Batch]:
-    """Split a batch into parts of at most `n` examples, in order; views, no copies.
+    """Split a batch into parts of at most `n` examples, in order; dense tensors are not copied.
 
     Scalars, strings and None are in every part. A list with one element per example is split like
     a tensor.
@@ -57,10 +64,10 @@ def split_batch(batch: Batch, n: int) -> Sequence[Batch]:
     if n < 1:
         raise UsageError(f"a part has at least 1 example, got {n}")
     total = count_examples(batch)
-    shared = _leading(batch) == {total}
+    shared = _listed(batch) is None and _leading(batch) == {total}
 
     def cut(part: Any, start: int, stop: int) -> Any:
-        if isinstance(part, Tensor):
+        if is_leaf(part):
             return _slice(part, total, shared, start, stop)
         # A batch is made of fields, even where it has as many fields as examples.
         return _rebuild(part, lambda inner: _slice(inner, total, shared, start, stop))
@@ -69,13 +76,25 @@ def split_batch(batch: Batch, n: int) -> Sequence[Batch]:
 
 
 def to_device(batch: Batch, device: str | torch.device) -> Batch:
-    """Move every tensor to `device`; tensors that are already there are not copied."""
-    return map_tensors(batch, lambda leaf: leaf.to(device, non_blocking=True))
+    """Move every tensor to `device`; tensors that are already there are not copied.
+
+    A batch of one's own class with a method `to` is moved by it, as in a training loop.
+    """
+    move = getattr(batch, "to", None)
+    if callable(move) and not is_leaf(batch) and not _is_nesting(batch):
+        if accepts(move, "non_blocking", unknown=False):
+            return move(device, non_blocking=True)
+        return move(device)
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):
+        return cast(Any, batch).to(device, non_blocking=True)
+    return _rebuild(batch, lambda part: to_device(part, device))
 
 
 def batch_bytes(batch: Batch) -> int:
     """Return the bytes of the batch's tensors."""
-    return sum(leaf.nbytes for leaf in tensors(batch))
+    return sum(map(bytes_of, tensors(batch)))
 
 
 def tensors(batch: Batch) -> Iterator[Tensor]:
@@ -97,13 +116,15 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Any]) -> Batch:
 
 
 def _slice(part: Any, total: int, shared: bool, start: int, stop: int) -> Any:
-    if isinstance(part, Tensor):
-        if part.ndim == 0:
+    if is_leaf(part):
+        length = length_of(part)
+        if length is None:
             return part
-        if len(part) == total:
-            return part[start:stop]
+        if length == total:
+            return examples_of(part, start, stop)
+        shape = tuple(part.shape) if isinstance(part, Tensor) else (length,)
         raise UsageError(
-            f"cannot split a tensor of shape {tuple(part.shape)} in a batch of {total} examples: "
+            f"cannot split a tensor of shape {shape} in a batch of {total} examples: "
             "its first dimension is not the examples; pass split=, a function of (batch, n), to "
             "Workload"
         )
@@ -117,23 +138,69 @@ def _is_per_example(part: Any, total: int, shared: bool) -> bool:
 
     If all tensors share their leading dimension, an element as long as the batch is a field.
     """
-    if not isinstance(part, list | tuple) or len(part) != total or _is_named(part):
+    if not _is_sequence(part) or len(part) != total:
         return False
-    return not (shared and any(_has_length(x) and len(x) == total for x in part))
+    return not (shared and any(_has_length(x) and _length(x) == total for x in part))
 
 
-def _refuse_packed(batch: Batch) -> None:
-    if isinstance(batch, PackedSequence):
+def _refuse_examples_alone(batch: Batch) -> None:
+    """Refuse a list of whole examples, as a collate that does nothing returns it.
+
+    A list of one or two fields looks the same: images of three channels are no batch of three.
+    """
+    if not _is_sequence(batch) or not batch:
+        return
+    channels = {len(part) for part in batch} if _are_images(batch) else set()
+    alike = {tuple(part) for part in batch} if _are_mappings(batch) else set()
+    if 3 in channels or (channels and len(batch) > 2) or (len(alike) == 1 and len(batch) > 1):
         raise UsageError(
-            "a PackedSequence cannot be counted or split automatically; pass count= and split= to "
-            "Workload"
+            "the batch looks like a list of whole examples, which is not told from a list of "
+            "fields; pass count=len and "
+            "split=lambda batch, n: [batch[i : i + n] for i in range(0, len(batch), n)] to "
+            "Workload, or let the collate return fields"
         )
-    for part in _parts(batch):
-        _refuse_packed(part)
+
+
+def _listed(batch: Batch) -> int | None:
+    """Return the length that all lists of images and of mappings in a batch share.
+
+    None if there is no such list, or if a tensor beside them contradicts it.
+    """
+    lists, beside = _lists_of_examples(batch, inside=False)
+    with_mappings = any(_are_mappings(found) for found in lists)
+    if not with_mappings and not any(len({x.shape for x in found}) > 1 for found in lists):
+        return None  # tensors of one shape may as well be a model's inputs
+    lengths = {len(found) for found in lists} | beside
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _lists_of_examples(part: Any, *, inside: bool) -> tuple[list[Sequence[Any]], set[int]]:
+    """Return the lists of images and of mappings in a batch, and the other leaves' lengths."""
+    if is_leaf(part):
+        length = length_of(part)
+        return [], set() if length is None else {length}
+    if inside and _is_sequence(part) and part and (_are_images(part) or _are_mappings(part)):
+        return [part], set()
+    found = [_lists_of_examples(inner, inside=True) for inner in _parts(part)]
+    return [each for lists, _ in found for each in lists], {n for _, ns in found for n in ns}
+
+
+def _are_images(parts: Sequence[Any]) -> bool:
+    """Return whether the elements are (channels, height, width) of 1, 3 or 4 channels."""
+    return all(isinstance(p, Tensor) and p.ndim == 3 and len(p) in (1, 3, 4) for p in parts) and (
+        len({len(p) for p in parts}) == 1
+    )
+
+
+def _are_mappings(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, Mapping) for part in parts)
 
 
 def _leading(batch: Batch) -> set[int]:
-    return {len(leaf) for leaf in tensors(batch) if leaf.ndim > 0}
+    if is_leaf(batch):
+        length = length_of(batch)
+        return set() if length is None else {length}
+    return {length for part in _parts(batch) for length in _leading(part)}
 
 
 def _parts(batch: Batch) -> Sequence[Any]:
@@ -143,15 +210,52 @@ def _parts(batch: Batch) -> Sequence[Any]:
         return batch
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    return ()
+    return list(_attributes(batch).values())
+
+
+def _attributes(batch: Batch) -> dict[str, Any]:
+    """Return the attributes that hold tensors, of an object of one's own class."""
+    own = _own_attributes(batch)
+    return {name: value for name, value in own.items() if _holds_tensors(value, 3)}
+
+
+def _own_attributes(value: Any) -> dict[str, Any]:
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or isinstance(value, type | nn.Module) or callable(value):
+        return {}
+    return own
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    """Return whether there are tensors in an attribute, `depth` containers down at most."""
+    if is_leaf(value):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(inner, depth - 1) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensors(inner, depth - 1) for inner in value)
+    return any(_holds_tensors(inner, depth - 1) for inner in _own_attributes(value).values())
 
 
 def _has_length(part: Any) -> bool:
-    return isinstance(part, list | tuple) or (isinstance(part, Tensor) and part.ndim > 0)
+    if is_leaf(part):
+        return length_of(part) is not None
+    return isinstance(part, list | tuple)
 
 
-def _is_named(part: Any) -> bool:
-    return isinstance(part, tuple) and hasattr(part, "_fields")
+def _length(part: Any) -> int:
+    return (length_of(part) or 0) if is_leaf(part) else len(part)
+
+
+def _is_sequence(part: Any) -> bool:
+    return isinstance(part, list | tuple) and not hasattr(part, "_fields")
+
+
+def _is_nesting(part: Any) -> bool:
+    """Return whether a part is a container whose tensors are known without its class."""
+    return isinstance(part, Mapping | list | tuple) or dataclasses.is_dataclass(part)
 
 
 def _rebuild(batch: Batch, function: Callable[[Any], Any]) -> Batch:
@@ -163,11 +267,17 @@ def _rebuild(batch: Batch, function: Callable[[Any], Any]) -> Batch:
             return cast(Any, type(batch))(rebuilt)
         except TypeError:
             return rebuilt
-    if _is_named(batch):
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(function(part) for part in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(function(part) for part in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {f.name: function(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **changed)
+        attributes = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    else:
+        attributes = _attributes(batch)
+    if attributes:
+        made = copy.copy(batch)
+        for name, value in attributes.items():  # also those of a frozen class
+            object.__setattr__(made, name, function(value))
+        return made
     return batch

@@ -96,7 +96,11 @@ class AddressOptions:
         "127.0.0.1"
     )
     token: Annotated[
-        str | None, Help("bearer token of requests; made for a non-loopback address if not given")
+        str | None,
+        Help(
+            "bearer token of requests; other users see it in the list of processes: better "
+            "--token-file or RIGHTBATCH_TOKEN; made for a non-loopback address if not given"
+        ),
     ] = None
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from rightbatch._errors import UsageError
 from rightbatch._workload.batch import Batch, count_examples, split_batch
+from rightbatch._workload.callbacks import WorkloadCallbacks
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS = get_args(Precision)
@@ -39,12 +40,16 @@ class Workload:
         evaluation_data: examples for the evaluation after an epoch.
         evaluate: `evaluate(model)` returns metrics by name, after an epoch.
         predict: `predict(model, batch)` runs inference; by default the model on the batch's inputs.
-        scheduler: `scheduler(optimizer, steps)` returns a schedule that is stepped every update.
+        scheduler: `scheduler(optimizer, steps)` returns a schedule that is stepped every update;
+            `ReduceLROnPlateau` every epoch, by the evaluation loss, or else the training loss.
         clip_norm: the norm to which gradients are clipped; None for no clipping.
         drop_last: drop the epoch's last batch if it is smaller.
         workers: processes that load data.
         precision: `fp32`, `bf16` or `fp16` (autocast, with a GradScaler for fp16).
         name: shown in reports.
+        order: `order(seed, epoch)` returns the indices of an epoch's examples in their order, for a
+            sampler of one's own; by default all examples, shuffled.
+        callbacks: what a framework does around the steps of a training.
 
     Raises:
         UsageError: if a field has the wrong type or an invalid value.
@@ -67,6 +72,8 @@ class Workload:
     workers: int = 0
     precision: Precision = "fp32"
     name: str = ""
+    order: Callable[[int, int], Sequence[int]] | None = None
+    callbacks: WorkloadCallbacks | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -76,7 +83,8 @@ class Workload:
         if not isinstance(self.optimizer, Optimizer):
             raise UsageError(
                 f"Workload.optimizer must be a torch.optim.Optimizer over model.parameters(), "
-                f"got {_describe(self.optimizer)}"
+                f"got {type(self.optimizer).__name__}. A training with several optimizers is "
+                "measured as a script: `rightbatch fit -- python train.py --batch-size {batch}`"
             )
         if not callable(self.loss):
             raise UsageError(

@@ -1,0 +1,60 @@
+"""Lazy modules: their parameters get shapes from the first batch."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+from torch.utils.data import IterableDataset
+
+from rightbatch._errors import UsageError
+from rightbatch._workload.batch import to_device
+from rightbatch._workload.workload import Workload
+
+_EXAMPLES = 2
+"""Examples of the batch that gives the shapes."""
+
+
+def materialize(workload: Workload) -> None:
+    """Give lazy parameters their shapes, by a forward pass of two examples without gradients.
+
+    A plain loop does so at its first batch, after the optimizer was made. Does nothing for a model
+    without lazy parameters. The model is in evaluation mode in that pass, so that no statistics
+    change.
+
+    Raises:
+        UsageError: if parameters have no shape afterwards, or are on the meta device.
+    """
+    model = workload.model
+    parameters = [*model.parameters(), *model.buffers()]
+    if not any(map(is_lazy, parameters)):
+        if any(p.is_meta for p in parameters):
+            raise UsageError(
+                "the model has parameters on the meta device, which have no values; call "
+                'model.to_empty(device="cpu") and initialize them in the factory'
+            )
+        return
+    batch = workload.collate(_examples(workload.data))
+    was_training = model.training
+    model.eval()
+    device = next((p.device for p in parameters if not is_lazy(p)), torch.device("cpu"))
+    with torch.no_grad():
+        workload.loss(model, to_device(batch, device))
+    model.train(was_training)
+    names = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if names:
+        raise UsageError(
+            f"lazy parameters have no shape after a forward pass of {_EXAMPLES} examples: "
+            f"{', '.join(names[:4])}; run a batch through the whole model in the factory"
+        )
+
+
+def _examples(data: Any) -> list[Any]:
+    """Return the first items that can be read."""
+    if isinstance(data, IterableDataset):
+        items = iter(data)
+    else:
+        items = (data[index] for index in range(len(data)))
+    return list(islice((item for item in items if item is not None), _EXAMPLES))
