@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,16 +37,14 @@ class TestCPU(DeviceContract):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_thread_that_samples_children_ends_with_its_device() -> None:
-    gc.collect()
-    before = threading.active_count()
     cpu = CPU()
+    before = set(threading.enumerate())
     cpu._children.start()
-    assert threading.active_count() == before + 1
+    [sampler] = set(threading.enumerate()) - before
     del cpu
-    until = time.monotonic() + 30
-    while threading.active_count() > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    gc.collect()
+    sampler.join(30)
+    assert not sampler.is_alive()
 
 
 def test_capacity_is_no_more_than_what_is_free(measured_cpu: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import fit_workloads as made
 import psutil
 import pytest
 import torch
+from torch.utils.data import Subset
 
 import rightbatch as rb
 from rightbatch._device import Reading
@@ -146,6 +147,12 @@ def test_where_nothing_can_be_predicted_the_search_goes_by_small_sizes() -> None
     assert search._prediction() is None
     search._ready = Ready("cpu", MIB, MIB, MIB, True, examples=4000)
     assert search._prediction() is None
+
+
+def test_a_multiple_beyond_an_epoch_is_refused_with_both_numbers() -> None:
+    words = "multiple=8 is larger than an epoch, which has 5 examples.*at most 5"
+    with pytest.raises(rb.UsageError, match=words):
+        fit(lambda: made.workload(data=Subset(made.Examples(), range(5))), multiple=8)
 
 
 def test_few_processes_were_started_and_small_sizes_shared_one(fitted: rb.FitResult) -> None:

@@ -10,8 +10,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rightbatch import UsageError
+from rightbatch._fit.options import FitOptions
 from rightbatch._fit.probe import Probe
-from rightbatch._fit.search import MAX_PROCESSES, TOLERANCE, Found, Question, Run, decide, fit_line
+from rightbatch._fit.search import (
+    MAX_PROCESSES,
+    MAX_REJECTED,
+    TOLERANCE,
+    Found,
+    Question,
+    Run,
+    decide,
+    fit_line,
+)
 
 MIB = 2**20
 CEILING = 2048 * MIB
@@ -69,7 +80,7 @@ def search(
         elif probes:
             assert probes[-1].outcome in ("ok", "failed"), "a dead process cannot go on"
         probes.append(machine.run(decision, process))
-    raise AssertionError(f"no end: {probes}")
+    raise AssertionError(f"no end: {[(p.batch_size, p.outcome) for p in probes]}")
 
 
 lines = st.tuples(st.floats(1, 1200), st.floats(0.01, 400)).map(
@@ -184,13 +195,72 @@ def test_a_failure_at_one_example_alone_makes_two_the_smallest() -> None:
     assert (found.batch_size, found.smallest) == (64, 2)
 
 
-@pytest.mark.parametrize("fails_at", [(1, 2), (8,), (64,)])
-def test_any_other_failure_ends_the_search_with_it(fails_at: tuple[int, ...]) -> None:
-    machine = Machine(lambda size: (100 + size) * MIB, fails_at=fails_at)
-    found, _ = search(machine, largest=64, slack=False)
+def test_a_workload_that_fails_at_every_size_ends_the_search_with_its_error() -> None:
+    machine = Machine(lambda size: (100 + size) * MIB, fails_at=tuple(range(1, 65)))
+    found, probes = search(machine, largest=64, slack=False)
     assert found.batch_size is None
     assert found.failed is not None
-    assert found.failed.batch_size == fails_at[-1]
+    assert found.failed.batch_size == 2
+    assert {p.process for p in probes} == {1}
+
+
+def test_a_workload_that_takes_one_example_alone_ends_the_search_with_its_error() -> None:
+    """As without padding: a batch of one is made, and no other."""
+    machine = Machine(lambda size: (100 + size) * MIB, fails_at=tuple(range(2, 65)))
+    found, _ = search(machine, largest=64, slack=True)
+    assert found.failed is not None
+    assert found.failed.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [
+        *(lambda size, k=k: size % k == 0 for k in (2, 3, 4, 5, 6, 8, 10, 16)),
+        *(lambda size, n=n: n % size == 0 for n in (1024, 4096, 65536)),  # a queue's length
+        *(lambda size, n=n: size <= n for n in (7, 30, 64, 300)),  # positions, for example
+        lambda size: size >= 2 and size % 2 == 0,
+        lambda size: size >= 3,
+    ],
+)
+@given(needed=lines, largest=st.integers(1, 5000), slack=st.booleans())
+def test_sizes_that_the_workload_rejects_are_stepped_over(
+    takes: Callable[[int], bool], needed: Callable[[int], float], largest: int, slack: bool
+) -> None:
+    rejected = tuple(size for size in range(1, largest + 1) if not takes(size))
+    machine = Machine(needed, fails_at=rejected)
+    taken = [size for size in range(1, machine.largest(largest) + 1) if takes(size)]
+
+    found, probes = search(machine, largest=largest, slack=slack)
+
+    if found.batch_size is None:  # a workload that takes 16 and no smaller size may need too much
+        assert not taken or found.failed or needed(min(taken)) > 0.2 * CEILING
+        return
+    assert found.batch_size in taken
+    assert found.batch_size >= 0.8 * max(taken) - 16
+    assert len({p.process for p in probes}) <= MAX_PROCESSES + MAX_REJECTED
+
+
+def test_an_upper_bound_is_found_in_a_few_processes() -> None:
+    machine = Machine(lambda size: (909 + 29 * size) * MIB, fails_at=tuple(range(8, 33)))
+    found, probes = search(machine, largest=32, slack=True)
+    assert found.batch_size == 7
+    assert [p.batch_size for p in probes if p.outcome == "failed"] == [32, 8]
+
+
+def test_with_a_multiple_no_other_sizes_are_run() -> None:
+    question = Question(CEILING, 1000, slack=True, multiple=8)
+    machine = Machine(lambda size: (50 + 7 * size) * MIB)
+    probes: list[Probe] = []
+    while isinstance(decision := decide(probes, question), Run):
+        assert decision.batch_size % 8 == 0
+        process = probes[-1].process + decision.fresh if probes else 1
+        probes.append(machine.run(decision, process))
+    assert decision.batch_size == 280  # of at most 285
+
+
+def test_a_multiple_beyond_max_batch_is_refused() -> None:
+    with pytest.raises(UsageError, match="max_batch=4 is less than multiple=8"):
+        FitOptions(multiple=8, max_batch=4)
 
 
 def test_nothing_fits_when_one_example_does_not() -> None:

@@ -19,6 +19,7 @@ from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._training.resolve import resolve
 from rightbatch._units import format_bytes
 from rightbatch._worker import BuildError, Failure, Header, Ready, header_for
+from rightbatch._workload.sizes import Sizes
 from rightbatch._workload.verb import takes
 
 _UNBOUNDED = 2**20
@@ -53,7 +54,13 @@ def fit(workload: object, options: FitOptions, **spec: Any) -> FitResult:
     )
     limit = options.memory_bytes
     with Live("fit", enabled=options.progress) as live:
-        return largest_batch(header, limit, max_batch=options.max_batch, show=live.show)
+        return largest_batch(
+            header,
+            limit,
+            max_batch=options.max_batch,
+            multiple=options.multiple,
+            show=live.show,
+        )
 
 
 def _fit_by_trials(training: Training, options: FitOptions) -> FitResult:
@@ -64,7 +71,11 @@ def _fit_by_trials(training: Training, options: FitOptions) -> FitResult:
     source = TrialSource(training, options.margin)
     with Live("fit", enabled=options.progress) as live:
         return largest_by_trials(
-            source, options.memory_bytes, max_batch=options.max_batch, show=live.show
+            source,
+            options.memory_bytes,
+            max_batch=options.max_batch,
+            multiple=options.multiple,
+            show=live.show,
         )
 
 
@@ -85,13 +96,14 @@ def largest_by_trials(
     max_batch: int | None,
     show: Callable[[str], object],
     useful: Callable[[int], int] = lambda examples: examples,
+    multiple: int = 1,
 ) -> FitResult:
     """Run `fit` with trials, as `largest_batch` does; the source keeps them.
 
     Raises:
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
     """
-    found = _Search(source, limit, max_batch, useful, show).run()
+    found = _Search(source, limit, max_batch, useful, show, multiple).run()
     trial = seen_trial(source.trials, found.batch_size)
     return replace(
         found,
@@ -99,7 +111,10 @@ def largest_by_trials(
         argument=found.batch_size,
         steps=len(trial.charges),
         examples=trial.examples,
-        notes=tuple(dict.fromkeys(note for each in source.trials for note in each.notes)),
+        notes=(
+            *found.notes,
+            *dict.fromkeys(note for each in source.trials for note in each.notes),
+        ),
     )
 
 
@@ -110,6 +125,7 @@ def largest_batch(
     max_batch: int | None,
     show: Callable[[str], object],
     useful: Callable[[int], int] = lambda examples: examples,
+    multiple: int = 1,
 ) -> FitResult:
     """Run `fit` on the training in a header; `useful` maps an epoch's examples to the largest size.
 
@@ -118,7 +134,7 @@ def largest_batch(
     Raises:
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
     """
-    search = _Search(WorkerSource(header), limit, max_batch, useful, show)
+    search = _Search(WorkerSource(header), limit, max_batch, useful, show, multiple)
     try:
         return search.run()
     finally:
@@ -135,8 +151,10 @@ class _Search:
         max_batch: int | None,
         useful: Callable[[int], int],
         show: Callable[[str], object],
+        multiple: int = 1,
     ) -> None:
         self._source = source
+        self._multiple = multiple
         self._asked_limit = limit
         self._max_batch, self._useful = max_batch, useful
         self._show = show
@@ -151,10 +169,17 @@ class _Search:
         process = self._start(exact=True)
         while True:
             if self._ready is None:
-                self._probe(process, _search.FIRST)
+                self._probe(process, _search.first(self._multiple))
                 self._predicted = self._prediction()
                 continue
-            decision = _search.decide(self._probes, self._question())
+            question = self._question()
+            if question.largest < question.multiple:
+                raise UsageError(
+                    f"multiple={question.multiple} is larger than an epoch, which has "
+                    f"{question.largest} examples, so that no batch size can be tried; give a "
+                    f"multiple of at most {question.largest}"
+                )
+            decision = _search.decide(self._probes, question)
             if isinstance(decision, _search.Found):
                 return self._verdict(decision)
             if decision.fresh:
@@ -223,6 +248,7 @@ class _Search:
             largest=min(examples, self._max_batch or self._useful(examples)),
             slack=self._ready.device == "cpu" and sys.platform.startswith("linux"),
             predicted=self._predicted,
+            multiple=self._multiple,
         )
 
     def _verdict(self, found: _search.Found) -> FitResult:
@@ -246,7 +272,22 @@ class _Search:
             seconds=time.perf_counter() - self._started_at,
             reason=self._reason(probe),
             probes=tuple(self._probes),
+            notes=self._notes(),
+            sizes=_search.taken_by(self._probes, self._question()),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        """Return what the answer rests on beside its probes."""
+        notes = list(self._ready.notes if self._ready else ())
+        sizes = _search.taken_by(self._probes, self._question())
+        rejected = [p for p in self._probes if p.outcome == "failed"]
+        if rejected and sizes.describe() != Sizes(self._multiple).describe():
+            sizes_rejected = ", ".join(str(p.batch_size) for p in rejected)
+            notes.append(
+                f"sizes taken: {sizes.describe()}; the workload failed at {sizes_rejected} with "
+                f"{_error_of(rejected[-1])}"
+            )
+        return tuple(notes)
 
     def _reason(self, probe: Probe) -> str:
         assert self._ready is not None
@@ -255,9 +296,12 @@ class _Search:
         text = f"measured: {format_bytes(charged)} of {self._describe_limit()}"
         if probe.growing_bytes > 0.002 * charged:
             text += f", still growing by {format_bytes(probe.growing_bytes)}"
-        if probe.batch_size == question.largest:
+        largest = _search.taken_by(self._probes, question).at_most(question.largest)
+        if probe.batch_size == largest:
             bound = "the data set's size"
-            if question.largest == self._max_batch:
+            if largest < question.largest:
+                bound = f"the largest size up to {question.largest} that the workload takes"
+            elif question.largest == self._max_batch:
                 bound = "max_batch"
             elif question.largest != self._ready.examples:
                 bound = "the largest that leaves enough updates"
@@ -281,6 +325,8 @@ class _Search:
         if first.is_ok:
             text = f"{first.batch_size} needs {format_bytes(first.claimed_bytes)}"
             text += " with its expected growth" if first.growing_bytes else ""
+        elif first.outcome == "failed":
+            text = f"{first.batch_size} failed with {_error_of(first)}"
         else:
             text = f"{first.batch_size} ran out of memory"
         gap = first.batch_size - 1 - probe.batch_size
@@ -324,6 +370,9 @@ class _Search:
         failure = failure or Failure("Error", "no message")
         where = "while it was built" if batch_size is None else f"at batch size {batch_size}"
         what = f"the workload failed {where}, with an error other than out-of-memory"
+        if len({p.batch_size for p in self._probes}) > 2:
+            tried = ", ".join(str(p.batch_size) for p in self._probes)
+            what += f", and at other sizes ({tried}; multiple= tries only multiples of a number)"
         return failure.as_error(what, self._measured())
 
     def _nothing_fits(self, failure: Failure | None = None) -> Exception:
@@ -341,3 +390,10 @@ class _Search:
             measured=measured
             | {"needed_bytes": need.bytes, "needed_how": need.how, "remedies": need.remedies},
         )
+
+
+def _error_of(probe: Probe) -> str:
+    """Return the first line of the error that ended a probe."""
+    failure = probe.failure or Failure("Error", "no message")
+    lines = failure.message.splitlines()
+    return f"{failure.type}: {lines[0][:160]}" if lines else failure.type

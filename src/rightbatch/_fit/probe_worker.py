@@ -38,7 +38,7 @@ def open_session(
     """Open the device with a limit (bytes) and a session on it, and report both."""
     device = open_limited_device(channel, header, limit)
     session = training.session(device.name, seed=header.seed, inference=header.inference)
-    channel.send(event="ready", examples=session.examples)
+    channel.send(event="ready", examples=session.examples, notes=list(session.notes))
     return session, device
 
 

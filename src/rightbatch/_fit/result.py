@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._units import format_bytes
+from rightbatch._workload.sizes import Sizes
 
 if TYPE_CHECKING:
     from rightbatch._fit.probe import Probe
@@ -22,7 +23,8 @@ class FitResult:
 
     For a command, `batch_size` is the number of examples that its steps were seen to have over all
     ranks, `argument` the text put for `{batch}`, `steps` how many of them were measured; `notes`
-    say what the measurement does not cover.
+    say what the measurement does not cover. `sizes` are those that the workload takes, as far as it
+    rejected others.
     """
 
     batch_size: int
@@ -40,6 +42,7 @@ class FitResult:
     argument: int | None = None
     steps: int | None = None
     notes: tuple[str, ...] = ()
+    sizes: Sizes = field(default_factory=Sizes)
 
     def __str__(self) -> str:
         command = ""
@@ -58,6 +61,7 @@ class FitResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `rightbatch fit --json`."""
-        return {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "probes"} | {
-            "probes": [probe.to_dict() for probe in self.probes]
+        return {key: getattr(self, key) for key in self.__dataclass_fields__} | {
+            "probes": [probe.to_dict() for probe in self.probes],
+            "sizes": asdict(self.sizes),
         }

@@ -5,22 +5,26 @@
 2. The size that the line predicts, in a process of its own, as the user's run will be. (glibc's
    malloc holds more than the steps need, and more again after another size ran in the process.)
    If the largest size was predicted, it is next at once.
-3. If it survives with room left, a larger one; if it fails, a smaller one; until at most 3% could
-   still be gained. A size ends after a few steps if it leaves so much room that a larger one is
-   next in any case. The answer is always a size that ran all of its steps and survived.
+3. If it survives with room left, a larger one; if it runs out of memory, a smaller one; until at
+   most 3% could still be gained. A size that the workload rejects shows which it takes
+   (`rightbatch._workload.sizes`). A size ends after a few steps if it leaves so much room that a
+   larger one is next in any case. The answer always ran all of its steps and survived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, linear_regression
 
 from rightbatch._fit.probe import Probe
+from rightbatch._workload.sizes import TRIED, Sizes, sizes_taken
 
 TOLERANCE = 0.03
 """The search ends when at most this share of the answer could still be gained."""
 MAX_PROCESSES = 5
+MAX_REJECTED = 5
+"""After this many processes whose size the workload rejected, no larger size is tried."""
 SMALL_SHARE = 0.25
 """No small probe is expected to need more than this share of the room over the intercept."""
 STRAIGHT = 0.03
@@ -49,13 +53,14 @@ class Question:
     """The search problem: the largest size up to `largest` that claims at most `ceiling_bytes`.
 
     `slack` says that an ordinary process is charged more than an exact one. `predicted` is the
-    largest size by `predict`; None if it has none.
+    largest size by `predict`; None if it has none. Every size is a multiple of `multiple`.
     """
 
     ceiling_bytes: int
     largest: int
     slack: bool
     predicted: int | None = None
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ class Run:
     enough_bytes: int = 0
 
 
-FIRST = Run(1, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
+def first(multiple: int) -> Run:
+    """Return the run that starts a search."""
+    return Run(multiple, SMALL_STEPS, SMALL_STEPS, exact=True, fresh=True)
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,15 @@ def is_straight(probes: Sequence[Probe]) -> bool:
 
 def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
     """Return the next run, or the answer, from all measurements so far."""
-    broken = _broken(probes)
-    if broken is not None:
-        return Found(None, None, broken)
+    untaken = _without_size(probes, question)
+    if untaken is not None:
+        return untaken
+    sizes = taken_by(probes, question)
+    question = replace(question, largest=sizes.at_most(question.largest))
+    rejected = [p for p in probes if p.outcome == "failed"]
+    probes = [p for p in probes if p.outcome != "failed"]  # what follows is about memory
     fitting = [p for p in probes if fits(p, question)]
-    too_large = [p for p in probes if not fits(p, question) and p.outcome != "failed"]
+    too_large = [p for p in probes if not fits(p, question)]
     smallest = min((p.batch_size for p in fitting), default=None)
     low = max((p.batch_size for p in fitting), default=0)
     high = min((p.batch_size for p in too_large), default=None)
@@ -145,38 +156,63 @@ def decide(probes: Sequence[Probe], question: Question) -> Run | Found:
         # A size that survives only sometimes does not fit.
         low = max((p.batch_size for p in fitting if p.batch_size < high), default=0)
     if not low:
-        return _without_survivor(probes, question)
+        return Found(None, None)
 
+    if len({p.process for p in rejected} - {1}) >= MAX_REJECTED:
+        question = replace(question, largest=low)
+    elif sizes.bound is not None:
+        question = replace(question, largest=min(question.largest, sizes.next_to_try(low)))
     run = _small(probes, question, low, high) or _large(probes, question, low, high)
     if run is not None:
-        return run
+        is_whole = any(p.batch_size == low and p.whole for p in fitting)
+        most = question.largest if high is None else high - 1
+        run = _snapped(run, sizes, low, most, is_whole)
+    if run is not None:  # after a brief run the larger size may be rejected, and nothing is next
+        return replace(run, enough_bytes=0) if rejected and rejected[-1].batch_size > low else run
     return Found(max(p.batch_size for p in fitting if p.whole and p.batch_size <= low), smallest)
 
 
-def _broken(probes: Sequence[Probe]) -> Probe | None:
-    """Return the probe that shows that the workload itself fails; None if there is none.
+def taken_by(probes: Sequence[Probe], question: Question) -> Sizes:
+    """Return the sizes that the workload takes, as far as is known."""
+    rejected = {p.batch_size for p in probes if p.outcome == "failed"}
+    taken = {p.batch_size for p in probes} - rejected
+    return sizes_taken(taken, rejected, question.multiple)
 
-    One example may be too few (BatchNorm in training: "Expected more than 1 value per
-    channel"), so a failure at the first size counts only when the second one fails too.
+
+def _snapped(run: Run, sizes: Sizes, low: int, most: int, is_whole: bool) -> Run | None:
+    """Return the run at a size that the workload takes; None if none is left to try.
+
+    `low` is the largest survivor; if no run of it was whole, it may be run again.
     """
+    size = sizes.at_most(run.batch_size)
+    if size < low or (size == low and run.batch_size > low):
+        size = sizes.after(low)
+        if size > sizes.at_most(most):
+            return None if is_whole else replace(run, batch_size=low, enough_bytes=0)
+    return replace(run, batch_size=size)
+
+
+def _without_size(probes: Sequence[Probe], question: Question) -> Run | Found | None:
+    """Return the next size while the workload has rejected all, or that it is broken."""
+    if not probes:
+        return first(question.multiple)
     failed = [p for p in probes if p.outcome == "failed"]
-    if any(p.batch_size > 1 for p in failed):
-        return next(p for p in failed if p.batch_size > 1)
-    return None
+    others = [p for p in probes if p.outcome != "failed"]
+    if not failed or any(p.batch_size > question.multiple or not p.is_ok for p in others):
+        return None
+    tried = {p.batch_size for p in probes}
+    for factor in TRIED:
+        size = factor * question.multiple
+        if size not in tried and size <= question.largest:
+            return Run(size, SMALL_STEPS, SMALL_STEPS, exact=True)
+    if others and question.largest == question.multiple:
+        return None
+    return Found(None, None, next((p for p in failed if p.batch_size > 1), failed[0]))
 
 
 def fits(probe: Probe, question: Question) -> bool:
     """Whether a size survived, with its charge and its expected growth within the ceiling."""
     return probe.is_ok and probe.claimed_bytes <= question.ceiling_bytes
-
-
-def _without_survivor(probes: Sequence[Probe], question: Question) -> Run | Found:
-    if not probes:
-        return FIRST
-    if probes[-1].outcome == "failed" and question.largest > 1:
-        return Run(2, SMALL_STEPS, SMALL_STEPS, exact=True)
-    last = probes[-1]
-    return Found(None, None, last if last.outcome == "failed" else None)
 
 
 def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
@@ -208,7 +244,8 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     if high is not None and high - 1 - low <= TOLERANCE * low and (is_settled or low == 1):
         return None
 
-    spent = max(p.process for p in probes) >= MAX_PROCESSES
+    processes = len({p.process for p in probes})
+    spent = processes >= MAX_PROCESSES
     # A process that ran one size holds more memory at the next: a size that survives in it
     # survives in a new one, but a size that fails in it might too. So a process is reused only if
     # no new one may start.
@@ -221,7 +258,7 @@ def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
     # What malloc holds grows too: from a survivor, not all of the room is taken at once.
     steps_on = best.process > 1 and q.slack
     aim = low + REACH * (edge_by_line - low) if steps_on else edge_by_line
-    next_process = max(p.process for p in probes) + (not alive)
+    next_process = processes + (not alive)
     is_last = not alive and next_process == MAX_PROCESSES
     if high is not None:
         near = best.process > 1 and low >= 0.6 * high
