@@ -26,6 +26,16 @@ def test_the_first_failure_tries_the_same_size_again_and_the_second_halves_it() 
     assert (micro.on_failure(), micro.size) == ("smaller", 8)
 
 
+def test_halves_are_multiples_of_the_number_that_the_loss_takes() -> None:
+    micro = MicroBatchSize(30, 30, least=6, multiple=6)
+    micro.on_failure()
+    assert [(micro.on_failure(), micro.size) for _ in range(3)] == [
+        ("smaller", 12),
+        ("smaller", 6),
+        ("none", 6),
+    ]
+
+
 def test_the_same_size_is_tried_again_after_enough_successful_steps() -> None:
     micro = MicroBatchSize(32, 32)
     micro.on_failure()

@@ -137,6 +137,7 @@ def test_steps_leave_the_parameters_that_a_loop_by_hand_leaves(
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     mine = build(optimizer, collate=recorder, clip_norm=clip_norm, precision=precision)
     session = WorkloadSession(mine, "cpu")
+    recorder.batches.clear()  # those of the check that items are examples
 
     for batch_size in (4, 4, 4, 3, 5):
         session.step(batch_size)
@@ -183,6 +184,7 @@ def test_an_optimizer_goes_on_from_the_state_it_has() -> None:
     assert mine.optimizer.state
 
     session = WorkloadSession(mine, "cpu")
+    recorder.batches.clear()  # those of the check that items are examples
     session.step(4)
     session.step(4)
 
@@ -332,7 +334,7 @@ def test_inference_calls_the_model_on_inputs_without_labels(
 ) -> None:
     workload, model = watched(data=data, collate=collate)
     assert InferenceSession(workload, "cpu").evaluate(4) == 4
-    (call,) = model.calls
+    call = model.calls[-1]
     assert tuple(call["named"]) == named
     assert len(call["inputs"]) == (0 if named else 1)
     given = call["named"]["x"] if named else call["inputs"][0]

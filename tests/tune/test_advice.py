@@ -41,6 +41,22 @@ def test_where_nothing_applies_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("code", "changes", "figure", "remedy"),
     [
+        (
+            "parts_differ",
+            {"parts_differ": 0.66, "parts_reason": "the loss compares examples"},
+            0.66,
+            "one part on the device",
+        ),
+        (
+            "parts_differ",
+            {
+                "parts_differ": 0.66,
+                "parts_reason": "the loss compares examples",
+                "chosen": replace(CHOSEN, micro_batch_size=4, accumulation=4),
+            },
+            0.66,
+            "--max-batch 4",
+        ),
         ("not_improving", {"losses": [(16 * i, 2.0) for i in range(100)]}, 1.0, "--base-batch"),
         ("target_not_reached", {"target_reached": False}, 1.01, "--budget"),
         ("noise_scale_unknown", {"noise": replace(NOISE, value=None, high=math.inf)}, 80, "budget"),

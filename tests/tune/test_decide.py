@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rightbatch._noise import NoiseWindow
 from rightbatch._tune.decision import NEAR, decide
 from rightbatch._tune.throughput import Network, Throughput, spread
-from rightbatch._tune.timing import sizes_between
+from rightbatch._workload.sizes import sizes_between
 from rightbatch._workload.workload import StepSeconds
 
 SIZES = [2**n for n in range(11)]

@@ -1,7 +1,8 @@
 """`Elastic`: one update by a batch of any size, in parts that fit, with out-of-memory survived.
 
-`step` is the entry. `gradients` accumulates the parts, `undoable_update` makes the optimizer step
-atomic, `size_policy` chooses the micro-batch, `ranks` coordinates several processes.
+`step` is the entry. `trial_passes` measures before the first update, `gradients` accumulates the
+parts, `undoable_update` makes the optimizer step atomic, `size_policy` chooses the micro-batch,
+`size_control` records its changes, `ranks` coordinates several processes.
 """
 
 from __future__ import annotations

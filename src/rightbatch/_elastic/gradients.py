@@ -159,6 +159,25 @@ class GradientAccumulator:
         return has_retried
 
 
+def trained_parameters(model: nn.Module, *, refuse_hooks: bool) -> list[nn.Parameter]:
+    """Return the parameters that require a gradient.
+
+    Raises:
+        UsageError: if there are none, or, with `refuse_hooks`, if one has a hook that runs when its
+            gradient is accumulated.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError("no parameter of the model requires a gradient")
+    if refuse_hooks and any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        raise UsageError(
+            "parameters have post-accumulate-grad hooks, which an optimizer in the backward pass "
+            "registers: they would run once for every part instead of once for the batch. Train "
+            "without parts, or pass check=False if the hooks only observe"
+        )
+    return parameters
+
+
 @contextmanager
 def separate_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor | None]]:
     """Start without gradients, and restore the previous ones (of the same update) at the end.

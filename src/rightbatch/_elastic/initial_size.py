@@ -13,6 +13,7 @@ from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._device.caches import release
 from rightbatch._elastic.size_policy import largest, next_trial
 from rightbatch._units import format_bytes
+from rightbatch._workload.sizes import TRIED, Sizes
 
 MALLOC_OVERHEAD = 0.25
 """Share that glibc's malloc may hold beyond the tensors, as measured by benchmarks/fit.py."""
@@ -20,10 +21,11 @@ MALLOC_OVERHEAD = 0.25
 
 @dataclass(frozen=True)
 class InitialSize:
-    """The initial micro-batch size and the reason for it."""
+    """The initial micro-batch size, the reason for it, and the number it is a multiple of."""
 
     size: int
     reason: str
+    multiple: int = 1
 
 
 def find_initial_size(
@@ -34,19 +36,31 @@ def find_initial_size(
     device: torch.device,
     limit: int | None,
     margin: float,
+    least: int = 1,
 ) -> InitialSize:
     """Measure `run(n)`, a forward and backward pass of `n` examples, while doubling `n`.
 
-    `whole` is the batch's number of examples, `limit` the bytes that a step may add to what the
-    device holds now (all that is free if None), `margin` the share of them to leave free.
+    `whole` is the batch's number of examples, `limit` the bytes that a step may add to the memory
+    in use now (all free memory if None), `margin` the share of them to leave free. `least` is the
+    smallest size that the model takes.
+
+    A first size may fail with an error other than out-of-memory, as in a loss over pairs. Then the
+    sizes of `TRIED` and `whole` are tried in this order, without those below `least`, those above
+    `whole`, and those that failed before. Doubling continues from the first that runs, and the
+    result is a multiple of it.
+
+    Raises:
+        Exception: the error of `run`, if every size tried fails, or if one fails after another one
+            ran.
     """
     free = _free(device)
     room = int(min(free, limit or free) * (1 - margin)) - _optimizer_state_bytes(optimizer)
     if device.type == "cpu":
         room = int(room * (1 - MALLOC_OVERHEAD))
     measured: list[tuple[int, int]] = []
-    least, most = 1, whole
-    while size := next_trial(measured, room, most, least):
+    first, most = least, whole
+    rejected: set[int] = set()
+    while size := next_trial(measured, room, most, first):
         try:
             measured.append((size, _peak_of(partial(run, size), device)))
         except BaseException as error:
@@ -54,17 +68,22 @@ def find_initial_size(
                 most = max(size // 2, 1)
                 release(device)
                 break
-            if size > 1 or whole == 1:
+            rejected.add(size)
+            untried = [n for n in (*TRIED, whole) if least <= n <= whole and n not in rejected]
+            if not untried or measured:
                 raise
-            least = 2  # BatchNorm cannot train on one example
+            first = untried[0]
+    multiple = first if rejected else 1
     if not measured:
-        return InitialSize(least, f"memory ran out while measuring a micro-batch of {least}")
-    found = largest(measured, room, most)
+        reason = f"memory ran out while measuring a micro-batch of {first}"
+        return InitialSize(first, reason, multiple)
+    found = max(Sizes(multiple).at_most(largest(measured, room, most)), first)
     sizes = ", ".join(str(size) for size, _ in measured)
     return InitialSize(
-        max(found, least),
+        found,
         f"micro-batch {found} is the largest expected to fit into {format_bytes(max(room, 0))} "
         f"(measured at {sizes})",
+        multiple,
     )
 
 

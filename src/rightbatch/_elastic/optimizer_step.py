@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from rightbatch._errors import UsageError
 
 
 class OptimizerStep:
@@ -52,11 +55,12 @@ class OptimizerStep:
 
     def step(self) -> None:
         """Update the weights and the scaler."""
-        if self._scaler is not None:
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        else:
-            self._optimizer.step()
+        with closures_refused(self._optimizer):
+            if self._scaler is not None:
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+            else:
+                self._optimizer.step()
 
     def clear_gradients(self) -> None:
         """Remove all gradients, so that the attempt can be repeated."""
@@ -65,3 +69,21 @@ class OptimizerStep:
         if self._scaler is not None:
             # A scaler raises if it unscales twice between two calls of `update`.
             self._scaler._per_optimizer_states.pop(id(self._optimizer), None)
+
+
+@contextmanager
+def closures_refused(optimizer: Optimizer) -> Iterator[None]:
+    """Turn the error of a step without the closure that it asks for into a `UsageError`.
+
+    LBFGS requires the argument; sharpness-aware optimizers declare `closure=None` and fail then.
+    """
+    try:
+        yield
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if "closure" not in str(error).lower():
+            raise
+        raise UsageError(
+            f"{type(optimizer).__name__}.step needs a closure, which computes the loss again; here "
+            "a step computes it once. Measure the script that trains with it: "
+            "`rightbatch fit -- python train.py --batch-size {batch}`"
+        ) from error

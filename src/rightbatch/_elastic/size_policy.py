@@ -21,8 +21,8 @@ class MicroBatchSize:
     """The micro-batch size in use, from `least` to `most`.
 
     The first failure after `PATIENCE` successful steps repeats the same size, since the cache is
-    emptied and fragmentation may have been the cause. Each further failure halves the size. After
-    `wait` successful steps twice the size is tried, up to `most`.
+    emptied and fragmentation may have been the cause. Each further failure halves the size, to a
+    multiple of `multiple`. After `wait` successful steps twice the size is tried, up to `most`.
     """
 
     size: int
@@ -33,6 +33,7 @@ class MicroBatchSize:
     wait: int = FIRST_WAIT
     before_trial: int | None = None
     retried_steps: int = 0
+    multiple: int = 1
 
     def on_failure(self) -> Decision:
         """Change the size after memory ran out; return the decision."""
@@ -74,7 +75,8 @@ class MicroBatchSize:
     def _shrink(self) -> Decision:
         if self.size <= self.least:
             return "none"
-        self.size = max(self.size // 2, self.least)
+        half = self.size // 2
+        self.size = max(half - half % self.multiple, self.least)
         self.wait = min(2 * self.wait, LONGEST_WAIT)
         return "smaller"
 

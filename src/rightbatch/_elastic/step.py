@@ -16,27 +16,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch._device.caches import release
 from rightbatch._elastic.evaluation import evaluate_parts
-from rightbatch._elastic.events import Event, EventLog, Kind, log_event
-from rightbatch._elastic.exactness import EXAMPLES, Exactness, compare_gradients
-from rightbatch._elastic.gradients import (
-    Accumulated,
-    Failure,
-    GradientAccumulator,
-    Loss,
-    failure_from,
-    nothing_fits,
-)
-from rightbatch._elastic.initial_size import find_initial_size
+from rightbatch._elastic.events import Event, Kind, log_event
+from rightbatch._elastic.exactness import Exactness
+from rightbatch._elastic.gradients import Failure, GradientAccumulator, Loss, trained_parameters
 from rightbatch._elastic.optimizer_step import OptimizerStep
 from rightbatch._elastic.ranks import bare_model, ranks_of
 from rightbatch._elastic.report import StepReport
-from rightbatch._elastic.size_policy import MicroBatchSize
+from rightbatch._elastic.size_control import SizeControl
 from rightbatch._elastic.snapshot import Snapshot
+from rightbatch._elastic.trial_passes import TrialPasses
 from rightbatch._elastic.undoable_update import UndoableUpdate
 from rightbatch._errors import UsageError
 from rightbatch._noise import NoiseScale
 from rightbatch._units import parse_bytes
-from rightbatch._workload.batch import Batch, count_examples, split_batch, to_device
+from rightbatch._workload.batch import Batch, count_examples, split_batch
+from rightbatch._workload.loss import with_scalar_result
 from rightbatch._workload.normalization import min_examples
 
 
@@ -49,7 +43,7 @@ class Elastic:
         for batch in loader:
             report = step(batch)
 
-    The gradient is that of the whole batch, whatever the parts. If memory runs out, weights,
+    The gradient equals that of the whole batch, however it is split. If memory runs out, weights,
     optimizer state, buffers and random states are restored, and the same examples are tried again
     in smaller parts. Gradients are cleared when a step starts.
 
@@ -64,13 +58,14 @@ class Elastic:
         scaler: a `GradScaler`, updated once per update.
         clip_norm: the norm to which the whole batch's gradient is clipped.
         scheduler: stepped once per update.
+        before_attempt: called before the first part of a batch, and again before every retry.
         before_update: called when the gradients are complete and unscaled, before clipping; called
             again for the same batch if memory runs out in it.
         backward: replaces `loss.backward()`, for frameworks that wrap it.
         update: replaces the optimizer's step, for frameworks that wrap it.
         on_event: called with every `Event`; by default it is logged.
         group: the `torch.distributed` group that trains a model without the DDP wrapper.
-        memory: bytes (or `"2GiB"`) that a step may add, for `"auto"`; all that is free if None.
+        memory: bytes (or `"2GiB"`) that a step may add, for `"auto"`; all free memory if None.
         margin: share of that memory to leave free.
         noise: observes the parts of every update of two or more parts (not with `scaler`).
         rollback: make the optimizer's step atomic; docs/elastic.md has the cost of its copies.
@@ -93,6 +88,7 @@ class Elastic:
         scaler: torch.amp.GradScaler | None = None,
         clip_norm: float | None = None,
         scheduler: LRScheduler | None = None,
+        before_attempt: Callable[[], object] | None = None,
         before_update: Callable[[], object] | None = None,
         backward: Callable[[Tensor], object] | None = None,
         update: Callable[[], object] | None = None,
@@ -110,33 +106,42 @@ class Elastic:
                 "in bf16 or fp32, or use NoiseScale with weight=scaler.get_scale() in your own loop"
             )
         self._model = bare_model(model)
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
-        if not self._parameters:
-            raise UsageError("no parameter of the model requires a gradient")
-        self._device = self._parameters[0].device
+        parameters = trained_parameters(self._model, refuse_hooks=check)
+        self._sizes = SizeControl(micro_batch_size, min_examples(self._model), on_event)
+        self._device = parameters[0].device
         self._ranks = ranks_of(model, group, self._device)
         self._shares_buffers = bool(getattr(model, "broadcast_buffers", False))
         self._optimizer = optimizer
-        self._loss, self._count, self._split = loss, count, split
+        self._loss, self._count, self._split = with_scalar_result(loss), count, split
         self._scheduler = scheduler
         self._limit = None if memory is None else parse_bytes(memory)
         self._margin = margin
         self._rollback = rollback
         self._check = check
         self._snapshot = Snapshot(self._model, self._device)
+        self._trials = TrialPasses(
+            self._model,
+            self._loss,
+            count=count,
+            split=split,
+            device=self._device,
+            save=self._snapshot.take,
+            restore=self._restore,
+        )
         self._undoable = UndoableUpdate(optimizer, self._device, self._on_undo)
         self._optimizer_step = OptimizerStep(
             optimizer,
-            self._parameters,
+            parameters,
             scaler=scaler,
             clip_norm=clip_norm,
             before_update=before_update,
         )
+        self._before_attempt = before_attempt or (lambda: None)
         self._update = update or self._optimizer_step.step
         has_completion = self._optimizer_step.has_completion
         self._gradient = GradientAccumulator(
             self._model,
-            loss,
+            self._loss,
             count=count,
             split=split,
             backward=backward or self._optimizer_step.backward,
@@ -145,26 +150,27 @@ class Elastic:
             device=self._device,
             noise=noise,
         )
-        self._least = min_examples(self._model)
-        self._micro = _given_size(micro_batch_size, self._least)
-        self._steps = 0
         self._ended_at = 0.0
-        self._log = EventLog(on_event)
         self.exactness: Exactness | None = None
 
     @property
     def micro_batch_size(self) -> int | None:
         """The size in use; None until the first step has measured it."""
-        return self._micro.size if self._micro else None
+        return self._sizes.size
+
+    @property
+    def multiple(self) -> int:
+        """The number that the part sizes are multiples of, as `"auto"` has found it; 1 without."""
+        return self._sizes.multiple
 
     @property
     def counts(self) -> dict[Kind, int]:
         """The number of events of each kind so far."""
-        return self._log.counts
+        return self._sizes.counts
 
     def use(self, micro_batch_size: int) -> None:
         """Use parts of this size from the next step on."""
-        self._micro = _given_size(micro_batch_size, self._least)
+        self._sizes.use(micro_batch_size)
 
     def __call__(self, batch: Batch) -> StepReport:
         """Make one update by `batch`; None is the batch of a process without examples.
@@ -193,22 +199,26 @@ class Elastic:
             NothingFitsError: if memory runs out at one example.
         """
         started_at = time.perf_counter()
-        self._log.clear()
+        self._sizes.clear_events()
         if self._check and batch is not None:
-            self._check_exactness(batch)
-        micro = self._micro = self._micro or self._initial_size(batch)
+            self._check = False
+            self.exactness, warning = self._trials.exactness(batch)
+            if warning:
+                self._sizes.record("inexact", warning)
+        size = self._sizes.size or self._measure_size(batch)
         self._snapshot.take()
         self._optimizer.zero_grad()
         attempts = 1
-        while isinstance(result := self._gradient.accumulate(batch, micro.size), Failure):
-            self._recover(result, micro)
+        self._before_attempt()
+        while isinstance(result := self._gradient.accumulate(batch, size), Failure):
+            self._restore()
+            size = self._sizes.on_failure(result)
+            self._before_attempt()
             attempts += 1
-        size = micro.size
-        self._adapt_size(result, micro)
-        self._steps += 1
+        self._sizes.on_success(result)
         self._ended_at = time.perf_counter()
         return StepReport(
-            step=self._steps - 1,
+            step=self._sizes.steps - 1,
             count=result.count,
             micro_batch_size=size,
             micro_batches=result.parts,
@@ -226,7 +236,7 @@ class Elastic:
     @property
     def events(self) -> tuple[Event, ...]:
         """The events since the last step, or the last evaluation, started."""
-        return tuple(self._log.events)
+        return tuple(self._sizes.events)
 
     def evaluate(
         self, batch: Batch, function: Callable[[nn.Module, Batch], Any] | None = None
@@ -239,8 +249,9 @@ class Elastic:
         Raises:
             NothingFitsError: if memory runs out at one example.
         """
-        self._log.clear()
-        parts = [batch] if self._micro is None else list(self._split(batch, self._micro.size))
+        self._sizes.clear_events()
+        size = self._sizes.size
+        parts = [batch] if size is None else list(self._split(batch, size))
         return evaluate_parts(
             self._model,
             parts,
@@ -248,74 +259,35 @@ class Elastic:
             count=self._count,
             split=self._split,
             device=self._device,
-            on_failure=lambda failure, size: self._record(
-                "out_of_memory", f"{failure.message}; trying {size} examples", size, failure
-            ),
+            on_failure=self._sizes.on_evaluation_failure,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the micro-batch and the numbers of steps and events; not the model's weights."""
-        return {
-            "steps": self._steps,
-            "counts": dict(self.counts),
-            "micro_batch": self._micro.state_dict() if self._micro else None,
-        }
+        return self._sizes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._steps = state["steps"]
-        self._log.counts = dict(state["counts"])
-        if state["micro_batch"] is not None:
-            self._micro = MicroBatchSize(**state["micro_batch"])
+        """Continue from `state_dict`.
 
-    def _check_exactness(self, batch: Batch) -> None:
-        """Compare parts with the whole once; an out-of-memory error leaves `exactness` None."""
-        self._check = False
-        self._snapshot.take()
-        try:
-            few = to_device(self._split(batch, EXAMPLES)[0], self._device)
-            self.exactness = compare_gradients(
-                self._model, self._loss, few, self._split, self._count, self._device
-            )
-        except BaseException as error:
-            failure_from(error, "forward")
-        self._restore()
-        if self.exactness is not None and not self.exactness.is_exact:
-            self._record("inexact", str(self.exactness), self.micro_batch_size or 0)
+        The micro-batch is that of `state`, also if the device has more or less memory now. An
+        integer `micro_batch_size` that differs from the saved one is kept instead.
+        """
+        self._sizes.load_state_dict(state)
 
-    def _initial_size(self, batch: Batch) -> MicroBatchSize:
+    def _measure_size(self, batch: Batch) -> int:
+        """Start with the largest micro-batch that is expected to fit, and return it."""
         if batch is None:  # the other processes measure
-            size = max(self._ranks.minimum(sys.maxsize >> 16), self._least)
-            return MicroBatchSize(size, size, self._least)
-        self._snapshot.take()
-
-        def run(n: int) -> None:
-            part = to_device(self._split(batch, n)[0], self._device)
-            self._loss(self._model, part).backward()
-            self._restore()
-
-        initial = find_initial_size(
-            run,
+            return self._sizes.start(self._ranks.minimum(sys.maxsize >> 16))
+        initial = self._trials.initial_size(
+            batch,
             self._optimizer,
-            len(self._split(batch, 1)),
-            device=self._device,
             limit=self._limit,
             margin=self._margin,
+            least=self._sizes.least,
         )
-        size = max(self._ranks.minimum(initial.size), self._least)
-        self._record("found", initial.reason, size)
-        return MicroBatchSize(size, size, self._least)
-
-    def _recover(self, failure: Failure, micro: MicroBatchSize) -> None:
-        """Restore everything as before the step, and choose the size to try next."""
-        self._restore()
-        size = micro.size
-        decision = micro.on_failure()
-        if decision == "none":
-            raise nothing_fits(failure, size)
-        ran_out = f"memory ran out in {failure.place} at micro-batch {size} ({failure.message})"
-        action = "emptied the cache to try again" if decision == "again" else f"trying {micro.size}"
-        self._record("out_of_memory", f"{ran_out}; {action}", micro.size, failure)
+        return self._sizes.start(
+            self._ranks.minimum(initial.size), multiple=initial.multiple, reason=initial.reason
+        )
 
     def _restore(self) -> None:
         """Remove the gradients, free cached memory, restore buffers and random states."""
@@ -323,30 +295,5 @@ class Elastic:
         release(self._device)
         self._snapshot.restore()
 
-    def _adapt_size(self, result: Accumulated, micro: MicroBatchSize) -> None:
-        size, wait = micro.size, micro.wait
-        decision = micro.on_success(
-            is_single_part=result.is_single_part, allocator_retried=result.allocator_retried
-        )
-        if decision == "larger":
-            reason = f"no failure in {wait} steps; trying micro-batch {micro.size}"
-            self._record("grown", reason, size)
-        elif decision == "smaller":
-            reason = "the allocator freed its cache and retried in consecutive steps"
-            self._record("shrunk", f"{reason}; continuing at micro-batch {micro.size}", micro.size)
-
     def _on_undo(self, reason: str) -> None:
-        size = self.micro_batch_size or 0
-        self._record("rolled_back", reason, size, Failure("optimizer", reason))
-
-    def _record(self, kind: Kind, reason: str, size: int, failure: Failure | None = None) -> None:
-        place = failure.place if failure else None
-        self._log.add(Event(kind, self._steps, reason, size, place))
-
-
-def _given_size(size: int | str, least: int) -> MicroBatchSize | None:
-    if size == "auto":
-        return None
-    if not isinstance(size, int) or size < 1:
-        raise UsageError(f"micro_batch_size must be 'auto' or an integer >= 1, got {size!r}")
-    return MicroBatchSize(max(size, least), max(size, least), least)
+        self._sizes.record("rolled_back", reason, failure=Failure("optimizer", reason))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from rightbatch._device import is_out_of_memory
 from rightbatch._device.random_state import random_state, seed_all, set_random_state
 from rightbatch._training.checkpoint import Checkpoints
 from rightbatch._training.loop import WorkloadLoop
@@ -33,14 +34,20 @@ class Checkpointing(Observer):
         Raises:
             UsageError: if there is none, or it belongs to another training.
         """
-        state = self._checkpoints.read_same(self._asked(loop))
-        loop.load_state_dict(state["loop"])
-        for name, observer in self._others.items():
-            observer.load_state_dict(state["observers"][name])
-        if loop.processes.world_size == 1:
-            set_random_state(state["random"], loop.device)
-        else:
-            seed_all(loop.plan.seed + loop.processes.rank + loop.state.steps)
+        state = self._checkpoints.read_same(self._settings(loop))
+        try:
+            loop.load_state_dict(state["loop"])
+            for name, observer in self._others.items():
+                observer.load_state_dict(state["observers"][name])
+            if loop.processes.world_size == 1:
+                set_random_state(state["random"], loop.device)
+            else:
+                seed_all(loop.plan.seed + loop.processes.rank + loop.state.steps)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            line = (str(error).splitlines() or [""])[0]
+            raise self._checkpoints.mismatch_error(f"{type(error).__name__}: {line}") from error
 
     def on_start(self, loop: WorkloadLoop) -> None:
         """Install signal handlers, and save a new training once so that it can be resumed."""
@@ -84,7 +91,7 @@ class Checkpointing(Observer):
             )
         self._signal = number
 
-    def _asked(self, loop: WorkloadLoop) -> dict[str, Any]:
+    def _settings(self, loop: WorkloadLoop) -> dict[str, Any]:
         return {
             "batch_size": loop.plan.batch_size,
             "adapt": loop.plan.schedule_by_examples,
@@ -97,7 +104,7 @@ class Checkpointing(Observer):
         if loop.processes.is_first:
             self._checkpoints.write(
                 {
-                    "asked": self._asked(loop),
+                    "asked": self._settings(loop),
                     "loop": loop.state_dict(),
                     "observers": {name: o.state_dict() for name, o in self._others.items()},
                     "random": random_state(loop.device),

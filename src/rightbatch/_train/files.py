@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from rightbatch._elastic import Event
 from rightbatch._elastic.events import log_event
+from rightbatch._json import to_json
+from rightbatch._training.checkpoint import make_folder, refuse_links
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._training.protocol import Observer
 
@@ -27,10 +30,15 @@ class TrainingFiles(Observer):
         self._folder = folder
 
     def on_start(self, loop: WorkloadLoop) -> None:
-        """Create the folder; after a resume, drop the lines written after the checkpoint."""
+        """Create the folder; after a resume, drop the lines written after the checkpoint.
+
+        Raises:
+            UsageError: if a file to write is a link.
+        """
         if not loop.processes.is_first:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
+        refuse_links(self._folder / name for name in (HISTORY, EVENTS, WEIGHTS))
         steps = loop.state.steps
         self._keep(HISTORY, lambda line: line["steps"] <= steps)
         self._keep(EVENTS, lambda line: line["step"] < steps)
@@ -60,10 +68,14 @@ class TrainingFiles(Observer):
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self._folder / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line) + "\n")
 
     def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
         path = self._folder / name
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if wanted(json.loads(line))]
-            path.write_text("".join(f"{line}\n" for line in lines))
+            kept = []
+            for line in path.read_text(errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # half a line, after a kill
+                    if wanted(json.loads(line)):
+                        kept.append(f"{line}\n")
+            path.write_text("".join(kept))

@@ -134,13 +134,13 @@ class Growth(Observer):
         """Return the state, with the step times, since a resumed training does not run `tune`."""
         return {
             "samples": {size: [asdict(s) for s in steps] for size, steps in self._samples.items()},
-            "seen": self._seen,
+            "seen": asdict(self._seen),  # a checkpoint stores plain values
             "measured_at": self._measured_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`, except for the step times, which the constructor takes."""
-        self._seen = state["seen"]
+        self._seen = NoiseWindow(**state["seen"])
         self._measured_at = state["measured_at"]
 
 

@@ -16,7 +16,7 @@ from rightbatch._train.epochs import EpochEvaluation, ProgressLine
 from rightbatch._train.files import TrainingFiles
 from rightbatch._train.growth import Growth, samples_of
 from rightbatch._train.options import TrainOptions
-from rightbatch._training.checkpoint import Checkpoints
+from rightbatch._training.checkpoint import Checkpoints, make_folder
 from rightbatch._training.distributed import opened
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._training.protocol import (
@@ -89,6 +89,9 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
     training = resolve(workload, **spec)
     batch, epochs, resume, adapt = options.batch_size, options.epochs, options.resume, options.adapt
     require(training, Ability.LOOP, "train")
+    out, micro_batch = Path(options.out).expanduser(), options.micro_batch_size
+    if refused := training.refused_folder(out, resume=resume):
+        raise UsageError(refused)
     if resume:
         require(training, Ability.RESUME, "train --resume")
     if options.settings:
@@ -116,7 +119,6 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
         )
         return _Choice(plan.batch_size, plan.reason, plan)
 
-    out, micro_batch = Path(options.out).expanduser(), options.micro_batch_size
     with _workload_errors(), opened(options.device) as processes:
         if processes.world_size > 1:
             require(training, Ability.DISTRIBUTE, "train with torchrun")
@@ -124,15 +126,17 @@ def train(workload: object, options: TrainOptions, **spec: Any) -> TrainResult:
                 raise UsageError("adapt works in one process only: leave out --adapt, or torchrun")
         checkpoints = None
         if Ability.RESUME in training.abilities:
+            if not resume:
+                make_folder(out)  # before `tune` takes its time
             checkpoints = Checkpoints(out, options.checkpoint_seconds)
             if checkpoints.exist and not resume:
                 raise UsageError(
-                    f"{out} holds a training: continue it with --resume (resume=True), or use "
+                    f"{out} holds a training: continue it with --resume (resume=True), or choose "
                     "another --out"
                 )
         if resume and batch == "auto":
             assert checkpoints is not None
-            began = checkpoints.asked()["batch_size"]
+            began = checkpoints.settings()["batch_size"]
             chosen = _Choice(began, f"the training was started with batch size {began}", None)
         else:
             own = choose(processes.world_size) if processes.is_first else None
@@ -206,7 +210,10 @@ def _samples(
     state = checkpoints.read()["observers"].get("growth")
     if state is None:
         raise UsageError("the training in --out was started without --adapt: resume it without")
-    return samples_of(state)
+    try:
+        return samples_of(state)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise checkpoints.mismatch_error(f"its step times cannot be read ({error})") from error
 
 
 @contextmanager

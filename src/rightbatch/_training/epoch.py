@@ -20,6 +20,13 @@ def order_of(examples: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
 
 
+def epoch_order(workload: Workload, seed: int, epoch: int) -> Sequence[int]:
+    """Return the indices of an epoch in the workload's own order, or shuffled."""
+    if workload.order is not None:
+        return workload.order(seed, epoch)
+    return order_of(len(workload.data), seed, epoch)  # type: ignore[arg-type]
+
+
 def cuts(
     workload: Workload, examples: int, batch_size: int, start: int = 0
 ) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from rightbatch import _faults
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
 from rightbatch._elastic import Elastic
+from rightbatch._workload.callbacks import WorkloadCallbacks
 from rightbatch._workload.workload import Workload
 
 
@@ -21,6 +22,15 @@ def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> d
     The model is in training mode afterwards. If `evaluate` runs out of memory, `ran_out` is called
     with a message and `evaluate` is called once more.
     """
+    callbacks = w.callbacks or WorkloadCallbacks()
+    callbacks.on_evaluation_start()
+    try:
+        return _evaluated(w, step, ran_out)
+    finally:
+        callbacks.on_evaluation_end()
+
+
+def _evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     w.model.eval()
     if w.evaluation_data is not None:
@@ -33,8 +43,9 @@ def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> d
             generator=torch.Generator(),
         )
         for batch in loader:
-            for loss, n in step.evaluate(batch):
-                total, count = total + float(loss) * n, count + n
+            for loss, n in step.evaluate(batch) if batch is not None else ():
+                if n:  # the mean over a part without anything that counts is NaN
+                    total, count = total + float(loss) * n, count + n
         metrics["evaluation_loss"] = total / count if count else float("nan")
     if w.evaluate is not None:
         metrics |= {name: float(value) for name, value in _users(w, ran_out).items()}

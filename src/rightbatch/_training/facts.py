@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from rightbatch._elastic import Exactness
+
 
 @dataclass(frozen=True)
 class TrainingFacts:
@@ -16,6 +18,9 @@ class TrainingFacts:
 
     `betas` are those of Adam and its variants, None for others. `gradient_bytes` is what
     distributed processes exchange per update. `precision` is None if the framework sets it.
+    `parts_differ` is the relative difference between the gradients of a few examples in two parts
+    and at once, 0 if it is rounding, and `parts_reason` its likely cause
+    (`rightbatch.Exactness`).
     """
 
     optimizer: str
@@ -26,6 +31,8 @@ class TrainingFacts:
     drop_last: bool
     precision: str | None
     notes: tuple[str, ...] = ()
+    parts_differ: float = 0.0
+    parts_reason: str = ""
 
 
 def facts_of(
@@ -36,11 +43,13 @@ def facts_of(
     drop_last: bool,
     precision: str | None,
     notes: tuple[str, ...] = (),
+    exactness: Exactness | None = None,
 ) -> TrainingFacts:
     """Return the facts of a model and its optimizer; the keywords are properties of the loop."""
     from rightbatch._workload.normalization import has_batch_norm
 
     betas = optimizer.defaults.get("betas")
+    differs = exactness is not None and not exactness.is_exact
     return TrainingFacts(
         optimizer=type(optimizer).__name__,
         betas=tuple(betas) if betas else None,
@@ -50,4 +59,6 @@ def facts_of(
         drop_last=drop_last,
         precision=precision,
         notes=notes,
+        parts_differ=exactness.difference if exactness is not None and differs else 0.0,
+        parts_reason=exactness.reason if exactness is not None and differs else "",
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import IterableDataset
 
 from rightbatch._device.random_state import random_state, set_random_state
@@ -15,15 +17,18 @@ from rightbatch._elastic import Event, StepReport
 from rightbatch._errors import UsageError
 from rightbatch._noise import Part
 from rightbatch._training.distributed import Processes
-from rightbatch._training.epoch import batches, cuts, order_of
+from rightbatch._training.epoch import batches, cuts, epoch_order
 from rightbatch._training.evaluation import evaluated
 from rightbatch._training.facts import TrainingFacts, facts_of
 from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import LoopPlan, Observer
 from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.state import TrainingState
-from rightbatch._training.step import PlainStep, move_state
+from rightbatch._training.step import PlainStep, move_state, resize_buffers
 from rightbatch._workload.batch import to_device
+from rightbatch._workload.callbacks import TrainingRun, WorkloadCallbacks
+from rightbatch._workload.lazy import materialize
+from rightbatch._workload.order import epoch_length, training_indices
 from rightbatch._workload.workload import Workload
 
 
@@ -47,15 +52,28 @@ class WorkloadLoop:
                 "write your own loop with rightbatch.Elastic as its step"
             )
         self.workload, self.plan, self.processes = workload, plan, processes
-        self.examples = len(workload.data)
-        if not self.examples:
+        if not len(workload.data):
             raise UsageError("the workload's data is empty")
+        self.examples = epoch_length(workload, plan.seed)
         self.device, self.optimizer = processes.device, workload.optimizer
+        materialize(workload)
         self.model = workload.model.to(self.device)
         move_state(workload.optimizer, self.device)
         processes.share([*self.model.parameters(), *self.model.buffers()])
-        self._scheduled = len(cuts(workload, self.examples, plan.batch_size)) * (
-            plan.schedule_epochs or plan.epochs
+        steps_per_epoch = len(cuts(workload, self.examples, plan.batch_size))
+        epochs = plan.schedule_epochs or plan.epochs
+        self._scheduled = steps_per_epoch * epochs
+        self._callbacks = workload.callbacks or WorkloadCallbacks()
+        self._callbacks.on_start(
+            TrainingRun(
+                batch_size=plan.batch_size,
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+                processes=processes.world_size,
+                writes_model=plan.out is not None,
+                evaluate=self.evaluate,
+                stop=self.stop,
+            )
         )
         schedule = workload.scheduler
         self.scheduler = schedule(workload.optimizer, self._scheduled) if schedule else None
@@ -64,7 +82,7 @@ class WorkloadLoop:
         self._plain = PlainStep(workload, self.device)
         self.step = self._plain.elastic(
             micro_batch_size=plan.micro_batch_size,
-            scheduler=None if self._steps_schedule else self.scheduler,
+            scheduler=None if self._steps_schedule or self._has_plateau else self.scheduler,
             on_event=self._on_event,
             group=processes.group,
             memory=plan.memory,
@@ -76,10 +94,10 @@ class WorkloadLoop:
         self.learning_rate = float(workload.optimizer.param_groups[0]["lr"])
         self._stopped = ""
 
-    @property
+    @cached_property
     def population(self) -> int | None:
         """The number of examples: those of a workload are assumed to be the same in every epoch."""
-        return self.examples
+        return len(training_indices(self.workload, self.plan.seed))
 
     @property
     def micro_batch_size(self) -> int | None:
@@ -94,6 +112,7 @@ class WorkloadLoop:
             workers=w.workers,
             drop_last=w.drop_last,
             precision=w.precision,
+            exactness=self.step.exactness,
         )
 
     @property
@@ -107,6 +126,7 @@ class WorkloadLoop:
         try:
             while at.epoch < self.plan.epochs and not self._stopped:
                 self._epoch()
+            self._callbacks.on_end()
         finally:
             self._observers.end(self)
         return at
@@ -141,12 +161,19 @@ class WorkloadLoop:
 
     def micro_batches(self, most: int | None = None) -> Iterator[Part]:
         """Yield micro-batches of at most `most` examples, each example at most once, shuffled."""
-        w, size = self.workload, min(self.step.micro_batch_size or 1, most or sys.maxsize)
+        w, size = self.workload, self.step.micro_batch_size or 1
+        if most is not None and size > most:
+            step = math.lcm(self.plan.sizes.step, self.step.multiple)
+            size = max(replace(self.plan.sizes, step=step).at_most(most), step)
         generator = torch.Generator().manual_seed(self.plan.seed + self.state.steps)
-        order = torch.randperm(self.examples, generator=generator).tolist()
+        drawn = epoch_order(w, self.plan.seed, self.state.epoch)
+        shuffled = torch.randperm(len(drawn), generator=generator).tolist()
+        order = list(dict.fromkeys(drawn[position] for position in shuffled))
         data: Any = w.data
         for start in range(0, len(order) - size + 1, size):
             batch = w.collate([data[index] for index in order[start : start + size]])
+            if batch is None:
+                continue
             here, count = to_device(batch, self.device), float(w.count(batch))
             if count:
                 scale = self._plain.scaler.get_scale()  # keeps fp16's gradients from vanishing
@@ -160,42 +187,83 @@ class WorkloadLoop:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "scaler": self._plain.scaler.state_dict(),
             "elastic": self.step.state_dict(),
+            "callbacks": self._callbacks.state_dict(),
             "state": vars(self.state) | {"loss_sum": float(self.state.loss_sum)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state of `state_dict`."""
+        """Restore the state of `state_dict`.
+
+        Raises:
+            UsageError: if the optimizer or the schedule is another one.
+        """
+        self._check_same(state)
+        resize_buffers(self.model, state["model"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._plain.scaler.load_state_dict(state["scaler"])
         self.step.load_state_dict(state["elastic"])
+        self._callbacks.load_state_dict(state.get("callbacks", {}))
         self.state = TrainingState(**state["state"])
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        saved, own = (s["param_groups"] for s in (state["optimizer"], self.optimizer.state_dict()))
+        if len(saved) != len(own):
+            raise UsageError(
+                f"the checkpoint's optimizer has {len(saved)} parameter groups, the factory's "
+                f"{len(own)}; groups that are added during the training cannot be resumed, so add "
+                "them in the factory"
+            )
+        steps = (state["scheduler"] or {}).get("total_steps")
+        planned = getattr(self.scheduler, "total_steps", None)
+        if steps != planned:
+            raise UsageError(
+                f"the checkpoint's schedule is made for {steps} updates, this training's for "
+                f"{planned}; resume with the epochs that it began with"
+            )
 
     def _epoch(self) -> None:
         at, seed = self.state, self.plan.seed
         self._observers.begin_epoch()
         self.model.train()
-        order = order_of(self.examples, seed, at.epoch)
-        while where := cuts(self.workload, self.examples, at.batch_size, at.position):
+        order = epoch_order(self.workload, seed, at.epoch)
+        index = at.position // at.batch_size
+        self._callbacks.on_epoch_start(at.epoch)
+        while where := cuts(self.workload, len(order), at.batch_size, at.position):
             size = at.batch_size
             for batch, examples in batches(
                 self.workload, order, where, self.processes, seed, at.epoch
             ):
+                if batch is None and self.processes.group is None:
+                    self._skip(examples)  # the collate left out all of its items
+                    continue
+                self._callbacks.on_step_start(batch, index)
                 report = self.step(batch)
                 self._count(report, examples)
+                self._callbacks.on_step_end(batch, index, report.mean_loss)
+                index += 1
                 self._observers.step(self, report)
                 if self._stopped:
                     return
                 if at.batch_size != size:
                     break
+        if not at.loss_count:
+            raise UsageError("the collate returned None for every batch of the epoch")
         loss = self.processes.mean(float(at.loss_sum) / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0.0
         at.metrics = {"loss": loss} | self._observers.epoch_metrics(self)
+        if isinstance(self.scheduler, ReduceLROnPlateau):  # as `_has_plateau`, for the type
+            self.scheduler.step(at.metrics.get("evaluation_loss", loss))
+        self._callbacks.on_epoch_end(at.epoch, at.metrics)
         at.epoch, at.position = at.epoch + 1, 0
         at.seconds += self._observers.seconds()
         self._observers.epoch(self)
+
+    def _skip(self, examples: int) -> None:
+        self.state.examples += examples
+        self.state.position += examples
 
     def _count(self, report: StepReport, examples: int) -> None:
         at = self.state
@@ -208,13 +276,18 @@ class WorkloadLoop:
         at.seconds += self._observers.seconds_of_step(at.steps)
 
     @property
+    def _has_plateau(self) -> bool:
+        """Whether the schedule waits for a metric to stop improving; it is stepped by epochs."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
+
+    @property
     def _steps_schedule(self) -> bool:
         """Whether the schedule is stepped here; otherwise `Elastic` steps it once per update."""
         return self.plan.schedule_by_examples or self.plan.schedule_epochs is not None
 
     def _step_schedule(self) -> None:
         """Step the schedule to its due step, never beyond its end, where some schedules raise."""
-        if self.scheduler is None:
+        if self.scheduler is None or self._has_plateau:
             return
         at = self.state
         due = at.examples // self.plan.batch_size if self.plan.schedule_by_examples else at.steps

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rightbatch._errors import UsageError
+from rightbatch._workload.sizes import Sizes
 
 if TYPE_CHECKING:
     import torch
@@ -80,16 +81,18 @@ class LoopPlan:
     """How a loop trains.
 
     Each update has `batch_size` examples, in parts of `micro_batch_size` (`"auto"`: found at the
-    first step, within `memory` less `margin`), for `epochs`. A schedule is made for
-    `schedule_epochs` (default: `epochs`), and is stepped by updates, or by examples with
-    `schedule_by_examples`. `factors(betas)` returns the factors on the batch size and on the
-    learning rate that the optimizer is scaled by. `out` is the folder for the files of a
-    framework's trainer; without it no files are kept. `settings` are arguments of that trainer.
+    first step, within `memory` less `margin`), for `epochs`; smaller parts, of a measurement, have
+    one of `sizes`. A schedule is made for `schedule_epochs` (default: `epochs`), and is stepped by
+    updates, or by examples with `schedule_by_examples`. `factors(betas)` returns the factors on the
+    batch size and on the learning rate that the optimizer is scaled by. `out` is the folder for the
+    files of a framework's trainer; without it no files are kept. `settings` are arguments of that
+    trainer.
     """
 
     batch_size: int
     epochs: int
     micro_batch_size: int | str = "auto"
+    sizes: Sizes = field(default_factory=Sizes)
     schedule_epochs: int | None = None
     schedule_by_examples: bool = False
     factors: Callable[[Betas], tuple[float, float]] | None = None
@@ -114,6 +117,10 @@ class Session(Protocol):
     @property
     def varies(self) -> bool:
         """Whether an epoch's full batches differ in shape; a probe then runs more of them."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What its answers rest on, for the user, for example a part of the data."""
 
     def step(self, batch_size: int) -> None:
         """Run one full training step (forward, backward, optimizer) on the worst examples."""
@@ -303,6 +310,10 @@ class Training(ABC):
     ) -> AbstractContextManager[TrainingLoop]:
         """Open a loop that trains by `plan`; needs `Ability.LOOP`."""
         raise _undeclared(self, Ability.LOOP)
+
+    def refused_folder(self, out: Path, *, resume: bool) -> str | None:
+        """Return why the loop may not write into `out`, or not continue what is there; or None."""
+        return None
 
     def trial(self, argument: int, request: TrialRequest) -> Trial:
         """Run the training as a process of its own at one size; needs `Ability.TRIAL`.

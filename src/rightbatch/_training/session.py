@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import cached_property
+from itertools import count, islice, pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import synchronize
 from rightbatch._errors import UsageError
 from rightbatch._training.step import PlainStep, move_state
 from rightbatch._workload.batch import Batch, to_device
-from rightbatch._workload.precision import autocast
+from rightbatch._workload.lazy import materialize
+from rightbatch._workload.order import drawn_indices, epoch_length
 from rightbatch._workload.workload import Precision, StepSeconds, Workload
-from rightbatch._workload.worst import WorstExamples
+from rightbatch._workload.worst import (
+    LAST_OF_FOUR,
+    WorstExamples,
+    check_items,
+    smaller_last_batch,
+)
 
-_LABELS = {"label", "labels", "label_ids", "target", "targets", "y"}
+_EMPTY_BATCHES = 100
+"""Batches in a row that the collate may leave out, each being None."""
 
 
 class WorkloadSession:
@@ -30,11 +40,16 @@ class WorkloadSession:
         self._workload = workload
         self._device = device
         self._seed = seed
+        materialize(workload)
         self._model = workload.model.to(device)
         move_state(workload.optimizer, device)
-        self._examples = WorstExamples(workload.data, workload.collate, workload.size, seed)
+        self._examples = WorstExamples(
+            workload.data, workload.collate, workload.size, seed, drawn_indices(workload, seed)
+        )
+        check_items(workload.count, workload.collate, self._examples)
         self._step = PlainStep(workload, device)
         self._batches: tuple[int, Iterator[Batch]] | None = None
+        self._place = 0
         # The batch and the loss stay alive while the next batch is loaded, as in `for batch in
         # loader`, and are part of the peak.
         self._batch: Batch = None
@@ -42,17 +57,34 @@ class WorkloadSession:
 
     @property
     def examples(self) -> int | None:
+        if self._workload.order is not None:
+            return epoch_length(self._workload, self._seed)
         return self._examples.total
 
     @property
     def varies(self) -> bool:
         return self._examples.sizes_differ
 
+    @property
+    def notes(self) -> Sequence[str]:
+        note = self._examples.seen.note()
+        return [note] if note else []
+
     def step(self, batch_size: int) -> None:
         self._model.train()
-        self._batch = to_device(next(self._loader(batch_size)), self._device)
-        self._gradient(self._step)
-        self._step.update()
+        self._batch = to_device(self._next(batch_size), self._device)
+        try:
+            self._gradient(self._step)
+            self._step.update()
+        except Exception as error:
+            rest = smaller_last_batch(self.examples, batch_size)
+            is_last = bool(rest) and self._place % 4 == LAST_OF_FOUR
+            if is_last and not self._workload.drop_last and not is_out_of_memory(error):
+                error.add_note(
+                    f"in the epoch's last batch, of {rest} examples; drop_last=True in the "
+                    "Workload leaves it out"
+                )
+            raise
 
     def timed_step(self, batch_size: int, precision: Precision | None = None) -> StepSeconds:
         w, step = self._workload, self._step
@@ -62,7 +94,10 @@ class WorkloadSession:
         self._model.train()
         times = [time.perf_counter()]
         examples = self._examples
-        batch = w.collate([examples.data[index] for index in examples.typical(batch_size)])
+        batch = _present(
+            (examples.batch(examples.typical(batch_size), w.collate) for _ in count()),
+            batch_size,
+        )
         times.append(time.perf_counter())
         self._batch = to_device(batch, self._device)
         self._gradient(step)
@@ -83,25 +118,39 @@ class WorkloadSession:
 
     def evaluate(self, batch_size: int) -> int:
         w = self._workload
-        examples = self._examples
-        if w.evaluation_data is not None:
-            examples = WorstExamples(w.evaluation_data, w.collate, None, self._seed)
-        chosen = examples.worst(batch_size)
-        batch = to_device(w.collate([examples.data[index] for index in chosen]), self._device)
+        examples = self._evaluation_examples
+        batch = to_device(examples.batch(examples.worst(batch_size), w.collate), self._device)
         was_training = self._model.training
         self._model.eval()
         self._step.evaluate(batch)
         self._model.train(was_training)
         return batch_size
 
+    @cached_property
+    def _evaluation_examples(self) -> WorstExamples:
+        w = self._workload
+        if w.evaluation_data is None:
+            return self._examples
+        return WorstExamples(w.evaluation_data, w.collate, None, self._seed)
+
     def close(self) -> None:
         self._batches = None  # stops the loader's workers
+
+    def _next(self, batch_size: int) -> Batch:
+        return _present(self._drawn(batch_size), batch_size)
+
+    def _drawn(self, batch_size: int) -> Iterator[Batch]:
+        for batch in self._loader(batch_size):
+            self._place += 1
+            yield batch
 
     def _loader(self, batch_size: int) -> Iterator[Batch]:
         """Return an endless iterator of batches; a new loader when the size changes."""
         if self._batches is None or self._batches[0] != batch_size:
             self._batches = None
             self._batch = self._loss = None
+            self._place = 0
+            _forget_compiled()
             w = self._workload
             loader: DataLoader[Any] = DataLoader(
                 self._examples.data,
@@ -120,15 +169,25 @@ class InferenceSession(WorkloadSession):
         raise UsageError("an inference session does not train")
 
     def evaluate(self, batch_size: int) -> int:
-        w = self._workload
         self._model.eval()
-        self._batch = to_device(next(self._loader(batch_size)), self._device)
-        if w.predict is not None:
-            self._output = self._step.evaluate(self._batch)
-        else:
-            with torch.no_grad(), autocast(w, self._device):
-                self._output = _forward(self._model, self._batch)
+        self._batch = to_device(self._next(batch_size), self._device)
+        self._output = self._step.infer(self._batch)
         return batch_size
+
+
+def _present(batches: Iterator[Batch], batch_size: int) -> Batch:
+    """Return the first batch that is not None; a collate may leave out all items of one.
+
+    Raises:
+        UsageError: if there is none among `_EMPTY_BATCHES`.
+    """
+    for batch in islice(batches, _EMPTY_BATCHES):
+        if batch is not None:
+            return batch
+    raise UsageError(
+        f"the collate returned None for {_EMPTY_BATCHES} batches of {batch_size} in a row; "
+        "pass data with examples that can be read"
+    )
 
 
 class _Batches:
@@ -143,10 +202,11 @@ class _Batches:
         return self._examples.sequence(self._batch_size, drop_last=self._drop_last)
 
 
-def _forward(model: nn.Module, batch: Batch) -> Any:
-    """Run the model on a batch's inputs: the tensor, the first field, or all but the labels."""
-    if isinstance(batch, Mapping):
-        return model(**{key: value for key, value in batch.items() if key not in _LABELS})
-    if isinstance(batch, list | tuple):
-        return model(batch[0])
-    return model(batch)
+def _forget_compiled() -> None:
+    """Forget what torch.compile made for other sizes.
+
+    A run has one size. The sizes of a search would reach the limit of recompilations, beyond which
+    a model runs uncompiled, or fails if it is compiled as a full graph.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -6,7 +6,7 @@ method `elastic` returns the same step in parts, which survives out-of-memory er
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch._elastic import Elastic, Event
-from rightbatch._errors import UsageError
+from rightbatch._elastic.optimizer_step import closures_refused
 from rightbatch._workload.batch import Batch
+from rightbatch._workload.forward import forward
+from rightbatch._workload.loss import scalar_loss
 from rightbatch._workload.precision import autocast, scaler
 from rightbatch._workload.workload import Workload
 
@@ -46,16 +48,10 @@ class PlainStep:
         """Return the mean loss over a batch that is on the device.
 
         Raises:
-            UsageError: if the workload's loss is not a scalar tensor.
+            UsageError: if the workload's loss is not a scalar tensor with a gradient.
         """
         with self._autocasting():
-            loss = self.workload.loss(model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise UsageError(
-                f"Workload.loss returns a scalar tensor, not {type(loss).__name__}"
-                + (f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else "")
-            )
-        return loss
+            return scalar_loss(self.workload.loss(model, batch))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled if the precision is fp16."""
@@ -67,7 +63,8 @@ class PlainStep:
         if w.clip_norm is not None:
             self.scaler.unscale_(w.optimizer)
             nn.utils.clip_grad_norm_(w.model.parameters(), w.clip_norm, foreach=self._foreach)
-        self.scaler.step(w.optimizer)
+        with closures_refused(w.optimizer):
+            self.scaler.step(w.optimizer)
         self.scaler.update()
 
     def evaluate(self, batch: Batch) -> Any:
@@ -75,6 +72,16 @@ class PlainStep:
         w = self.workload
         with torch.no_grad(), self._autocasting():
             return w.predict(w.model, batch) if w.predict is not None else w.loss(w.model, batch)
+
+    def infer(self, batch: Batch) -> Any:
+        """Run inference without gradients: `predict` if the workload has it, else the model.
+
+        Raises:
+            UsageError: if the model does not run on the batch's inputs.
+        """
+        w = self.workload
+        with torch.no_grad(), self._autocasting():
+            return (w.predict or forward)(w.model, batch)
 
     def elastic(
         self,
@@ -86,8 +93,11 @@ class PlainStep:
         memory: int | str | None = None,
         margin: float = 0.05,
     ) -> Elastic:
-        """Return the same step in parts that fit; the options are those of `Elastic`."""
-        w = self.workload
+        """Return the same step in parts that fit; the options are those of `Elastic`.
+
+        The workload's callbacks are called at its attempts and before its updates.
+        """
+        w, callbacks = self.workload, self.workload.callbacks
         return Elastic(
             w.model,
             w.optimizer,
@@ -98,6 +108,8 @@ class PlainStep:
             scaler=self.scaler,
             clip_norm=w.clip_norm,
             scheduler=scheduler,
+            before_attempt=callbacks.on_attempt if callbacks else None,
+            before_update=callbacks.on_before_update if callbacks else None,
             on_event=on_event,
             group=group,
             memory=memory,
@@ -111,3 +123,16 @@ def move_state(optimizer: torch.optim.Optimizer, device: str | torch.device) -> 
         for key, value in state.items():
             if isinstance(value, Tensor) and key != "step":
                 state[key] = value.to(device)
+
+
+def resize_buffers(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give buffers the shapes that they have in a state, as of a bank of features that has grown.
+
+    `load_state_dict` takes no other shape, for good reason where parameters are concerned.
+    """
+    for name, buffer in list(model.named_buffers()):
+        saved = state.get(name)
+        if isinstance(saved, Tensor) and saved.shape != buffer.shape:
+            path, _, own = name.rpartition(".")
+            made = torch.empty_like(saved, device=buffer.device)
+            model.get_submodule(path)._buffers[own] = made

@@ -37,6 +37,21 @@ class SampledUpdate:
 
 
 @dataclass(frozen=True)
+class LiveBytes:
+    """Memory in use on the CPU, as malloc counts it, over all ranks.
+
+    `fixed` bytes are in use between two steps, `peak` bytes when a micro-batch of `examples`
+    examples on each rank is being processed, up to the optimizer's update. `gradients` of the fixed
+    bytes are freed between; at the peak, some of them may be there again.
+    """
+
+    examples: int
+    fixed: int
+    peak: int
+    gradients: int = 0
+
+
+@dataclass(frozen=True)
 class Watched:
     """A training as its agents saw it, over all ranks.
 
@@ -45,7 +60,8 @@ class Watched:
     pairs of a step and the value at the root of a backward pass (a mean over a micro-batch, divided
     by the accumulation where the script divides). `peak_bytes` is what the training needed,
     `limit_bytes` what the device has, `fixed_bytes` weights, gradients and optimizer state.
-    `updates` are sampled for the noise scale; `no_noise` says why there are none.
+    `live` is what a few full steps had in use. `updates` are sampled for the noise scale;
+    `no_noise` says why there are none.
     """
 
     batch_size: int | None
@@ -59,12 +75,9 @@ class Watched:
     peak_bytes: int | None
     limit_bytes: int | None
     fixed_bytes: int | None
-    points: tuple[tuple[int, int], ...] = ()
-    """Pairs of micro-batch size and peak bytes, where the run had several sizes."""
+    live: LiveBytes | None = None
     updates: tuple[SampledUpdate, ...] = ()
     no_noise: str = ""
-    optimizers: int = 1
-    workers: int = 0
     examples: int | None = None
     exit_code: int | None = None
     learning_rate: float | None = None

@@ -50,7 +50,8 @@ class Situation:
     `values_per_channel` is the smallest of all BatchNorm layers at the chosen micro-batch size;
     `loading` is seconds of loading per second of computing; `bf16` is the speed-up of a step in
     bf16; `unsteady` is the relative uncertainty of the step time (see `spread`); `losses` are
-    (examples, smoothed loss) of the pilot.
+    (examples, smoothed loss) of the pilot. `parts_differ` and `parts_reason` are those of
+    `TrainingFacts`.
     """
 
     chosen: Expected
@@ -68,12 +69,15 @@ class Situation:
     unsteady: float
     losses: list[tuple[int, float]]
     target_reached: bool | None
+    parts_differ: float = 0.0
+    parts_reason: str = ""
 
 
 def advise(s: Situation) -> list[Advice]:
     """Return the items that apply, the most important first."""
     return [
         *_training(s),
+        *_parts(s),
         *_noise(s),
         *_normalization(s),
         *_learning_rate(s),
@@ -103,6 +107,23 @@ def _training(s: Situation) -> Iterator[Advice]:
             "The noise scale grows during training, so larger sizes may be faster later: increase "
             "--budget, or use train --adapt.",
         )
+
+
+def _parts(s: Situation) -> Iterator[Advice]:
+    """A loss that does not split is another one in parts; BatchNorm has advice of its own."""
+    if not s.parts_differ or s.batch_norm:
+        return
+    chosen = s.chosen
+    remedy = f"Train it at a batch that fits as a whole (--max-batch {chosen.micro_batch_size})."
+    if chosen.accumulation == 1:
+        remedy = "At this size a batch is one part on the device, and trains as it should."
+    yield Advice(
+        "parts_differ",
+        f"The gradient of a batch in parts differs from that of the whole by {s.parts_differ:.2g} "
+        f"of its norm: {s.parts_reason}. The noise scale assumes that it does not.",
+        s.parts_differ,
+        remedy,
+    )
 
 
 def _noise(s: Situation) -> Iterator[Advice]:

@@ -17,6 +17,8 @@ from rightbatch._training.step import PlainStep
 from rightbatch._tune.pilot import UNBOUNDED
 from rightbatch._tune.plan import Branch
 from rightbatch._workload.batch import to_device
+from rightbatch._workload.callbacks import StepCallbacks
+from rightbatch._workload.order import training_indices
 
 _HELD_OUT = 512
 """Examples of the evaluation that compares branches."""
@@ -46,7 +48,12 @@ def train_branches(
     of `loop` is restored.
     """
     before = copy.deepcopy(loop.state_dict())
-    plain = replace(loop.workload, scheduler=None)
+    callbacks = loop.workload.callbacks
+    plain = replace(
+        loop.workload,
+        scheduler=None,
+        callbacks=StepCallbacks(callbacks) if callbacks is not None else None,
+    )
     found = []
     try:
         for number, plan in enumerate(plans, start=1):
@@ -79,16 +86,21 @@ def train_branches(
 def unseen_loss(loop: WorkloadLoop) -> float:
     """Return the mean loss on a fixed sample of the evaluation data, or else the training data."""
     w, step = loop.workload, PlainStep(loop.workload, loop.device)
-    data: Any = w.data if w.evaluation_data is None else w.evaluation_data
+    data: Any = w.evaluation_data
+    if data is None:
+        data, indices = w.data, training_indices(w, loop.plan.seed)
+    else:
+        indices = range(len(data))
     generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(data), generator=generator)[:_HELD_OUT].tolist()
+    shuffled = torch.randperm(len(indices), generator=generator)[:_HELD_OUT].tolist()
+    chosen = [indices[position] for position in shuffled]
     size = min(loop.micro_batch_size or 1, _MICRO_BATCH)
     total, weight = 0.0, 0.0
     loop.model.eval()
     with torch.no_grad():
         for start in range(0, len(chosen), size):
             batch = w.collate([data[index] for index in chosen[start : start + size]])
-            count = float(w.count(batch))
+            count = float(w.count(batch)) if batch is not None else 0.0
             if count:
                 total += float(step.loss(loop.model, to_device(batch, loop.device))) * count
                 weight += count

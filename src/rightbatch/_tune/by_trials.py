@@ -22,8 +22,8 @@ from rightbatch._tune.measurer import Timed
 from rightbatch._tune.options import TuneOptions
 from rightbatch._tune.pilot import LossAverage, PilotReport, Reached
 from rightbatch._tune.plan import Branch
-from rightbatch._tune.timing import sizes_between
 from rightbatch._worker.failure import Failure
+from rightbatch._workload.sizes import sizes_between
 from rightbatch._workload.workload import StepSeconds
 
 _WARM_UP = 3  # steps that are slower than the others

@@ -51,7 +51,8 @@ class ByWorker:
     def time(self, largest: FitResult, seconds: float) -> Timed:
         process = self._processes.enter_context(TuneProcess(self._header))
         timing = Timing(process, self._options.memory_bytes, self._show)
-        timing.run(largest.smallest_batch_size, largest.batch_size, seconds)
+        sizes = largest.sizes.between(largest.smallest_batch_size, largest.batch_size)
+        timing.run(sizes, seconds)
         process.stop()
         return Timed(timing.samples, timing.watts, timing.values, timing.bf16)
 
@@ -62,6 +63,7 @@ class ByWorker:
             batch_size=base,
             micro_batch_size=min(base, largest.batch_size),
             seconds=seconds,
+            sizes=largest.sizes,
             epochs=options.epochs or SCHEDULED_EPOCHS,
             target=options.metric_target,
             seed=options.seed,
@@ -76,7 +78,8 @@ class ByWorker:
                 if error.outcome == "failed" or plan.micro_batch_size <= least:
                     raise error.failure.as_error("the workload failed during tuning") from None
             process.stop()
-            plan = replace(plan, micro_batch_size=max(plan.micro_batch_size // 2, least))
+            half = largest.sizes.at_most(plan.micro_batch_size // 2)
+            plan = replace(plan, micro_batch_size=max(half, least))
 
     def branches(self, plans: Sequence[BranchPlan], examples: int) -> tuple[Branch, ...]:
         trainer = self._trainer

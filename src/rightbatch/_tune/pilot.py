@@ -20,6 +20,7 @@ from rightbatch._training.facts import TrainingFacts
 from rightbatch._training.noise_windows import noise_windows
 from rightbatch._training.protocol import LoopPlan, Observer, StepLoss, TrainingLoop
 from rightbatch._training.targets import is_better
+from rightbatch._workload.sizes import Sizes
 
 WINDOWS = 8
 TRAINING_FIRST = 0.5
@@ -39,12 +40,13 @@ class PilotPlan:
     """A pilot of `seconds`, with `batch_size` examples per update in parts of `micro_batch_size`.
 
     `target` is a metric and the value to reach, which starts the windows. The workload's schedule
-    is made for `epochs`.
+    is made for `epochs`. Parts have one of `sizes`.
     """
 
     batch_size: int
     micro_batch_size: int
     seconds: float
+    sizes: Sizes = field(default_factory=Sizes)
     epochs: int = 10
     target: tuple[str, float] | None = None
     seed: int = 0
@@ -54,6 +56,7 @@ class PilotPlan:
         return LoopPlan(
             batch_size=self.batch_size,
             micro_batch_size=min(self.micro_batch_size, self.batch_size),
+            sizes=self.sizes,
             epochs=UNBOUNDED,
             schedule_epochs=self.epochs,
             seed=self.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rightbatch._tune.process import TimedSteps, TuneProcess
@@ -40,10 +40,10 @@ class Timing:
         self.values: dict[int, int] = {}
         self.bf16: float | None = None
 
-    def run(self, smallest: int, largest: int, seconds: float) -> None:
-        """Time sizes up to `largest` in turns, until all are precise, for `seconds` at most."""
+    def run(self, sizes: Sequence[int], seconds: float) -> None:
+        """Time sizes in turns, until all are precise, for `seconds` at most."""
         end = time.perf_counter() + seconds
-        sizes = self._warm_up(smallest, largest, seconds / 8)
+        sizes = self._warm_up(sizes, seconds / 8)
         todo, rounds = sizes, 0
         burst = min(BURST, seconds / (LEAST_ROUNDS * len(sizes)))
         while todo and (rounds < LEAST_ROUNDS or time.perf_counter() < end):
@@ -62,14 +62,14 @@ class Timing:
             todo = [size for size in sizes if spread(self.samples[size]) > TIGHT]
         self.bf16 = self._faster_in_bf16()
 
-    def _warm_up(self, smallest: int, largest: int, seconds: float) -> list[int]:
+    def _warm_up(self, wanted: Sequence[int], seconds: float) -> list[int]:
         """Run a step of every size from the smallest on, and return the sizes that are timed.
 
         Sizes after one that takes longer than `seconds` are left out: their batches are run in
         parts of smaller sizes.
         """
         sizes: list[int] = []
-        for size in sizes_between(smallest, largest):
+        for size in wanted:
             self._show(f"timing micro-batches of {size}")
             began = time.perf_counter()
             report = self._timed(size, 0.0)
@@ -103,16 +103,6 @@ class Timing:
                     return None
                 seconds.append(report.steps[0].computing)
         return min(times["fp32"][1:]) / min(times["bf16"][1:])
-
-
-def sizes_between(least: int, most: int) -> list[int]:
-    """Return the powers of 2 from `least` to `most`, and these two.
-
-    >>> sizes_between(2, 24)
-    [2, 4, 8, 16, 24]
-    """
-    powers = [2**n for n in range(least.bit_length() - 1, most.bit_length())]
-    return sorted({least, most, *(p for p in powers if least <= p <= most)})
 
 
 def raise_build_errors(ask: Callable[[], T]) -> T:

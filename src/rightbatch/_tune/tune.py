@@ -26,7 +26,7 @@ from rightbatch._tune.pilot import PilotReport
 from rightbatch._tune.plan import Branch, Plan
 from rightbatch._tune.reason import reason
 from rightbatch._tune.throughput import Network, Steps, Throughput, spread
-from rightbatch._tune.timing import sizes_between
+from rightbatch._workload.sizes import sizes_between
 from rightbatch._workload.verb import takes
 
 TIMING, PILOT = 0.25, 0.55
@@ -97,8 +97,8 @@ class _Tuning:
         self._measurer = measurer
         self._largest, self._options, self._started = largest, options, started
         self._examples = largest.examples
-        base = max(options.base_batch, largest.smallest_batch_size)
-        self._base = min(filter(None, (base, self._examples)))
+        base = min(filter(None, (options.base_batch, self._examples)))
+        self._base = max(largest.sizes.at_most(base), largest.smallest_batch_size)
         if largest.argument is not None:  # a command runs whole batches in the pilot
             self._base = min(self._base, largest.batch_size)
 
@@ -141,6 +141,8 @@ class _Tuning:
                 unsteady=spread(timed.nearest(chosen.micro_batch_size)),
                 losses=list(report.losses),
                 target_reached=None if options.target is None else report.reached is not None,
+                parts_differ=facts.parts_differ,
+                parts_reason=facts.parts_reason,
             )
         )
         per_epoch = self._steps_per_epoch(chosen.batch_size, facts.drop_last)
@@ -234,8 +236,10 @@ class _Tuning:
         largest = self._largest.batch_size
         least = self._largest.smallest_batch_size * devices
         most = max(self._most(devices), largest)
-        extra = {size for size in (largest, DEFAULT_BATCH, self._base) if least <= size <= most}
-        return sorted({*sizes_between(least, self._most(devices)), *extra})
+        taken = self._largest.sizes
+        wanted = (largest, taken.at_most(DEFAULT_BATCH), self._base)
+        extra = {size for size in wanted if least <= size <= most}
+        return sorted({*taken.between(least, self._most(devices)), *extra})
 
     def _most(self, devices: int) -> int:
         """Return the largest size that may be chosen, by `max_batch` and the number of updates."""
@@ -255,7 +259,8 @@ class _Tuning:
         chosen = decision.chosen
         size, least = chosen.batch_size, self._largest.smallest_batch_size
         most = self._examples or size
-        sizes = [s for s in (size // 2, size, 2 * size, 4 * size) if least <= s <= most]
+        half = self._largest.sizes.at_most(size // 2)
+        sizes = [s for s in (half, size, 2 * size, 4 * size) if least <= s <= most]
         rules = [self._scaling(facts, size, decision.noise_scale) for size in sizes]
         plans = [
             BranchPlan(

@@ -20,6 +20,7 @@ from rightbatch._worker.bootstrap import Channel
 from rightbatch._worker.failure import failure
 from rightbatch._worker.limits import open_limited_device
 from rightbatch._workload.normalization import ValuesPerChannel
+from rightbatch._workload.sizes import Sizes
 
 
 def run(channel: Channel, header: Header, training: Training) -> None:
@@ -69,7 +70,8 @@ def _pilot(channel: Channel, header: Header, training: Training, command: dict[s
         channel.send(event="progress", text=text)
 
     device = open_limited_device(channel, header, command["limit"])
-    plan = PilotPlan(**command["pilot"])
+    fields = command["pilot"]
+    plan = PilotPlan(**fields | {"sizes": Sizes(**fields["sizes"])})
     pilot = Pilot(plan, show)
     processes = Processes(torch.device(device.name))
     with training.loop(plan.loop_plan(), processes, [pilot]) as loop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -21,7 +21,8 @@ class Ready:
     """What a worker reported about its device and training before the first answer.
 
     `capability` is the compute capability of a CUDA device, else None. `examples` is the number in
-    one epoch; None if unknown, or if the training is not built yet.
+    one epoch; None if unknown, or if the training is not built yet. `notes` say what the answers
+    rest on.
     """
 
     device: str
@@ -31,6 +32,7 @@ class Ready:
     enforced: bool
     capability: float | None = None
     examples: int | None = None
+    notes: Sequence[str] = ()
 
 
 class BuildError(Exception):

@@ -43,13 +43,16 @@ def failure(error: BaseException) -> dict[str, Any]:
     out_of_memory = is_out_of_memory(error)
     try:
         text = "".join(traceback.format_exception(error))
+        message = " (".join([str(error), *getattr(error, "__notes__", ())])
+        message += ")" * len(getattr(error, "__notes__", ()))
     except MemoryError:
-        text = ""
+        text, message = "", str(error)
     return {
         "outcome": "out_of_memory" if out_of_memory else "failed",
         "failure": {
-            "type": type(error).__name__,
-            "message": str(error)[:2000],
+            # The parent does not know the subclasses, such as one that is an AttributeError, too.
+            "type": "UsageError" if isinstance(error, UsageError) else type(error).__name__,
+            "message": message[:2000],
             "traceback": text[-20000:],
         },
     }
