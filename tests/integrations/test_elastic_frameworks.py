@@ -242,6 +242,19 @@ class TestTransformers(IntegrationContract):
             plain.evaluate()["eval_loss"], rel=1e-5
         )
 
+    def test_parts_without_labels_do_not_count_in_the_evaluation(self, tmp_path: Path) -> None:
+        from transformers import Trainer
+
+        elastic, plain = self.trainer(tmp_path, 1), self.trainer(tmp_path, 1)
+        plain.__class__ = Trainer
+        data = [dict(each) for each in elastic.eval_dataset]
+        unlabelled = [each | {"labels": torch.full((10,), -100)} for each in data[:2]]
+        expected = plain.evaluate(data[2:] + unlabelled)["eval_loss"]
+        found = elastic.evaluate(data[2:] + unlabelled)["eval_loss"]
+        assert found == pytest.approx(expected, rel=1e-5)
+        expected, found = (each.evaluate(unlabelled)["eval_loss"] for each in (plain, elastic))
+        assert found != found and expected != expected
+
     def test_predictions_are_put_together_again(self, tmp_path: Path) -> None:
         trainer = self.trainer(tmp_path, 2)
         found = trainer.predict(trainer.eval_dataset)
@@ -432,7 +445,7 @@ class TestUltralytics(IntegrationContract):
 
 def test_parts_of_a_detection_batch_keep_their_objects() -> None:
     pytest.importorskip("ultralytics")
-    from rightbatch.integrations.ultralytics._elastic import split
+    from rightbatch.integrations.ultralytics._batches import split
 
     batch = {
         "img": torch.arange(3.0).reshape(3, 1, 1, 1),

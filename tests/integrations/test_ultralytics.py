@@ -121,7 +121,7 @@ class TestShare:
         asked: dict[str, Any] = {}
 
         class Answer:
-            batch_size = 12
+            batch_size, examples = 12, 25
 
         def fit(factory: Any, **options: Any) -> Any:
             asked.update(options)
@@ -142,6 +142,17 @@ class TestShare:
         integration._measure(trainer)
         assert asked["margin"] == pytest.approx(margin)
         assert trainer.args.batch == trainer.batch_size == 12
+
+    def test_no_single_image_remains_at_a_size_that_batchnorm_cannot_train(
+        self, trainer: Any, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """25 images in batches of 12 leave one, which Ultralytics refuses below 64 pixels."""
+        from rightbatch.integrations.ultralytics import _install as integration
+
+        monkeypatch.setattr(trainer.args, "imgsz", 32)
+        trainer.args.batch = -1
+        integration._measure(trainer)
+        assert trainer.args.batch == 11
 
     def test_with_several_gpus_each_gets_what_fits_one(
         self, trainer: Any, asked: dict[str, Any]
@@ -180,7 +191,7 @@ def test_install_measures_once_only_where_a_batch_is_missing_and_can_be_taken_ba
 
 
 def test_every_image_gets_the_most_objects_there_are() -> None:
-    from rightbatch.integrations.ultralytics._session import with_objects
+    from rightbatch.integrations.ultralytics._batches import with_objects
 
     batch = {
         "img": torch.zeros(3, 3, 8, 8),

@@ -23,7 +23,6 @@ from rightbatch._study.options import StudyOptions  # noqa: E402
 from rightbatch._study.records import Ended, Point, RunKey, Target  # noqa: E402
 from rightbatch._study.runs.plan import RunPlan  # noqa: E402
 from rightbatch._study.runs.training import (  # noqa: E402
-    BrokenError,
     Reporter,
     factors_of,
     train_run,
@@ -250,9 +249,8 @@ def test_a_last_batch_of_one_small_image_is_a_result_as_normalization_has_nothin
 
 
 def test_what_would_fail_in_every_run_is_no_result(factory: UltralyticsTraining) -> None:
-    with pytest.raises(BrokenError) as broken:
+    with pytest.raises(rb.UsageError, match="'no_such_argument' is not a valid YOLO argument"):
         ran(factory, plan_of(settings={"no_such_argument": 1}))
-    assert "no_such_argument" in str(broken.value.__cause__)
 
 
 def test_the_learning_rate_goes_with_the_batch_size_from_ultralytics_nominal_one(
@@ -347,6 +345,7 @@ def test_parts_of_a_batch_of_a_classifier_have_the_gradient_of_the_whole(parts_o
     [whole] = torch.autograd.grad(loss, [model.model[-1].linear.weight])
     callbacks: dict[str, Any] = {}
     trainer = SimpleNamespace(
+        args=SimpleNamespace(),
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         batch_size=4,

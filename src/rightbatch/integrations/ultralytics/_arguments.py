@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import UsageError
@@ -25,6 +29,46 @@ RATES |= {"nadam": 0.001, "radam": 0.001}
 """Optimizers with a rule for their learning rate, and Ultralytics' rate for each."""
 
 
+_OWN_FOLDER = "give the folder of the results with out (--out)"
+_NOT_OF_A_TRAINING = {
+    "batch": "a verb finds the batch size, or takes it as its own option (train --batch N)",
+    "mode": "the verb is the mode",
+    "model": "the model is the workload, the first argument",
+    "task": "the model's name has the task: yolo26n-seg.yaml, yolo26n-cls.yaml, ...",
+    "resume": "train --resume names how to go on",
+    **dict.fromkeys(("project", "name", "save_dir", "exist_ok"), _OWN_FOLDER),
+}
+"""Arguments of `YOLO.train` that are no settings of a training, and the way round."""
+_MORE = ("augmentations", "end2end", "half", "int8", "label_smoothing")
+"""Arguments that `YOLO.train` takes and its default.yaml has not."""
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Check that `YOLO.train` has the arguments, without importing ultralytics.
+
+    Raises:
+        UsageError: for one that it has not, or that a verb sets.
+    """
+    known = _known()
+    for name in arguments:
+        if name in _NOT_OF_A_TRAINING:
+            raise UsageError(f"{name} cannot be given here: {_NOT_OF_A_TRAINING[name]}")
+        if known and name not in known:
+            close = get_close_matches(name, known)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UsageError(f"YOLO.train has no argument {name}{hint}")
+
+
+def _known() -> frozenset[str]:
+    spec = find_spec("ultralytics")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, "cfg", "default.yaml")
+        if path.is_file():
+            names = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+            return frozenset((*names, *_MORE))
+    return frozenset()
+
+
 def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) -> dict[str, Any]:
     """Return the arguments of `YOLO.train` for a plan.
 
@@ -33,12 +77,16 @@ def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) ->
     """
     size = plan.batch_size
     if plan.out is not None:
+        if "nbs" in overrides or "nbs" in plan.settings:
+            raise UsageError(
+                "nbs cannot be set here: the batch size of an update is batch (--batch)"
+            )
         out = plan.out.expanduser().resolve()
-        own = {key: value for key, value in overrides.items() if key != "model"}
+        own = without(overrides, "model")
         micro = size if plan.micro_batch_size == "auto" else min(int(plan.micro_batch_size), size)
         return {
             **own,
-            "device": _device(device),
+            "device": device_argument(device),
             **plan.settings,
             "project": str(out.parent),
             "name": out.name,
@@ -52,14 +100,12 @@ def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) ->
     if plan.factors is not None:
         own = comparable_arguments(overrides, plan.settings)
     else:
-        own = {key: value for key, value in overrides.items() if key != "model"} | dict(
-            plan.settings
-        )
-    return own | {
+        own = without(overrides, "model") | dict(plan.settings)
+    return without_disk_cache(own) | {
         "batch": size,
         "nbs": size,
         "epochs": plan.schedule_epochs or plan.epochs,  # optimizer=auto depends on it
-        "device": _device(device),
+        "device": device_argument(device),
         "seed": plan.seed,
         "val": False,  # observers evaluate
         "save": False,
@@ -82,8 +128,7 @@ def comparable_arguments(
     Raises:
         UsageError: for an argument that the study sets.
     """
-    arguments = {key: value for key, value in overrides.items() if key not in ("model", "nbs")}
-    arguments |= settings
+    arguments = without(overrides, "model", "nbs") | dict(settings)
     for name in arguments:
         if name in REFUSED:
             raise UsageError(f"{name} cannot be set in a study: {REFUSED[name]}")
@@ -108,5 +153,16 @@ def averaging(decay: Callable[[float], float], batch_factor: float) -> Callable[
     return lambda updates: decay(updates * batch_factor) ** batch_factor
 
 
-def _device(name: str) -> str:
+def without(arguments: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the arguments but for those with the names."""
+    return {key: value for key, value in arguments.items() if key not in names}
+
+
+def without_disk_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments without a cache on the disk, which would write next to the images."""
+    return arguments | {"cache": False} if arguments.get("cache") == "disk" else arguments
+
+
+def device_argument(name: str) -> str:
+    """Return a device as `YOLO.train` takes it: a CUDA device by its number."""
     return name.removeprefix("cuda:")

@@ -6,8 +6,9 @@ epoch; later the training ends. Here a batch that does not fit is run in parts w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,7 @@ from rightbatch._elastic import Elastic, Event
 from rightbatch._elastic.events import log_event
 from rightbatch._elastic.gradients import Failure, add_gradients, failure_from, separate_gradients
 from rightbatch._errors import NothingFitsError
-
-_OF_OBJECTS = ("cls", "bboxes", "batch_idx", "keypoints", "angle")
-_MASKS = "masks"
+from rightbatch.integrations.ultralytics._batches import images_in, split
 
 
 class ElasticYolo:
@@ -88,8 +87,8 @@ class ElasticYolo:
             trainer.optimizer,
             self._loss,
             micro_batch_size=self._micro_batch_size or int(trainer.batch_size),
-            count=_images,
-            split=split,
+            count=images_in,
+            split=partial(split, overlap=bool(getattr(trainer.args, "overlap_mask", True))),
             backward=lambda loss: trainer.scaler.scale(loss * self._whole).backward(),
             on_event=self._on_event,
             check=False,  # parts are known not to be exact
@@ -118,7 +117,7 @@ class ElasticYolo:
         """Return the mean loss per image of a part."""
         torch.clear_autocast_cache()  # it would keep what an earlier backward pass freed
         loss, items = self._loss_of(part)
-        self._items.append((items, _images(part)))
+        self._items.append((items, images_in(part)))
         mean: Tensor = loss.sum() / self._factor(part)
         return mean
 
@@ -126,7 +125,7 @@ class ElasticYolo:
         """Return the ratio of Ultralytics' loss to the mean: most losses are sums over images."""
         model = unwrap_model(self._trainer.model)
         is_mean = isinstance(model, ClassificationModel | RTDETRDetectionModel)
-        return 1 if is_mean else _images(batch)
+        return 1 if is_mean else images_in(batch)
 
     def _start_validation(self, validator: Any) -> None:
         ema = getattr(self._trainer, "ema", None)
@@ -188,32 +187,6 @@ class _Differentiated(torch.autograd.Function):
     def backward(ctx: Any, *factors: Any) -> Any:
         add_gradients(ctx.parameters, ctx.gradients)
         return None, None, None, None
-
-
-def split(batch: Mapping[str, Any], n: int) -> Sequence[dict[str, Any]]:
-    """Split a batch into parts of at most `n` images with their objects."""
-    images = _images(batch)
-    return [_cut(batch, start, min(start + n, images), images) for start in range(0, images, n)]
-
-
-def _cut(batch: Mapping[str, Any], start: int, stop: int, images: int) -> dict[str, Any]:
-    index = batch.get("batch_idx")
-    mine = None if index is None else (index.flatten() >= start) & (index.flatten() < stop)
-
-    def cut(key: str, value: Any) -> Any:
-        per_object = key in _OF_OBJECTS or (key == _MASKS and len(value) != images)
-        if mine is not None and per_object and isinstance(value, Tensor):
-            chosen = value[mine.to(value.device)]
-            return chosen - start if key == "batch_idx" else chosen
-        if isinstance(value, Tensor | list | tuple) and len(value) == images:
-            return value[start:stop]
-        return value
-
-    return {key: cut(key, value) for key, value in batch.items()}
-
-
-def _images(batch: Mapping[str, Any]) -> int:
-    return len(batch["img"])
 
 
 def _mean(items: list[tuple[dict[str, Any], int]]) -> dict[str, Any]:

@@ -10,17 +10,22 @@ Add one line::
 
 `batch=-1` is then the largest batch whose training steps fit into 95% of the memory, `batch=0.7`
 the largest for 70%; on CUDA, on the CPU, and with several GPUs. On one device the training also
-survives out-of-memory errors, in any epoch and in validation: the batch is run in parts.
+survives out-of-memory errors, in any epoch and in validation: the batch is run in parts. If the
+measurement fails, the log says why, and the batch is the one that Ultralytics estimates.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import os
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
+from rightbatch._errors import UsageError
 from rightbatch.integrations.ultralytics._training import UltralyticsTraining, require_ultralytics
 
 if TYPE_CHECKING:
@@ -29,10 +34,11 @@ if TYPE_CHECKING:
 _DEFAULT_MARGIN = 0.05
 
 
-def install() -> None:
+def install(*, strict: bool = False) -> None:
     """Make every later `YOLO(...).train(batch=-1)` of this process measure its batch size.
 
-    A second call does nothing; `uninstall` undoes it.
+    If a measurement fails, the training goes on with Ultralytics' estimate; with `strict` the error
+    is raised. A second call changes `strict` only; `uninstall` undoes it.
 
     Raises:
         MissingExtraError: if ultralytics is not installed.
@@ -42,15 +48,13 @@ def install() -> None:
 
     from rightbatch.integrations.ultralytics._elastic import ElasticYolo
 
-    original = BaseTrainer.train
-    if hasattr(original, "rightbatch_original"):
-        return
+    original = getattr(BaseTrainer.train, "rightbatch_original", BaseTrainer.train)
 
     @functools.wraps(original)
     def train(trainer: Any) -> Any:
         if int(os.environ.get("RANK", -1)) == -1:
             if trainer.args.batch < 1:
-                _measure(trainer)
+                _measure_or_warn(trainer, strict)
             if int(trainer.world_size or 1) == 1:  # else Ultralytics starts its own processes
                 ElasticYolo(trainer)
         return original(trainer)
@@ -65,6 +69,21 @@ def uninstall() -> None:
     from ultralytics.engine.trainer import BaseTrainer
 
     BaseTrainer.train = getattr(BaseTrainer.train, "rightbatch_original", BaseTrainer.train)
+
+
+def _measure_or_warn(trainer: Any, strict: bool) -> None:
+    try:
+        _measure(trainer)
+    except Exception as error:
+        if strict:
+            raise
+        from ultralytics.utils import LOGGER
+
+        LOGGER.warning(
+            f"rightbatch: batch={trainer.args.batch:g} could not be measured: {error}. The "
+            "training goes on with Ultralytics' own estimate; install(strict=True) would raise "
+            "the error instead."
+        )
 
 
 def _measure(trainer: Any) -> FitResult:
@@ -83,17 +102,64 @@ def _measure(trainer: Any) -> FitResult:
     if device == "cuda" and torch.cuda.is_available():
         device = "cuda:0"
     model = trainer.model if isinstance(trainer.model, torch.nn.Module) else None
+    overrides = {k: v for k, v in vars(trainer.args).items() if k not in _RUN_ONLY}
+    if trainer.args.task == "classify":  # Ultralytics may have split the folder that was given
+        overrides["data"] = str(Path(trainer.data["train"]).parent)
     factory = UltralyticsTraining(
-        overrides={k: v for k, v in vars(trainer.args).items() if k not in _RUN_ONLY},
-        live=cloudpickle.dumps((type(trainer), model)),
+        overrides=overrides,
+        live=_pickled((type(trainer), model)),
         settings=dict(SETTINGS),
     )
     margin = 1 - share if share > 0 else _DEFAULT_MARGIN
     result = fit(factory, margin=margin, device=device, seed=int(trainer.args.seed))
-    trainer.args.batch = trainer.batch_size = result.batch_size * world
+    size = _without_single_image(result.batch_size, result.examples or 0, trainer)
+    trainer.args.batch = trainer.batch_size = size * world
     LOGGER.info(f"rightbatch: batch={share:g} measured as {trainer.args.batch}. {result}")
     return result
 
 
+def _without_single_image(size: int, examples: int, trainer: Any) -> int:
+    """Return the largest size up to `size` whose last batch BatchNorm can train on.
+
+    At less than 64 pixels a last batch of one image has one value per channel, and Ultralytics
+    refuses to train.
+    """
+    args = trainer.args
+    if args.imgsz * (1 - args.multi_scale) >= 2 * _STRIDE:
+        return size
+    possible = (each for each in range(size, 1, -1) if examples % each != 1)
+    return next(possible, size)
+
+
+_STRIDE = 32
 _RUN_ONLY = ("save_dir", "project", "name", "exist_ok", "resume", "batch", "device")
 """Arguments of a run that do not affect the memory of a step."""
+
+
+def _pickled(live: tuple[type, Any]) -> bytes:
+    """Pickle a trainer's class and model for a probe's process.
+
+    Raises:
+        UsageError: if something of them cannot be sent to another process.
+    """
+    file = io.BytesIO()
+    try:
+        _Pickler(file).dump(live)
+    except Exception as error:
+        raise UsageError(
+            f"the trainer {live[0].__qualname__} cannot be sent to a probe's process: {error}. "
+            "Keep what cannot be pickled out of the class and the model, or create it in __init__"
+        ) from error
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Also pickles locks, as new ones: nobody holds them in the new process."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, _LOCKS):
+            return (threading.Lock if isinstance(value, _LOCKS[0]) else threading.RLock), ()
+        return super().reducer_override(value)
+
+
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))

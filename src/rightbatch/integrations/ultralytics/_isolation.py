@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rightbatch._errors import UsageError
+
 _TRACKERS = ("clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "sync")
 
 
@@ -18,7 +20,8 @@ def isolate(settings: dict[str, Any] | None) -> None:
 
     `settings` are those of the parent process; default: those in the user's settings file.
     """
-    settings = settings or _settings_of_user()
+    settings = settings or settings_of_user()
+    os.environ["YOLO_AUTOINSTALL"] = "false"  # a probe installs no packages
     os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
     folder = Path(os.environ["YOLO_CONFIG_DIR"]) / "Ultralytics"
     folder.mkdir()
@@ -51,22 +54,35 @@ def no_trackers() -> Iterator[None]:
 
 
 @contextmanager
-def data_untouched() -> Iterator[None]:
-    """Keep Ultralytics from writing into the user's data set while it is scanned.
+def data_untouched(*, caches_images: bool = False) -> Iterator[None]:
+    """Keep Ultralytics from writing into the user's data set.
 
-    It writes `labels.cache` beside the labels, and saves JPEGs anew that have bytes after their
-    end, as those of many telephones have.
+    It writes `labels.cache` beside the labels, saves JPEGs anew that have bytes after their end, as
+    those of many telephones have, copies a classification folder without splits, and replaces or
+    deletes `.npy` files beside the images; with `caches_images` (`cache="disk"`) it may make them.
     """
+    import ultralytics.data.base as base
     import ultralytics.data.dataset as dataset
+    import ultralytics.data.split as split
     import ultralytics.data.utils as utils
 
     def stamp_only(prefix: str, path: Any, cache: dict[str, Any], version: str) -> None:
         cache["version"] = version
 
-    replaced = {
+    def refuse_to_split(folder: Any, *_: Any, **__: Any) -> None:
+        raise UsageError(without_splits(Path(folder)))
+
+    replaced: dict[tuple[Any, str], Any] = {
         (dataset, "save_dataset_cache_file"): stamp_only,
         (utils, "_replace_image"): lambda image, write: None,
+        (split, "split_classify_dataset"): refuse_to_split,
     }
+    if not caches_images:
+        replaced |= {
+            (base, "np"): _ReadOnlyNumpy(),
+            (dataset, "np"): _ReadOnlyNumpy(),
+            (base, "Path"): _KeptPath,
+        }
     own = {
         (module, name): getattr(module, name) for module, name in replaced if hasattr(module, name)
     }
@@ -79,7 +95,36 @@ def data_untouched() -> Iterator[None]:
             setattr(module, name, function)
 
 
-def _settings_of_user() -> dict[str, Any]:
+def without_splits(folder: Path) -> str:
+    """Return the message about a classification folder without `train`."""
+    return (
+        f"{folder} has no folder 'train': Ultralytics would copy all images to {folder}_split. "
+        "Split it once with ultralytics.data.split.split_classify_dataset, and give the result as "
+        "the data set"
+    )
+
+
+class _ReadOnlyNumpy:
+    """numpy for Ultralytics' data sets, without `save`."""
+
+    def __getattr__(self, name: str) -> Any:
+        import numpy
+
+        return getattr(numpy, name)
+
+    @staticmethod
+    def save(*_: Any, **__: Any) -> None:
+        """Save nothing."""
+
+
+class _KeptPath(type(Path())):  # type: ignore[misc]
+    """`Path` for Ultralytics' data sets, without `unlink`."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete nothing."""
+
+
+def settings_of_user() -> dict[str, Any]:
     """Read Ultralytics' settings file without importing ultralytics, which would create one."""
     home = Path.home()
     folders = [

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics import YOLO
 
 from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._elastic import Event
@@ -26,10 +25,12 @@ from rightbatch._training.protocol import BatchTooLargeError, LoopPlan, Observer
 from rightbatch._training.scaling import scale_optimizer
 from rightbatch._training.state import TrainingState
 from rightbatch.integrations.ultralytics._arguments import averaging, loop_arguments
+from rightbatch.integrations.ultralytics._data import missing_data_refused
 from rightbatch.integrations.ultralytics._elastic import ElasticYolo
 from rightbatch.integrations.ultralytics._isolation import data_untouched, no_trackers
 from rightbatch.integrations.ultralytics._metrics import logged_name
-from rightbatch.integrations.ultralytics._step import UltralyticsStep
+from rightbatch.integrations.ultralytics._setup import check_values, open_model_file
+from rightbatch.integrations.ultralytics._step import UltralyticsStep, check_precision
 
 _NOTE = "YOLO's loss is divided by a sum over the micro-batch, so accumulation is not exact"
 _HELD_IMAGES = ("buffer", "ims", "im_hw0", "im_hw")
@@ -120,7 +121,9 @@ class UltralyticsLoop:
             BatchTooLargeError: if the data set leaves one image for the last batch.
             NothingFitsError: if memory runs out even in the smallest parts.
         """
-        model = YOLO(self._weights)
+        check_values(self._arguments)
+        caches = self._arguments.get("cache") == "disk"
+        model = open_model_file(self._weights)
         for event, callback in (
             ("on_pretrain_routine_start", self._on_prepare),
             ("on_train_start", self._on_start),
@@ -131,13 +134,15 @@ class UltralyticsLoop:
         ):
             model.add_callback(event, callback)
         try:
-            with data_untouched():
+            with data_untouched(caches_images=caches), missing_data_refused():
                 if self.plan.out is not None:
                     self._observers.begin_epoch()
                     model.train(**self._arguments)
                     self._finish(model)
                 else:
                     self._run_without_files(model)
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt(self._what_remains()) from interruption
         finally:
             if self._elastic is not None:
                 self._elastic.close()
@@ -172,7 +177,9 @@ class UltralyticsLoop:
         """
         trainer = self._trainer
         data = trainer.train_loader.dataset
-        size = min(self.micro_batch_size or 1, most or self.plan.batch_size)
+        size = min(self.micro_batch_size or 1, self.plan.batch_size)
+        if most is not None and size > most:
+            size = max(self.plan.sizes.at_most(most), self.plan.sizes.step)
         size = min(max(size, 2), self.examples)  # BatchNorm at 32 pixels has one value per image
         generator = random.Random(self.plan.seed + self.state.steps)
         with _kept_images(data):
@@ -195,7 +202,7 @@ class UltralyticsLoop:
         with self._step.precision():
             return self._elastic.loss(self._step.prepare(batch))
 
-    def _run_without_files(self, model: YOLO) -> None:
+    def _run_without_files(self, model: Any) -> None:
         with (
             no_trackers(),
             tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as folder,
@@ -216,6 +223,7 @@ class UltralyticsLoop:
                 "rightbatch trains with Ultralytics on one device; on several, call "
                 "rightbatch.integrations.ultralytics.install() in your own script"
             )
+        check_precision(trainer)
         micro = self.plan.micro_batch_size
         parts = min(int(micro), self.plan.batch_size) if micro != "auto" else None
         if self.plan.out is not None:
@@ -287,7 +295,15 @@ class UltralyticsLoop:
         if self._stopped and self.plan.out is None:
             raise _StopTraining
 
-    def _finish(self, model: YOLO) -> None:
+    def _what_remains(self) -> str:
+        """Return the message of Ctrl-C."""
+        last = None if self.plan.out is None else self.plan.out / "weights" / "last.pt"
+        after = f"interrupted after {self.state.steps} updates"
+        if last is not None and last.is_file():
+            return f"{after}; continue with yolo train resume model={last}"
+        return after
+
+    def _finish(self, model: Any) -> None:
         at, trainer = self.state, self._trainer
         at.examples += self._pending
         at.seconds += self._observers.seconds()

@@ -11,17 +11,27 @@ import torch
 from torch import Tensor
 from ultralytics.utils.torch_utils import autocast
 
+from rightbatch._errors import UsageError
+
 
 class UltralyticsStep:
     """The step of a trainer that is set up, numerically equal to Ultralytics' own loop."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self.is_as_on_cuda = False
 
     def precision(self) -> Any:
-        """Return the trainer's autocast."""
+        """Return the trainer's autocast.
+
+        Raises:
+            UsageError: for `amp="bf16"` without a GPU, unless the step is run as on one.
+        """
         trainer = self._trainer
-        amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+        amp = trainer.amp
+        if not self.is_as_on_cuda:
+            check_precision(trainer)
+            amp = torch.bfloat16 if trainer.args.amp == "bf16" else amp
         return autocast(amp, device=trainer.device.type)
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +59,19 @@ class UltralyticsStep:
     def update(self) -> None:
         """Clip, step, and update the averaged weights, as the trainer does."""
         self._trainer.optimizer_step()
+
+
+def check_precision(trainer: Any) -> None:
+    """Check that Ultralytics can train in the precision of `amp`.
+
+    Raises:
+        UsageError: for `amp="bf16"` without a GPU.
+    """
+    if trainer.args.amp == "bf16" and trainer.device.type != "cuda":
+        raise UsageError(
+            f"Ultralytics trains with amp=bf16 on CUDA only, not on {trainer.device.type}: leave "
+            "amp out, or give amp=False"
+        )
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._training.protocol import Ability, LoopPlan, Observer, Session, Training
+from rightbatch.integrations.ultralytics._arguments import check_names
+from rightbatch.integrations.ultralytics._data import found_data
 from rightbatch.integrations.ultralytics._isolation import isolate
 from rightbatch.integrations.ultralytics._metrics import full_name
 
@@ -61,6 +63,20 @@ class UltralyticsTraining(Training):
 
         return UltralyticsSession(self.overrides, self.live, device, inference=inference)
 
+    def refused_folder(self, out: Path, *, resume: bool) -> str | None:
+        """Refuse a folder with weights, which Ultralytics would replace, and to resume."""
+        last, best = (out / "weights" / name for name in ("last.pt", "best.pt"))
+        if resume and last.is_file():
+            return (
+                "train --resume cannot continue a training of Ultralytics; its own command can, at "
+                f"the next epoch and with the same batch: yolo train resume model={last}"
+            )
+        if resume:
+            return f"there is no training to resume: {last} does not exist"
+        if last.exists() or best.exists():
+            return f"{out} holds a training, whose weights would be replaced: choose another --out"
+        return None
+
     @contextmanager
     def loop(
         self, plan: LoopPlan, processes: Processes, observers: Sequence[Observer]
@@ -72,15 +88,17 @@ class UltralyticsTraining(Training):
 
 
 def from_spec(
-    spec: str, *, data: str | None = None, imgsz: int | None = None, **options: Any
+    spec: str, *, data: str | Path | None = None, imgsz: int | None = None, **options: Any
 ) -> UltralyticsTraining | None:
     """Return a training for `yolo26n.yaml`, `yolo26n.pt` and the like; None for other names.
 
+    `options` are other arguments of `YOLO.train`.
+
     Raises:
-        UsageError: without `data`, or if `data` is a file that does not exist.
+        UsageError: without `data`, if it does not exist, or for an unknown option.
         MissingExtraError: if ultralytics is not installed.
     """
-    path = Path(spec)
+    path = Path(spec).expanduser()
     if path.suffix not in (".yaml", ".yml", ".pt"):
         return None
     if not path.stem.lower().startswith(FAMILIES) and not path.is_file():
@@ -88,14 +106,12 @@ def from_spec(
     require_ultralytics()
     if data is None:
         raise UsageError(
-            f"{spec} needs a data set in YOLO's layout: --data DATA.yaml (data= in Python)"
+            f"{spec} needs a data set: --data DATA.yaml, or for classification the folder that has "
+            "train and val (data= in Python)"
         )
-    if Path(data).suffix in (".yaml", ".yml") and len(Path(data).parts) > 1:
-        if not Path(data).expanduser().is_file():
-            raise UsageError(f"there is no data set file {data}")
-        data = str(Path(data).expanduser().resolve())
+    check_names(options)
     overrides: dict[str, Any] = {"model": str(path.resolve()) if path.is_file() else spec}
-    overrides |= {"data": data, **options}
+    overrides |= {"data": found_data(data, options.get("split")), **options}
     if imgsz is not None:
         overrides["imgsz"] = imgsz
     return UltralyticsTraining(overrides)

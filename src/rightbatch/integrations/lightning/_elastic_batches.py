@@ -1,32 +1,20 @@
-"""Lightning: a callback that runs each batch of the loader as one update, in parts that fit.
-
-::
-
-    trainer = L.Trainer(callbacks=[ElasticBatches()])
-    trainer.fit(module, loader)
-
-For `fit`, `predict`, `tune` and `train`, a factory that makes a `Workload` of the module::
-
-    rb.tune(lambda: workload(Module(), DataLoader(Images())))
-
-The module's `training_step`, `validation_step` and optimizer stay as they are. `self.log` inside
-them is called once per part, weighted by its size when Lightning averages over an epoch.
-"""
+"""A Lightning callback that runs each batch as one update, in parts that fit."""
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.optim import LBFGS
 
 from rightbatch._elastic import Elastic, StepReport
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._workload.batch import Batch, count_examples, split_batch
-from rightbatch._workload.workload import Workload
+from rightbatch.integrations.lightning._deferred_log import DeferredLog
+from rightbatch.integrations.lightning._hooks import call_step, overrides
+from rightbatch.integrations.lightning._run import loss_in
+from rightbatch.integrations.lightning._schedules import not_logged
 
 if find_spec("lightning") is not None:
     from lightning.pytorch.callbacks import Callback
@@ -52,8 +40,8 @@ class ElasticBatches(Callback):
         self._training_step: Any = None
         self._validation_step: Any = None
         self._state: dict[str, Any] | None = None
+        self._log: DeferredLog | None = None
         self._batch_index = 0
-        self._dataloader: tuple[int, ...] = ()
         self.elastic: Elastic | None = None
         self.report: StepReport | None = None
 
@@ -65,13 +53,16 @@ class ElasticBatches(Callback):
         self._training_step = pl_module.training_step
         self._validation_step = pl_module.validation_step
         self._clip = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-        pl_module.automatic_optimization = False
         pl_module.training_step = lambda batch, batch_idx=0: self._train(
             trainer, pl_module, batch, batch_idx
         )
         pl_module.validation_step = lambda batch, batch_idx=0, *loader: self._validate(
             trainer, pl_module, batch, batch_idx, loader
         )
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take over the updates; Lightning has then read which metrics its schedules watch."""
+        pl_module.automatic_optimization = False
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Restore the module's steps."""
@@ -80,7 +71,7 @@ class ElasticBatches(Callback):
         for name in ("training_step", "validation_step"):
             vars(pl_module).pop(name, None)
         pl_module.automatic_optimization = True
-        self._training_step = self._validation_step = None
+        self._training_step = self._validation_step = self._log = None
         self.elastic = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -102,7 +93,9 @@ class ElasticBatches(Callback):
     def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> dict[str, Tensor]:
         elastic = self.elastic = self.elastic or self._make(module)
         self._batch_index = index
-        report = self.report = elastic(batch)
+        assert self._log is not None
+        with self._log.batch(has_attempts=True):
+            report = self.report = elastic(batch)
         self._step_schedules(trainer, "step", trainer.global_step)
         return {"loss": report.mean_loss}
 
@@ -110,17 +103,34 @@ class ElasticBatches(Callback):
         self, trainer: Any, module: Any, batch: Batch, index: int, loader: tuple[int, ...]
     ) -> None:
         elastic = self.elastic = self.elastic or self._make(module)
-        elastic.evaluate(batch, lambda _, part: self._validation_step(part, index, *loader))
+        log = self._log
+        assert log is not None
+
+        def step(_: nn.Module, part: Batch) -> None:
+            with log.part(part):
+                call_step(self._validation_step, part, index, *loader)
+
+        with log.batch(has_attempts=False):
+            elastic.evaluate(batch, step)
 
     def _make(self, module: Any) -> Elastic:
         wrapped = module.optimizers()
+        if isinstance(wrapped, list):
+            raise UsageError(f"ElasticBatches needs one optimizer; got {len(wrapped)}")
+        if isinstance(wrapped.optimizer, LBFGS):
+            raise UsageError(
+                "LBFGS evaluates the loss several times in a step; train it without "
+                "ElasticBatches, at a batch size from `rightbatch fit`"
+            )
+        log = self._log = DeferredLog(module)  # which now has all its metrics
         elastic = Elastic(
             module,
             wrapped.optimizer,
             self._loss,
             backward=module.manual_backward,
             update=wrapped.step,
-            before_update=lambda: self._clip_gradients(module, wrapped),
+            before_attempt=log.attempt,
+            before_update=lambda: self._before_update(module, wrapped),
             **{"count": count_examples, "split": split_batch} | self._options,
         )
         if self._state is not None:
@@ -128,12 +138,18 @@ class ElasticBatches(Callback):
         return elastic
 
     def _loss(self, module: nn.Module, part: Batch) -> Tensor:
-        return _loss_in(self._training_step(part, self._batch_index))
+        assert self._log is not None
+        with self._log.part(part):
+            return loss_in(call_step(self._training_step, part, self._batch_index))
 
-    def _clip_gradients(self, module: Any, optimizer: Any) -> None:
+    def _before_update(self, module: Any, optimizer: Any) -> None:
+        """Call the hook between forward pass and update, and clip the gradients."""
+        for callback in module.trainer.callbacks:
+            callback.on_before_zero_grad(module.trainer, module, optimizer.optimizer)
+        module.on_before_zero_grad(optimizer.optimizer)
         value, algorithm = self._clip
-        if value:
-            module.clip_gradients(
+        if value or overrides(module, "configure_gradient_clipping"):
+            module.configure_gradient_clipping(
                 optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm or "norm"
             )
 
@@ -141,76 +157,14 @@ class ElasticBatches(Callback):
         for config in trainer.lr_scheduler_configs:
             if config.interval != interval or count % config.frequency:
                 continue
+            metric = None
             if config.reduce_on_plateau:
-                config.scheduler.step(trainer.callback_metrics[config.monitor])
-            else:
-                config.scheduler.step()
-
-
-def workload(
-    module: Any,
-    loader: DataLoader[Any],
-    validation: DataLoader[Any] | None = None,
-    **fields: Any,
-) -> Workload:
-    """Return a LightningModule and its loaders as a `Workload`; call it in a factory.
-
-    The loss is that of `training_step`, the optimizer that of `configure_optimizers`; its schedules
-    are not used. The batch size of the loader is ignored. `fields` are other fields of `Workload`
-    (`precision=`, `evaluate=`, `scheduler=`).
-
-    Raises:
-        UsageError: for manual optimization, or several optimizers.
-    """
-    if not module.automatic_optimization:
-        raise UsageError(
-            "the module uses manual optimization (automatic_optimization=False); describe its step "
-            "as a rightbatch.Workload"
-        )
-
-    def loss(module: Any, batch: Batch) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*self.log.*")  # no trainer to log to
-            return _loss_in(module.training_step(batch, 0))
-
-    about: dict[str, Any] = {
-        "data": loader.dataset,
-        "collate": loader.collate_fn,
-        "workers": loader.num_workers,
-        "drop_last": loader.drop_last,
-        "evaluation_data": validation.dataset if validation is not None else None,
-    }
-    return Workload(module, loss, _only_optimizer(module.configure_optimizers()), **about | fields)
-
-
-def _only_optimizer(configured: Any) -> torch.optim.Optimizer:
-    """Return the optimizer in any result of `configure_optimizers`.
-
-    Raises:
-        UsageError: if there are several, or none.
-    """
-    if isinstance(configured, dict):
-        configured = configured["optimizer"]
-    while isinstance(configured, list | tuple) and configured:
-        if isinstance(configured[0], torch.optim.Optimizer) and len(configured) > 1:
-            if isinstance(configured[1], torch.optim.Optimizer):
-                raise UsageError(
-                    "a Workload has one optimizer; configure_optimizers returned several"
-                )
-        configured = configured[0]
-    if isinstance(configured, dict):
-        configured = configured["optimizer"]
-    if not isinstance(configured, torch.optim.Optimizer):
-        raise UsageError(f"configure_optimizers must return an optimizer; got {configured!r:.60}")
-    return configured
-
-
-def _loss_in(out: Any) -> Tensor:
-    """Return the loss in the result of a training step: itself, or its entry `loss`."""
-    loss = out["loss"] if isinstance(out, dict) else out
-    if loss is None:
-        raise UsageError("training_step returned no loss; Elastic needs one for every part")
-    return loss  # type: ignore[no-any-return]
+                metric = trainer.callback_metrics.get(config.monitor)
+                if metric is None and config.strict:
+                    raise not_logged(config, trainer.callback_metrics)
+                if metric is None:
+                    continue
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
 
 
 def _refuse(trainer: Any, module: Any) -> None:
@@ -218,6 +172,12 @@ def _refuse(trainer: Any, module: Any) -> None:
         raise UsageError(
             "the module uses manual optimization (automatic_optimization=False); call "
             "rightbatch.Elastic in its training_step instead of this callback"
+        )
+    unused = [name for name in ("optimizer_step", "optimizer_zero_grad") if overrides(module, name)]
+    if unused:
+        raise UsageError(
+            f"the module overrides {' and '.join(unused)}, which ElasticBatches does not call; "
+            "call rightbatch.Elastic in a training_step with manual optimization"
         )
     if trainer.accumulate_grad_batches != 1:
         raise UsageError(
@@ -231,7 +191,5 @@ def _refuse(trainer: Any, module: Any) -> None:
             "gradients of every part; use rightbatch.Elastic on the DDP model in your own loop, or "
             "`torchrun -m rightbatch train` with a Workload of the module"
         )
-    if len(trainer.optimizers) > 1:
-        raise UsageError(f"ElasticBatches needs one optimizer; got {len(trainer.optimizers)}")
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise UsageError("ElasticBatches does not support 16-mixed; use bf16-mixed or 32-true")

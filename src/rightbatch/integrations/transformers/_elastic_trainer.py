@@ -1,38 +1,25 @@
-"""Transformers: a `Trainer` whose training and evaluation survive running out of memory.
-
-::
-
-    from rightbatch.integrations.transformers import ElasticTrainer
-    trainer = ElasticTrainer(model=model, args=arguments, train_dataset=data)
-
-For your own trainer: `class MyTrainer(ElasticMixin, BaseTrainer)`. For `fit`, `predict`, `tune` and
-`train`, a factory that makes a `Workload` of a trainer::
-
-    rb.tune(lambda: workload(Trainer(model=model(), args=arguments, train_dataset=data)))
-"""
+"""A Transformers `Trainer` whose training and evaluation survive running out of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rightbatch._elastic import Elastic
-from rightbatch._elastic.gradients import add_gradients, separate_gradients
-from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._workload.batch import Batch, count_examples
-from rightbatch._workload.workload import Workload
-
-if find_spec("transformers") is None:
-    raise MissingExtraError("transformers", "transformers")
 from transformers import Trainer
 from transformers.trainer_pt_utils import nested_concat
 
-_IGNORED = -100
+from rightbatch._elastic import Elastic
+from rightbatch._elastic.gradients import add_gradients, separate_gradients
+from rightbatch._errors import UsageError
+from rightbatch._workload.batch import Batch
+from rightbatch.integrations.transformers._batch import (
+    IGNORED,
+    TrainerBatches,
+    at_least_one,
+    copied,
+)
 
 
 class ElasticMixin:
@@ -53,6 +40,7 @@ class ElasticMixin:
         super().__init__(*arguments, **keywords)
         self.elastic_options = {"micro_batch_size": micro_batch_size}
         self.elastic: Elastic | None = None
+        self._batches = TrainerBatches(self)
         self._armed = ExitStack()
         self._items: Tensor | int | None = None
         self._scale = 1.0
@@ -80,7 +68,7 @@ class ElasticMixin:
         elastic = self.elastic = self.elastic or self._make(model)
         self._items = num_items_in_batch
         self._scale = (
-            _count(inputs) / float(num_items_in_batch)
+            self._batches.count(inputs) / max(float(num_items_in_batch), 1.0)
             if num_items_in_batch is not None
             else 1 / trainer.current_gradient_accumulation_steps
         )
@@ -107,10 +95,8 @@ class ElasticMixin:
 
         results = elastic.evaluate(trainer._prepare_inputs(inputs), predict)
         losses = [(loss, count) for (loss, _, _), count in results if loss is not None]
-        whole = sum(count for _, count in losses)
-        mean = sum(loss * (count / whole) for loss, count in losses) if losses else None
         logits, labels = (_together([result[field] for result, _ in results]) for field in (1, 2))
-        return mean, logits, labels
+        return _mean(losses), logits, labels
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """Train; meanwhile a step of the optimizer that fails is undone."""
@@ -130,19 +116,17 @@ class ElasticMixin:
             model,
             inner,
             self._loss_of,
-            count=_count,
-            split=_split,
             backward=lambda loss: trainer.accelerator.backward(loss * self._scale),
-            **self.elastic_options,
+            **{"count": self._batches.count, "split": self._batches.split} | self.elastic_options,
         )
         self._armed.enter_context(elastic.atomic_update())
         return elastic
 
     def _loss_of(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
         trainer: Any = self
-        items = None if self._items is None else _count(part)
+        items = None if self._items is None else at_least_one(self._batches.items(part))
         with trainer.compute_loss_context_manager():
-            loss: Tensor = trainer.compute_loss(model, part, num_items_in_batch=items)
+            loss: Tensor = trainer.compute_loss(model, copied(part), num_items_in_batch=items)
         return loss
 
 
@@ -150,58 +134,17 @@ class ElasticTrainer(ElasticMixin, Trainer):
     """Transformers' `Trainer` with `ElasticMixin`."""
 
 
-def workload(trainer: Trainer, **fields: Any) -> Workload:
-    """Return a trainer's model, data, collator, optimizer, schedule and clipping as a `Workload`.
+def _mean(losses: list[tuple[Tensor, float]]) -> Tensor | None:
+    """Return the mean over all parts, None without losses; a part without labels has a NaN.
 
-    Call it in a factory, since every probe builds its own. `fields` are other fields of `Workload`.
+    Where no part has a label it is the plain mean, which is NaN as the loss of the whole batch is.
     """
-    owner: Any = trainer
-    arguments = owner.args
-    loader = owner.get_train_dataloader()
-    # Several evaluation sets cannot be combined into one.
-    unseen = None if isinstance(owner.eval_dataset, dict) else owner.eval_dataset
-
-    def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        # With num_items_in_batch the loss is divided by the number of labels, as in the trainer.
-        loss: Tensor = owner.compute_loss(model, batch, num_items_in_batch=_count(batch))
-        return loss
-
-    about: dict[str, Any] = {
-        "data": loader.dataset,
-        "collate": loader.collate_fn,
-        "count": _count,
-        "split": _split,
-        "evaluation_data": None if unseen is None else owner.get_eval_dataloader().dataset,
-        "scheduler": lambda optimizer, steps: owner.create_scheduler(steps, optimizer),
-        "clip_norm": arguments.max_grad_norm or None,
-        "workers": arguments.dataloader_num_workers,
-        "drop_last": arguments.dataloader_drop_last,
-        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
-    }
-    return Workload(owner.model, loss, owner.create_optimizer(), **about | fields)
-
-
-def _count(inputs: dict[str, Any]) -> float:
-    """Return what Transformers' losses average over: labels that are not ignored, or examples."""
-    labels = inputs.get("labels")
-    if isinstance(labels, Tensor):
-        return float((labels != _IGNORED).sum())
-    return float(count_examples(inputs))
-
-
-def _split(inputs: Any, n: int) -> Sequence[dict[str, Any]]:
-    """Split the tensors with an entry per example into parts of `n`; other values are repeated."""
-    tensors = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
-    total = max((len(value) for value in tensors.values() if value.ndim), default=0)
-    return [
-        {
-            key: value[start : start + n]
-            if isinstance(value, Tensor) and value.ndim and len(value) == total
-            else value
-            for key, value in inputs.items()
-        }
-        for start in range(0, total, n)
+    counted = [(loss, count) for loss, count in losses if count] or [
+        (each, 1) for each, _ in losses
     ]
+    whole = sum(count for _, count in counted)
+    parts = [loss * (count / whole) for loss, count in counted]
+    return torch.stack(parts).sum(dim=0) if parts else None
 
 
 def _together(parts: list[Any]) -> Any:
@@ -209,5 +152,5 @@ def _together(parts: list[Any]) -> Any:
     if whole is None:  # prediction_loss_only
         return None
     for part in parts[1:]:
-        whole = nested_concat(whole, part, padding_index=_IGNORED)
+        whole = nested_concat(whole, part, padding_index=IGNORED)
     return whole
