@@ -2,7 +2,8 @@
 
 `python -m benchmarks.predict` replays the recorded traces, follows a transformer like the one that
 was recorded, compares fake steps with real ones event by event, and times predictions. What was
-predicted is run on a GPU by `python -m benchmarks.gpu`.
+predicted is run on a GPU by `python -m benchmarks.gpu`; what others measured on real GPUs is
+predicted by `python -m benchmarks.predict public --data FOLDER` (`benchmarks.predict_public`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ REPEATS = 5
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["public"]:
+        from benchmarks.predict_public.run import main as public
+
+        public(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     arguments = parser.parse_args()

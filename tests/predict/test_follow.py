@@ -2,75 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from follow_models import (
+    COPIES,
+    LAYER,
+    LAYERS,
+    OPTIMIZERS,
+    ROW,
+    WEIGHTS,
+    WIDTH,
+    Rows,
+    peak,
+    perceptron,
+)
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import Dataset
 
 from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._predict.build import parameter_bytes
-from rightbatch._predict.cuda_semantics import attention_kernel, cuda_semantics
 from rightbatch._predict.follow import Follower
-from rightbatch._predict.recorder import Recorder
-from rightbatch._predict.reduction import reduction_buffers
 from rightbatch._predict.trace import Family, Trace
 from rightbatch._predict.variant import Variant
-
-WIDTH, LAYERS = 64, 8
-LAYER = WIDTH * WIDTH * 4
-WEIGHTS = LAYERS * LAYER
-ROW = WIDTH * 4
-"""Bytes of one activation of one example."""
-
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-# Copies of all weights that are held (weights, gradients, moments), and copies of one layer's that
-# exist while it is updated: Adam's `sqrt`, its quotient, and the quotient of the layer before.
-COPIES = {"sgd": (2, 0), "momentum": (3, 0), "adam": (4, 3), "adamw": (4, 3)}
-
-
-class Rows(Dataset[Tensor]):
-    def __init__(self, *shape: int) -> None:
-        self.shape = shape
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.zeros(self.shape)
-
-
-def perceptron(
-    optimizer: str = "sgd", width: int = WIDTH, layers: int = LAYERS, **fields: Any
-) -> Callable[[], Workload]:
-    def factory() -> Workload:
-        blocks = [(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(layers)]
-        model = nn.Sequential(*(part for block in blocks for part in block))
-        made = OPTIMIZERS[optimizer](model.parameters())
-        known = {"loss": lambda model, batch: model(batch).sum(), "data": Rows(width)}
-        return Workload(model=model, optimizer=made, **(known | fields))
-
-    return factory
-
-
-def peak(factory: Callable[[], Any], batch_size: int = 1, **variant: Any) -> int:
-    """Return the peak bytes with fake tensors."""
-    follower = Follower(factory)
-    (trace,) = follower.traces([batch_size], Variant(**variant))
-    assert follower.how == "fake"
-    return trace.peak_bytes
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -127,11 +83,12 @@ def test_a_step_that_needs_values_is_followed_with_real_tensors_and_the_operator
         found = model(batch).sum()
         return found * found.item()  # a fake tensor has no value
 
-    follower = Follower(perceptron("adamw", loss=loss))
+    follower = Follower(perceptron("adamw", width=512, loss=loss))
     (trace,) = follower.traces([64], Variant())
     assert follower.how == "real"
     assert "_local_scalar_dense" in follower.notes[0]
-    plain = peak(perceptron("adamw", loss=lambda model, batch: model(batch).sum() * 2.0), 64)
+    doubled = perceptron("adamw", width=512, loss=lambda model, batch: model(batch).sum() * 2.0)
+    plain = peak(doubled, 64)
     assert trace.peak_bytes == pytest.approx(plain, rel=0.01)
 
 
@@ -373,101 +330,6 @@ def test_repeated_steps_have_the_same_allocations() -> None:
             alive.add(event)
         else:
             alive.remove(~event)
-
-
-def test_a_trace_survives_json() -> None:
-    (trace,) = Follower(perceptron("adam")).traces([2], Variant())
-    assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
-
-
-def recorded(function: Callable[[], Any], capability: float | None) -> Trace:
-    with ExitStack() as stack:
-        if capability is not None:
-            stack.enter_context(cuda_semantics(capability))
-        recorder = stack.enter_context(Recorder())
-        kept = function()
-        trace = recorder.trace()
-    del kept
-    return trace
-
-
-def test_dropout_on_cuda_keeps_a_boolean_mask() -> None:
-    x = torch.ones(1000, requires_grad=True)
-    on_cpu = recorded(lambda: nn.functional.dropout(x, 0.5), None)
-    on_cuda = recorded(lambda: nn.functional.dropout(x, 0.5), 8.0)
-    assert sum(on_cuda.sizes) == 4000 + 1000
-    assert sum(on_cpu.sizes) > sum(on_cuda.sizes)
-
-
-def test_autocast_on_cuda_computes_a_softmax_in_full_precision_and_a_product_in_half() -> None:
-    x = torch.ones(4, 4)
-
-    def types() -> tuple[torch.dtype, ...]:
-        with torch.autocast("cpu", torch.bfloat16):
-            product = x @ x
-            return product.dtype, product.softmax(-1).dtype, product.pow(2).dtype
-
-    assert types() == (torch.bfloat16,) * 3
-    with cuda_semantics(8.0):
-        assert types() == (torch.bfloat16, torch.float32, torch.float32)
-    assert types() == (torch.bfloat16,) * 3, "and only while it is entered"
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "masked", "capability", "kernel"),
-    [
-        (torch.bfloat16, 64, False, 8.0, "flash"),
-        (torch.bfloat16, 64, False, 7.5, "math"),
-        (torch.float16, 64, False, 7.5, "efficient"),
-        (torch.float32, 64, False, 8.0, "efficient"),
-        (torch.float32, 64, True, 8.0, "efficient"),
-        (torch.float32, 7, False, 8.0, "math"),
-        (torch.float64, 64, False, 8.0, "math"),
-        (torch.bfloat16, 512, False, 8.0, "efficient"),
-    ],
-)
-def test_attention_selects_the_kernel_that_cuda_selects(
-    dtype: torch.dtype, width: int, masked: bool, capability: float, kernel: str
-) -> None:
-    q = torch.zeros(1, 2, 16, width, dtype=dtype)
-    mask = torch.zeros(16, 16, dtype=dtype) if masked else None
-    assert attention_kernel(q, q, q, mask, False, capability) == kernel
-
-
-def test_attention_keeps_its_weights_only_in_the_math_kernel() -> None:
-    def attend() -> Tensor:
-        mode = FakeTensorMode()
-        with mode:
-            q = torch.zeros(1, 1, 512, 8, requires_grad=True)
-            return nn.functional.scaled_dot_product_attention(q, q, q)
-
-    weights = 512 * 512 * 4
-    assert recorded(attend, 8.0).peak_bytes < weights
-
-
-def test_on_cuda_an_optimizer_takes_all_parameters_at_once_unless_it_is_fused() -> None:
-    at_once, fused = (
-        peak(perceptron("adam"), capability=8.0, optimizer=o) for o in ("default", "fused")
-    )
-    loop = peak(perceptron("adam"), capability=8.0, optimizer="loop")
-    assert at_once - fused == pytest.approx(WEIGHTS, rel=0.2), "a copy of all weights"
-    assert fused < loop < at_once
-
-
-def test_cublas_takes_a_workspace_forward_and_one_backward() -> None:
-    (trace,) = Follower(perceptron()).traces([2], Variant(capability=8.0))
-    names = [name for _, name in trace.phases]
-    starts = [index for index, _ in trace.phases]
-    assert len(trace.gemms) == 2
-    first, second = (names[bisect_right(starts, at) - 1] for at in trace.gemms)
-    assert (first, second) == ("forward", "backward")
-
-
-def test_the_sum_of_a_real_recording_takes_the_buffers_that_were_recorded() -> None:
-    # cuda-traces/lm_medium: a norm's weight gradient, (4, 256, 1024) summed over the first two.
-    assert reduction_buffers([4, 256, 1024], [0, 1], 4) == (8_388_608, 32)
-    assert reduction_buffers([8, 8], [0], 4) is None
-    assert reduction_buffers([8, 8], [], 4) is None
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def test_allocated_reserved_and_process_are_in_their_order(predicted: rb.Predict
     assert tensors <= predicted.allocated_peak_bytes <= 1.2 * tensors + 2 * CUBLAS
     assert predicted.allocated_peak_bytes <= predicted.reserved_peak_bytes
     assert predicted.reserved_peak_bytes % (2 * MIB) == 0, "segments are whole"
-    assert predicted.process_bytes["low"] == predicted.reserved_peak_bytes + CONTEXT[0]
-    assert predicted.process_bytes["high"] == predicted.reserved_peak_bytes + CONTEXT[1]
+    assert predicted.process_bytes["low"] == predicted.reserved_band["low"] + CONTEXT[0]
+    assert predicted.process_bytes["high"] == predicted.reserved_band["high"] + CONTEXT[1]
     band = predicted.allocated_band
     assert band["low"] < predicted.allocated_peak_bytes < band["high"]
 
@@ -124,15 +124,14 @@ def test_nothing_fits_has_the_measurements() -> None:
     assert document["breakdown"]["parameters"] == WEIGHTS
 
 
-def test_a_step_that_needs_values_is_followed_with_real_tensors_and_a_note() -> None:
+def test_a_small_model_whose_step_reads_values_is_followed_at_any_batch_size() -> None:
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
         outputs = model(batch[0])
         return outputs[outputs > 10.0].sum() + outputs.square().mean()
 
     found = predict(lambda: workload(loss=loss), batch=4096, remedies=False)
     plain = predict(workload, batch=4096, remedies=False)
-    assert found.how == "real"
-    assert any("aten" in note for note in found.notes)
+    assert found.how == "fake"
     assert found.allocated_peak_bytes == pytest.approx(plain.allocated_peak_bytes, rel=0.5)
 
 
@@ -147,7 +146,6 @@ def test_a_model_too_large_for_memory_is_predicted() -> None:
     found = predict(made.too_large_for_any_machine, batch=1, remedies=False)
     weights = 4 * 4 * (2**34 + 2**17)
     assert found.allocated_peak_bytes >= 4 * weights
-    assert any("too large to be built" in note for note in found.notes)
 
 
 def test_a_compiled_model_is_followed_in_eager_mode_with_a_note() -> None:

@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from rightbatch import Workload
 from rightbatch._errors import UsageError
 from rightbatch._predict.follow import Follower
 
 WIDTH = 64
-
-
-class Rows(Dataset[Tensor]):
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.zeros(self.width)
 
 
 def of_package(package: str, base: type) -> Any:
@@ -40,7 +28,12 @@ def test_an_unsupported_optimizer_raises_an_error_with_its_name(package: str) ->
 
     def theirs() -> Workload:
         model = nn.Linear(WIDTH, WIDTH)
-        return Workload(model, lambda m, x: m(x).sum(), optimizer(model.parameters()), Rows(WIDTH))
+        return Workload(
+            model,
+            lambda m, x: m(x).sum(),
+            optimizer(model.parameters()),
+            list(torch.zeros(4, WIDTH)),
+        )
 
     with pytest.raises(UsageError, match=rf"not support {package}.optim.Theirs: "):
         Follower(theirs)
@@ -67,7 +60,9 @@ def test_sharded_and_distributed_models_raise_an_error_with_their_names() -> Non
 
     def workload(model: nn.Module) -> Workload:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return Workload(model, lambda model, x: model(x).sum(), optimizer, Rows(WIDTH))
+        return Workload(
+            model, lambda model, x: model(x).sum(), optimizer, list(torch.zeros(4, WIDTH))
+        )
 
     with pytest.raises(UsageError, match=r"not support .*FSDPModule"):
         Follower(lambda: workload(sharded()))

@@ -355,3 +355,37 @@ def test_rounding_that_is_the_same_for_all_sizes_is(divisions: Any) -> None:
 def test_a_recording_with_expandable_segments_raises_an_error() -> None:
     with pytest.raises(UsageError, match="expandable segments"):
         replay({"settings": {"expandable_segments": True}, "events": []})
+
+
+@pytest.mark.parametrize(
+    "recording",
+    [
+        {"events": [1]},
+        {"events": [["a", 1]]},
+        {"events": [["a", "x", "y"]]},
+        {"events": [["a", 0, None]]},
+        {"events": [], "settings": 3},
+        {"events": [], "initial": {"segments": [1]}},
+        {"events": [], "initial": [1]},
+        {"events": [["f", [], 1]]},
+    ],
+)
+def test_a_damaged_recording_is_refused(recording: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="recording"):
+        replay(recording)
+
+
+def test_a_file_that_unpacks_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rightbatch._predict.replay.MOST_BYTES", 1000)
+    for name, data, said in (
+        ("bomb", gzip.compress(bytes(10_000_000)), "unpacks to more"),
+        ("cut", gzip.compress(b'{"events": []}')[:-9], "cut off"),
+        ("deep", b"[" * 100_000, "not a recording"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UsageError, match=said):
+            read_recording(tmp_path / name)
+    (tmp_path / "good").write_bytes(gzip.compress(b'{"events": []}'))
+    assert read_recording(tmp_path / "good") == {"events": []}

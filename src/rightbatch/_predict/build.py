@@ -1,23 +1,22 @@
-"""Build a workload for following: real without filled weights, or with fake tensors."""
+"""Build a workload for following, with fake weights."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._errors import UsageError
+from rightbatch._predict.known_values import fake_with_value
+from rightbatch._predict.unfilled import Unfilled
+from rightbatch._workload.lazy import materialize
 from rightbatch._workload.workload import Workload
 
 BUILD_LIMIT = 5 * 2**29
-"""Bytes (2.5 GiB); a model whose construction needs more is built with fake tensors."""
-_FILLS = {"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "bernoulli_"}
-_LARGE = 2**18  # elements; smaller tensors are filled, because a constructor may read them
+"""Bytes (2.5 GiB) that building may take besides unfilled weights, which take none."""
 _UNSUPPORTED = {
     "FullyShardedDataParallel": "what FSDP gathers depends on its processes; give the bare model",
     "FSDPModule": "what FSDP gathers depends on its processes; give the bare model",
@@ -51,38 +50,53 @@ def build(factory: Callable[[], Any]) -> Workload:
     return made
 
 
-def build_fake(factory: Callable[[], Any], mode: FakeTensorMode) -> tuple[Workload, bool]:
-    """Return the workload with fake parameters and buffers, and whether it was built fake.
+def build_fake(factory: Callable[[], Any], mode: FakeTensorMode) -> Workload:
+    """Return the workload with fake parameters and buffers.
 
-    The model is built on the CPU without filling its weights, and its tensors are replaced by fake
-    ones. A model that is too large for that is built with fake tensors.
+    The model is built on the CPU without filling its weights, which then take no memory, and its
+    tensors are replaced by fake ones. Small ones keep their values.
 
     Raises:
         UsageError: as `build`.
     """
     try:
-        with _Unfilled():  # type: ignore[no-untyped-call]
+        with Unfilled():
             workload = build(factory)
+            materialize(workload)
+    except UsageError:
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        gc.collect()
-        with mode:
-            return build(factory), True
+        workload = _build_filled(factory, error)
     replaced: dict[int, Tensor] = {}
     for module in workload.model.modules():
         for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
             for name, tensor in own.items():
                 if tensor is not None:
-                    replaced[id(tensor)] = own[name] = as_fake(tensor, mode)
+                    replaced[id(tensor)] = own[name] = fake_with_value(tensor, mode)
     for group in workload.optimizer.param_groups:
         group["params"] = [replaced.get(id(p), p) for p in group["params"]]
-    return workload, False
+    return workload
 
 
-def as_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Return a fake tensor of the same shape, or the tensor itself if it is fake."""
-    return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
+def _build_filled(factory: Callable[[], Any], error: Exception) -> Workload:
+    """Build with filled weights, because building without failed with `error`.
+
+    Raises:
+        UsageError: if the weights do not fit into memory.
+    """
+    try:
+        workload = build(factory)
+        materialize(workload)
+    except Exception as failure:
+        if not is_out_of_memory(failure):
+            raise
+        raise UsageError(
+            f"building the model reads values of its weights ({type(error).__name__}: {error}), "
+            "and it is too large to be built with them; run `rightbatch fit` on the device"
+        ) from error
+    return workload
 
 
 def limit_building() -> None:
@@ -95,24 +109,14 @@ def limit_building() -> None:
 def parameter_bytes(workload: Workload) -> int:
     """Return the bytes of weights, gradients, optimizer state and buffers.
 
-    The state is two values per parameter for optimizers with `betas` (Adam), one with momentum.
+    The state is two values per trained parameter for optimizers with `betas` (Adam), one with
+    momentum.
     """
 
     def total(of: Iterable[Tensor]) -> int:
         return sum(int(tensor.nbytes) for tensor in of)
 
-    weights = total(workload.model.parameters())
-    defaults = workload.optimizer.defaults
+    model, defaults = workload.model, workload.optimizer.defaults
     copies = 2 if "betas" in defaults else 1 if defaults.get("momentum") else 0
-    return weights * (2 + copies) + total(workload.model.buffers())
-
-
-class _Unfilled(TorchDispatchMode):
-    """Skips the initialization of large tensors, whose values are not needed."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func._opname in _FILLS and args[0].numel() >= _LARGE:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+    trained = total(p for p in model.parameters() if p.requires_grad)
+    return total(model.parameters()) + trained * (1 + copies) + total(model.buffers())

@@ -1,9 +1,8 @@
-"""CUDA's behaviour on CPU tensors: attention kernel, dropout mask and autocast.
+"""CUDA's behaviour on CPU tensors: attention kernel, dropout mask, linear layers and autocast.
 
 A step is followed with CPU tensors, fake or real, because their backward pass needs no driver.
 Where PyTorch's behaviour depends on the device, the CPU kernels are replaced during a recording by
-functions that behave like CUDA's. The lists are from aten/src/ATen/autocast_mode.h
-(`AT_FORALL_FP32`, `AT_FORALL_FP32_SET_OPT_DTYPE`), the choice of attention is from
+functions that behave like CUDA's. The choice of attention is from
 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
 """
 
@@ -15,48 +14,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from rightbatch._predict.cuda_autocast import register_autocast, to_fp32
+from rightbatch._predict.cuda_rms_norm import IS_FUSED, rms_norm
 from rightbatch._predict.reduction import reduction_buffers
-
-# Cast to fp32 by CUDA's autocast, but not by the CPU's.
-_FP32_NAMES = """
-acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus
-layer_norm native_layer_norm group_norm cosine_similarity nll_loss nll_loss2d l1_loss kl_div
-smooth_l1_loss huber_loss mse_loss binary_cross_entropy_with_logits soft_margin_loss
-cosine_embedding_loss poisson_nll_loss hinge_embedding_loss margin_ranking_loss
-triplet_margin_loss multi_margin_loss multilabel_margin_loss dist pdist cdist renorm logsumexp
-prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum
-upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
-upsample_trilinear3d upsample_bicubic2d
-"""
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def cuda_semantics(capability: float) -> Iterator[None]:
+def cuda_semantics(capability: float, *, is_fake: bool) -> Iterator[None]:
     """Make CPU operators behave like those of a GPU of this compute capability.
 
+    `is_fake` says that tensors have no values, so that no CPU kernel has to take their types.
     Affects the whole process inside the context: use it in a recording's own process only.
     """
     library = torch.library.Library("aten", "IMPL")
-    attention = _attention(capability)
+    attention = _attention(capability, is_fake=is_fake)
     library.impl("scaled_dot_product_attention", attention, "AutogradCPU")
     library.impl("dropout", _dropout, "AutogradCPU")
-    for name in _FP32_NAMES.split():
-        packet = getattr(torch.ops.aten, name, None)
-        for overload in packet.overloads() if packet is not None else ():
-            if "out" in overload or "dimname" in overload or "names" in overload:
-                continue
-            operator = getattr(packet, overload)
-            if any("out" in argument.name for argument in operator._schema.arguments):
-                continue
-            full = name if overload == "default" else f"{name}.{overload}"
-            if not torch._C._dispatch_has_kernel(f"aten::{full}"):
-                continue  # TorchScript's operators on numbers
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{full}", "AutocastCPU"):
-                continue  # already in the CPU's list
-            library.impl(full, _in_fp32(operator), "AutocastCPU")
+    library.impl("linear", _linear, "AutogradCPU")
+    if IS_FUSED:
+        library.impl("rms_norm", rms_norm, "AutogradCPU")
+    register_autocast(library, is_fake=is_fake)
     try:
         yield
     finally:
@@ -64,8 +42,14 @@ def cuda_semantics(capability: float) -> Iterator[None]:
 
 
 def as_on_cuda(optimizer: torch.optim.Optimizer) -> None:
-    """Set the optimizer's default on CUDA: update all parameters in one call (`foreach`)."""
+    """Set the optimizer's default on CUDA: update all parameters in one call (`foreach`).
+
+    With a learning rate that is a tensor the default is one parameter after the other, unless the
+    optimizer is capturable (`torch.optim.adam.adam`, and the like).
+    """
     for group in [optimizer.defaults, *optimizer.param_groups]:
+        if isinstance(group.get("lr"), torch.Tensor) and not group.get("capturable"):
+            continue
         if "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True
 
@@ -82,21 +66,6 @@ def temporaries(operator: Any, arguments: Any) -> tuple[int, ...]:
     return buffers if buffers is not None else ()
 
 
-def _in_fp32(operator: Any) -> Callable[..., Any]:
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            args, kwargs = tree_map_only(Tensor, _to_fp32, (args, kwargs))
-            return operator(*args, **kwargs)
-
-    return run
-
-
-def _to_fp32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _HALVES else tensor
-
-
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
     """Apply dropout with a boolean mask like CUDA's; the CPU's mask has the input's type."""
     if not train or p == 0 or x.numel() == 0:
@@ -104,7 +73,7 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
     return torch.ops.aten.native_dropout(x, p, train)[0]  # type: ignore[no-any-return]
 
 
-def _attention(capability: float) -> Callable[..., Tensor]:
+def _attention(capability: float, *, is_fake: bool) -> Callable[..., Tensor]:
     def attention(
         query: Tensor,
         key: Tensor,
@@ -118,6 +87,13 @@ def _attention(capability: float) -> Callable[..., Tensor]:
     ) -> Tensor:
         kernel = attention_kernel(query, key, value, attn_mask, enable_gqa, capability)
         aten = torch.ops.aten
+        if kernel != "math" and not is_fake and dropout_p == 0:
+            # CUDA's fused kernels have none for real tensors on the CPU; this one saves as much.
+            return aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+                query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+            )[0]
+        if kernel != "math" and not is_fake:
+            kernel = "math"
         if kernel == "flash":
             width = query.shape[-1]
             padding = -width % 8
@@ -140,11 +116,51 @@ def _attention(capability: float) -> Callable[..., Tensor]:
             return aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
                 query, key, value, bias, needs_grad, dropout_p, is_causal, scale=scale
             )[0]
-        return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
+        if attn_mask is None or is_causal or enable_gqa or (scale is not None and scale < 0):
+            return aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                enable_gqa=enable_gqa,
+            )[0]  # fmt: skip
+        return _masked_attention(query, key, value, attn_mask, dropout_p, scale)
 
     return attention
+
+
+def _masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    dropout_p: float,
+    scale: float | None,
+) -> Tensor:
+    """Return `_scaled_dot_product_attention_math`, which adds the mask in place.
+
+    PyTorch's own adds it out of place as soon as a dispatch mode is active.
+    """
+    dtype = query.dtype
+    q, k, v = (to_fp32(t) for t in (query, key, value))
+    factor = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    scaled = q * factor  # kept until the end, as `q` is
+    weights = torch.matmul(scaled, k.transpose(-2, -1) * factor)
+    weights.add_(mask)
+    weights = torch.ops.aten._safe_softmax(weights, -1)
+    weights = torch.dropout(weights, dropout_p, train=dropout_p > 0)
+    out = torch.matmul(weights, v).to(dtype)
+    weights.to(dtype)  # the operator's second result
+    return out
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer that adds its bias in place where `x` is not contiguous.
+
+    PyTorch's own adds it out of place as soon as a dispatch mode is active.
+    """
+    if bias is None or x.ndim < 3 or x.is_contiguous():
+        return torch.ops.aten.linear.default.decompose(x, weight, bias)  # type: ignore[no-any-return]
+    return torch.matmul(x, weight.t()).add_(bias)
 
 
 def attention_kernel(

@@ -1,7 +1,8 @@
 """Follow a workload's step without its memory, by running it on fake tensors and recording them.
 
-Data and collate are always real. If a step needs values (a detection loss, a boolean mask), real
-tensors are used instead, at batch sizes small enough to fit anywhere.
+Data items and collate are real for a few examples; the tensors of larger batches are shapes only
+(`shaped_batch`). If a step needs values (a detection loss, a boolean mask), real tensors are used
+instead, at batch sizes small enough to fit anywhere.
 """
 
 from __future__ import annotations
@@ -14,64 +15,102 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 
+from rightbatch._device import is_out_of_memory
 from rightbatch._errors import UsageError
-from rightbatch._predict.build import as_fake, build, build_fake, parameter_bytes
+from rightbatch._predict.build import BUILD_LIMIT, build, build_fake, parameter_bytes
 from rightbatch._predict.cuda_semantics import cuda_semantics, temporaries
+from rightbatch._predict.fake_checks import fake_checks_denied
+from rightbatch._predict.fake_mode import FollowMode
+from rightbatch._predict.known_values import KnownValues, fake_with_value
+from rightbatch._predict.recorded_step import (
+    OneBatch,
+    in_order_of_moving,
+    record_step,
+    without_collecting,
+)
 from rightbatch._predict.recorder import Recorder
+from rightbatch._predict.shaped_batch import (
+    LARGER,
+    MOST_COLLATED,
+    grows_in_steps,
+    shaped_batch,
+)
 from rightbatch._predict.trace import Trace
+from rightbatch._predict.unknown_values import UnknownValueError, as_refusal, cause
 from rightbatch._predict.variant import (
     Variant,
-    autocast,
     checkpointed,
     half_images,
     optimizer_as,
 )
-from rightbatch._training.step import PlainStep
 from rightbatch._workload.batch import Batch, count_examples, map_tensors
-from rightbatch._workload.workload import Workload
-from rightbatch._workload.worst import WorstExamples
+from rightbatch._workload.lazy import materialize
+from rightbatch._workload.order import drawn_indices, epoch_length
+from rightbatch._workload.worst import WorstExamples, check_items
 
-STEPS = 2  # the first creates the optimizer's state
+REAL_LIMIT = 2**30
+"""Bytes of weights, gradients and optimizer state, up to which real tensors give unknown numbers;
+in larger models they are assumed."""
 
 
 class Follower:
     """Traces a workload's step at any batch size; runs in a process of its own.
 
-    `how` is `fake`, or `real` if the step needs values; `notes` are for the user.
+    `how` is `fake`, or `real` if the step needs values; `notes` are for the user. `reuses_batch`
+    says that all steps take the same batch on the device, as benchmarks do.
 
     Raises:
         UsageError: if the factory does not return a `Workload`, or it is not supported.
     """
 
-    def __init__(self, factory: Callable[[], Any], *, seed: int = 0) -> None:
+    def __init__(
+        self, factory: Callable[[], Any], *, seed: int = 0, reuses_batch: bool = False
+    ) -> None:
         self._factory = factory
         self._seed = seed
+        self._reuses_batch = reuses_batch
         self.is_followed = False
         self.how = "fake"
         self.notes: list[str] = []
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._mode: FakeTensorMode | None = mode
-        self.workload, self._is_built_fake = build_fake(factory, mode)
-        if self._is_built_fake:
-            self.notes.append(
-                "the model is too large to be built in memory; it was built with fake tensors"
-            )
+        mode = FollowMode()
+        self._mode: FollowMode | None = mode
+        self.workload = build_fake(factory, mode)
 
     @cached_property
     def _examples(self) -> WorstExamples:
         w = self.workload
-        return WorstExamples(w.data, w.collate, w.size, self._seed)
+        drawn = drawn_indices(w, self._seed)
+        examples = WorstExamples(w.data, w.collate, w.size, self._seed, drawn)
+        check_items(w.count, w.collate, examples)
+        return examples
+
+    @cached_property
+    def _evaluation_examples(self) -> WorstExamples | None:
+        w = self.workload
+        if w.evaluation_data is None:
+            return None
+        return WorstExamples(w.evaluation_data, w.collate, None, self._seed)
 
     @property
     def examples(self) -> int | None:
         """The examples in an epoch; None if unknown."""
         try:
-            return len(self.workload.data)  # type: ignore[arg-type]
+            return epoch_length(self.workload, self._seed)
         except TypeError:
             return None
+
+    @cached_property
+    def batch_grows_in_steps(self) -> bool:
+        """Whether the sizes of a few examples' batch say nothing about larger batches."""
+        examples, collate = self._examples, self.workload.collate
+        largest = examples.worst(LARGER)
+        return grows_in_steps(lambda chosen: examples.batch(chosen, collate), largest)
 
     @property
     def can_fork(self) -> bool:
@@ -95,32 +134,52 @@ class Follower:
             raise
         except Exception as error:
             # After a success, a failure is due to the variant, which real tensors do not fix.
-            if self.how == "real" or self._is_built_fake or self.is_followed:
+            if self.how == "real" or self.is_followed:
                 raise
-            self.use_real_tensors(error)
-            traces = [self.trace(size, variant) for size in batch_sizes]
+            if self.at_least > BUILD_LIMIT:
+                raise as_refusal(error) from error
+            try:
+                self.use_real_tensors(error)
+                traces = [self.trace(size, variant) for size in batch_sizes]
+            except Exception as failure:
+                raise (as_refusal(error) if is_out_of_memory(failure) else failure) from error
         self.is_followed = True
         return traces
 
     def use_real_tensors(self, error: BaseException) -> None:
         """Follow real tensors from now on, because `error` was raised with fake ones."""
         self.how, self._mode = "real", None
-        operator = getattr(error, "func", None)
-        cause = f"{operator}" if operator is not None else f"{type(error).__name__}: {error}"
-        self.notes.append(
-            f"this step does not run on fake tensors ({cause.splitlines()[0][:200]}); it was "
-            "followed with real tensors at small batch sizes"
-        )
+        self.notes = [
+            f"this step does not run on fake tensors ({cause(error)}); it was followed with real "
+            "tensors at small batch sizes"
+        ]
         self.workload = build(self._factory)
+        materialize(self.workload)
+        if self.workload.precision != "fp32":
+            self.notes.append(
+                "mixed precision with real tensors: some operators cast as on the CPU, which takes "
+                "more memory than on CUDA"
+            )
         gc.collect()
 
     def trace(self, batch_size: int, variant: Variant) -> Trace:
         """Record two training steps and an evaluation; for inference, two evaluations."""
+        try:
+            return self._trace(batch_size, variant)
+        except (UnknownValueError, DataDependentOutputException, DynamicOutputShapeException):
+            if self._mode is None or batch_size <= MOST_COLLATED:
+                raise
+            return self._trace(batch_size, variant, has_values=True)
+
+    def _trace(self, batch_size: int, variant: Variant, *, has_values: bool = False) -> Trace:
+        """With `has_values`, batches of any size are collated, for steps that read their values."""
         w = self.workload
         w.optimizer.zero_grad(set_to_none=True)
         w.optimizer.state.clear()
-        items = self._examples.worst(batch_size)
-        batch = w.collate([self._examples.data[index] for index in items])
+        batch = self._batch(self._examples, batch_size, has_values)
+        unseen = None
+        if self._evaluation_examples is not None and not variant.inference:
+            unseen = self._batch(self._evaluation_examples, batch_size, has_values)
         recorder = Recorder(temporaries if variant.capability is not None else None)
         with ExitStack() as stack:
             # Otherwise reference cycles would be freed at arbitrary events of the trace.
@@ -128,30 +187,65 @@ class Follower:
             if any(isinstance(module, nn.RNNBase) for module in w.model.modules()):
                 stack.enter_context(_without_onednn())
             if variant.capability is not None:
-                stack.enter_context(cuda_semantics(variant.capability))
+                is_fake = self._mode is not None
+                stack.enter_context(cuda_semantics(variant.capability, is_fake=is_fake))
             stack.enter_context(self._eager_mode())
             stack.enter_context(optimizer_as(w.optimizer, variant))
             if variant.checkpointing:
                 stack.enter_context(checkpointed(w.model))
-            mode = self._mode
-            if mode is not None:
-                batch = map_tensors(batch, lambda leaf: as_fake(leaf, mode))
-                stack.enter_context(mode)
+            if self._mode is not None:
+                stack.enter_context(fake_checks_denied())
+                stack.enter_context(self._mode)
+                stack.enter_context(KnownValues(self._mode, self._assume))
             if variant.halved:
                 batch = half_images(batch)
+                unseen = None if unseen is None else half_images(unseen)
             parts = [batch]
             if variant.accumulation > 1:
-                parts = list(w.split(batch, ceil(count_examples(batch) / variant.accumulation)))
+                size = ceil(count_examples(batch) / variant.accumulation)
+                parts = list(w.split(batch, size))
+                unseen = None if unseen is None else w.split(unseen, size)[0]
             stack.enter_context(recorder.naming(w.model))
             stack.enter_context(recorder)
             for tensor in list(in_order_of_moving(w.model)):
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
                 recorder.hold([tensor], kind)
-            _run(w, parts, variant, recorder)
+            move = OneBatch() if self._reuses_batch else None
+            record_step(w, parts, unseen, variant, recorder, move=move)
             trace = recorder.trace()
         w.optimizer.zero_grad(set_to_none=True)
         w.optimizer.state.clear()
         return trace
+
+    def _assume(self, operator: str) -> None:
+        """Note that a number that depends on unknown values is assumed.
+
+        Raises:
+            UnknownValueError: if the model is so small that real tensors give the number.
+        """
+        if self.at_least <= REAL_LIMIT:
+            raise UnknownValueError(operator)
+        note = (
+            f"the step reads numbers that depend on its weights or activations ({operator}); they "
+            "were assumed to be ordinary: finite, and checks pass"
+        )
+        self.notes += [note] if note not in self.notes else []
+
+    def _batch(self, examples: WorstExamples, batch_size: int, has_values: bool) -> Batch:
+        """Return the batch of the largest examples, fake unless real tensors are followed."""
+        indices = examples.worst(batch_size)
+        mode = self._mode
+
+        def collate(chosen: Sequence[int]) -> Batch:
+            return examples.batch(chosen, self.workload.collate)
+
+        if mode is None:
+            return collate(indices)
+        if not has_values:
+            shaped = shaped_batch(collate, indices, mode, sizes_differ=examples.sizes_differ)
+            if shaped is not None:
+                return shaped
+        return map_tensors(collate(indices), lambda leaf: fake_with_value(leaf, mode))
 
     def _eager_mode(self) -> AbstractContextManager[object]:
         """Run a compiled model eagerly; only for compiled models, because the import is slow."""
@@ -162,84 +256,6 @@ class Follower:
             self.notes.append(note)
         stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return stance
-
-
-def _run(w: Workload, parts: list[Batch], variant: Variant, recorder: Recorder) -> None:
-    """Run training steps and an evaluation, and record their phases."""
-    moved: Batch = None
-    loss: Tensor | None = None
-    step = PlainStep(
-        w,
-        "cpu",
-        autocasting=lambda: autocast(w, variant),
-        gradient_scaler=torch.amp.GradScaler("cpu", enabled=False),
-        foreach=True if variant.capability is not None else None,  # as CUDA's default is
-    )
-    if not variant.inference:
-        w.model.train()
-        for _ in range(STEPS):
-            recorder.phase("zero gradients")
-            w.optimizer.zero_grad()
-            for part in parts:
-                recorder.phase("forward")
-                moved = _moved(part)
-                start = len(recorder.order)
-                loss = step.loss(w.model, moved)
-                recorder.classify_since(start, "activations")
-                recorder.phase("backward")
-                step.backward(loss)
-                gradients = [p.grad for p in w.model.parameters() if p.grad is not None]
-                recorder.classify(gradients, "gradients")
-                del gradients
-            recorder.phase("optimizer")
-            step.update()
-            classify_state(w.optimizer, variant, recorder)
-    w.model.eval()
-    for _ in range(STEPS if variant.inference else 1):
-        recorder.phase("evaluation")
-        moved = _moved(parts[0])
-        start = len(recorder.order)
-        output = step.evaluate(moved)
-        recorder.classify_since(start, "activations")
-        del output
-
-
-def _moved(batch: Batch) -> Batch:
-    """Return copies, as `to(device)` does."""
-    return map_tensors(batch, torch.clone)
-
-
-def classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
-    """Classify the optimizer's state, and hide the tensors that CUDA keeps on the CPU."""
-    state = list(optimizer.state.values())
-    recorder.classify(
-        (v for one in state for v in one.values() if isinstance(v, Tensor)), "optimizer"
-    )
-    if variant.capability is not None and variant.optimizer != "fused":
-        # An optimizer that is not fused or capturable counts its steps on the CPU.
-        steps = (one.get("step") for one in state)
-        recorder.hide(step for step in steps if isinstance(step, Tensor) and step.ndim == 0)
-
-
-def in_order_of_moving(module: nn.Module) -> Iterator[Tensor]:
-    """Iterate over parameters and buffers in the order in which `Module.to` moves them."""
-    for child in module.children():
-        yield from in_order_of_moving(child)
-    yield from (p for p in module._parameters.values() if p is not None)
-    yield from (b for b in module._buffers.values() if b is not None)
-
-
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """Disable the garbage collector inside the context, after one collection."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

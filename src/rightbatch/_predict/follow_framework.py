@@ -15,7 +15,7 @@ from torch import nn
 
 from rightbatch._errors import UsageError
 from rightbatch._predict.cuda_semantics import cuda_semantics, temporaries
-from rightbatch._predict.follow import (
+from rightbatch._predict.recorded_step import (
     STEPS,
     classify_state,
     in_order_of_moving,
@@ -43,6 +43,7 @@ class FrameworkFollower:
 
     how = "real"
     can_fork = False
+    batch_grows_in_steps = False
 
     def __init__(self, training: Training) -> None:
         self._training = training
@@ -83,10 +84,10 @@ class FrameworkFollower:
             opened = self._training.session("cpu", seed=0, inference=inference)
             session = cast(FollowableSession, opened)
             self._session = (inference, session)
-            # What a framework makes once, it has made then.
-            if not inference:
-                session.step(2)
-            session.evaluate(2)
+            with session.as_on_cuda():  # what a framework makes once, it has made then
+                if not inference:
+                    session.step(2)
+                session.evaluate(2)
         return self._session[1]
 
     def _trace(self, session: FollowableSession, batch_size: int, variant: Variant) -> Trace:
@@ -97,7 +98,7 @@ class FrameworkFollower:
         with ExitStack() as stack:
             stack.enter_context(without_collecting())
             if variant.capability is not None:
-                stack.enter_context(cuda_semantics(variant.capability))
+                stack.enter_context(cuda_semantics(variant.capability, is_fake=False))
                 stack.enter_context(session.as_on_cuda())
             stack.enter_context(optimizer_as(optimizer, variant))
             model = session.modules()[0]

@@ -7,8 +7,10 @@ from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._predict.allocator import AllocatorSettings
+from rightbatch._predict.by_phase import by_phase
 from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.follow_process import FollowProcess
+from rightbatch._predict.kernel_limits import exceeded
 from rightbatch._predict.overhead import Overhead, process_overhead
 from rightbatch._predict.remedies import Remedies, bytes_saved, tasks_of
 from rightbatch._predict.simulate import Simulated, simulate
@@ -22,6 +24,8 @@ CHECKED = 7
 PEAK_TOLERANCE = 0.01
 """Accepted error of a linear peak, if single allocations are not linear."""
 _UNBOUNDED = 2**20
+_FAR = 4
+"""Times the size of the largest followed batch that a guess may be, if sizes are not linear."""
 
 
 class FollowedStep:
@@ -52,6 +56,7 @@ class FollowedStep:
         self.examples: int | None = None
         self.how = "fake"
         self.notes: list[str] = []
+        self._grows_in_steps = False
 
     def at(self, batch_size: int, capability: float) -> Trace:
         """Return the trace at `batch_size`, by the linear model or by following that size.
@@ -73,6 +78,10 @@ class FollowedStep:
         if (kind, batch_size) not in self._single:
             self._single[kind, batch_size] = self._follow([batch_size], capability)[0]
         return self._single[kind, batch_size]
+
+    def exceeded_limit(self, batch_size: int, capability: float) -> str | None:
+        """Return the limit of a kernel that ends a step of this size with any memory, if any."""
+        return exceeded(self.at(batch_size, capability).uses)
 
     def overhead(self, trace: Trace, capability: float) -> Overhead:
         """Return the memory of the process besides the trace's tensors."""
@@ -116,32 +125,62 @@ class FollowedStep:
     def _search(self, limit: int, capability: float) -> int | None:
         def room(size: int) -> int:
             overhead = self.overhead(self.at(size, capability), capability)
-            return limit - overhead.high + (overhead.context[1] if self._beside_context else 0)
+            return limit - overhead.kept + (overhead.context[1] if self._beside_context else 0)
 
-        def survives(size: int) -> bool:
+        def has_memory(size: int) -> bool:
             available = room(size)
             return available > 0 and self.simulated(size, capability, available) is not None
 
-        # The tensors' bytes are linear and the allocator adds little, which gives a good guess.
-        low, high = (self.at(size, capability).peak_bytes for size in (LOW, HIGH))
+        def survives(size: int) -> bool:
+            return self.exceeded_limit(size, capability) is None and has_memory(size)
+
         most = self.examples or _UNBOUNDED
-        per_example = max((high - low) / (HIGH - LOW), 1.0)
-        guess = int(min(max(LOW + (room(LOW) - low) / per_example, 1), most))
-        return _largest_surviving(survives, guess, most)
+        largest = _largest_surviving(survives, self._guess(room, most, capability), most)
+        if largest != most:
+            failing = (largest or 0) + 1
+            limited = self.exceeded_limit(failing, capability)
+            note = f"{limited}: a batch of {failing} fails with memory left"
+            if limited is not None and note not in self.notes and has_memory(failing):
+                self.notes.append(note)
+        return largest
+
+    def _guess(self, room: Callable[[int], int], most: int, capability: float) -> int:
+        """Return about the largest size, by the line through the peaks of two sizes.
+
+        The tensors' bytes are linear in the batch size and the allocator adds little. If they are
+        not linear, the line is followed upwards, not far at a time: a batch that is far too large
+        does not fit into this machine either.
+        """
+        size, other = HIGH, LOW
+        while True:
+            low, high = (self.at(one, capability).peak_bytes for one in (other, size))
+            per_example = max((high - low) / (size - other), 1.0)
+            reached = int(min(max(other + (room(other) - low) / per_example, 1), most))
+            if self._families[_kind(capability)] is not None or reached <= _FAR * size:
+                return reached
+            size, other = min(_FAR * size, most), size
 
     def _family(self, capability: float) -> Family | None:
         """Return the linear model of this step; None, with a note, if it is not linear."""
         low, high, checked = self._follow([LOW, HIGH, CHECKED], capability)
+        if self._grows_in_steps or low.sizes == high.sizes:
+            self.notes.append(
+                "the sizes of a few examples' batch do not tell those of larger ones, which may be "
+                "padded or packed; every size is followed separately"
+            )
+            return None
         if low.is_like(high) and low.is_like(checked):
             family = Family(LOW, HIGH, low, high)
-            if family.at(CHECKED).sizes == checked.sizes:
+            if family.predicts(checked, CHECKED):
                 return family
         if self.how == "real":
             # Larger sizes cannot be followed, and some allocations depend on the values. Then the
             # model only has to be right about the peak.
-            low, high, checked = (trace.condensed() for trace in (low, high, checked))
-            if low.is_like(high) and low.is_like(checked):
-                family = Family(LOW, CHECKED, low, checked)
+            for reduced in (Trace.condensed, by_phase):
+                at_low, at_high, at_checked = map(reduced, (low, high, checked))
+                if not (at_low.is_like(at_high) and at_low.is_like(at_checked)):
+                    continue
+                family = Family(LOW, CHECKED, at_low, at_checked)
                 error = family.at(HIGH).peak_bytes / high.peak_bytes - 1
                 if abs(error) <= PEAK_TOLERANCE:
                     self.notes.append(
@@ -174,8 +213,10 @@ class FollowedStep:
         followed = self._process.follow([task | more for task in tasks])
         self.examples = followed.examples
         self.how = followed.how
+        answers = followed.answers
+        self._grows_in_steps |= any(one.get("batch_grows_in_steps", False) for one in answers)
         self.notes += [note for note in followed.notes if note not in self.notes]
-        return followed.answers
+        return answers
 
 
 def _largest_surviving(survives: Callable[[int], bool], guess: int, most: int) -> int | None:

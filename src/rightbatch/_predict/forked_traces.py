@@ -37,6 +37,9 @@ class AnyFollower(Protocol):
     def can_fork(self) -> bool: ...
 
     @property
+    def batch_grows_in_steps(self) -> bool: ...
+
+    @property
     def examples(self) -> int | None: ...
 
     @property
@@ -50,11 +53,17 @@ class AnyFollower(Protocol):
 def answers(
     follower: AnyFollower, tasks: Sequence[Task], failure: Callable[[BaseException], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return `{"outcome": "ok", "trace": ...}` for each task, or `failure(error)`."""
+    """Return `{"outcome": "ok", "trace": ...}` for each task, or `failure(error)`.
+
+    The first answer of all has `batch_grows_in_steps` as well.
+    """
+    asking = None if follower.is_followed else tasks[0]
 
     def answer(task: Task, follow: Callable[[int, Variant], Trace]) -> dict[str, Any]:
         try:
-            found = {"outcome": "ok", "trace": follow(*task).to_dict()}
+            found: dict[str, Any] = {"outcome": "ok", "trace": follow(*task).to_dict()}
+            if task is asking:  # not before a fork, which must not share the data set's files
+                found["batch_grows_in_steps"] = follower.batch_grows_in_steps
         except BaseException as error:
             found = failure(error)
         return found | {"notes": list(follower.notes)}

@@ -51,6 +51,17 @@ class Overhead:
         """The upper bound of the bytes outside the allocator."""
         return self.context[1] + self.convolutions[1] + self.communication
 
+    @property
+    def kept(self) -> int:
+        """The bytes that a search for the largest batch keeps for memory outside the allocator.
+
+        Without `convolutions`: PyTorch leaves out the algorithms of cuDNN whose workspace is larger
+        than what is free, and falls back to another one where an allocation fails
+        (`getMaxWorkspaceSize` and `try_plans` in aten/src/ATen/native/cudnn), so a workspace takes
+        the room that is left and ends no step.
+        """
+        return self.context[1] + self.communication
+
 
 def process_overhead(
     capability: float,
@@ -70,7 +81,7 @@ def process_overhead(
         convolutions = (0, 2 * largest_tensor)
         notes.append(
             "convolutions: cuDNN's workspaces are unknown without the GPU; the interval assumes "
-            "up to two copies of the largest tensor"
+            "up to two copies of the largest tensor; the largest batch lets them have what is left"
         )
     if _RECURRENT & set(operators):
         notes.append(

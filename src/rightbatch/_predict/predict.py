@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import NothingFitsError
+from rightbatch._predict.band import ALLOCATED, RESERVED, within
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.gpus import GPU, catalogue, find_gpu
@@ -26,10 +27,6 @@ from rightbatch._worker import header_for
 from rightbatch._workload.verb import takes
 
 DEFAULT_CAPABILITY = 8.0
-BAND = (0.99, 1.01)
-"""Bounds of allocated and reserved peaks, as factors. The one whole step that was compared with a
-recording was 0.1% above in allocated and 0.4% below in reserved memory
-(docs/benchmarks.md)."""
 _MODULES_SHOWN = 5
 
 
@@ -162,18 +159,26 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         if gpu == "all":
             fits = tuple(_fits(step, one, live) for one in catalogue())
     notes = (*step.notes, *overhead.notes)
+    limited = step.exceeded_limit(batch, capability)
+    if limited is not None and not any(note.startswith(limited) for note in notes):
+        notes = (f"{limited}: a batch of {batch} fails with any memory", *notes)
     if chosen is not None and not chosen.is_verified:
         notes = (*notes, f"the figures of {chosen.name} are unverified")
     reserved = simulated.reserved_bytes
+    band = within(reserved, RESERVED)
     prediction = Prediction(
         batch_size=batch,
         gpu=chosen.name if chosen else None,
         limit_bytes=limit,
         allocated_peak_bytes=simulated.allocated_bytes,
-        allocated_band=_band(simulated.allocated_bytes),
+        allocated_band=within(simulated.allocated_bytes, ALLOCATED),
         reserved_peak_bytes=reserved,
-        reserved_band=_band(reserved, overhead.convolutions[1]),
-        process_bytes={"low": reserved + overhead.low, "high": reserved + overhead.high},
+        reserved_band=band,
+        process_bytes={
+            "low": band["low"] + overhead.low,
+            # Workspaces and fragmentation are not both at their worst: they share what is free.
+            "high": max(band["high"] + overhead.kept, reserved + overhead.high),
+        },
         breakdown=trace.breakdown(),
         activations=trace.activations(),
         workspace_bytes=len(trace.gemms) * overhead.cublas,
@@ -211,10 +216,6 @@ def _fits(step: FollowedStep, gpu: GPU, live: Live) -> GPUFit:
     return GPUFit(gpu.name, gpu.kind, gpu.usable_bytes, largest, gpu.is_verified)
 
 
-def _band(value: int, more: int = 0) -> dict[str, int]:
-    return {"low": int(BAND[0] * value), "high": int(BAND[1] * value) + more}
-
-
 def _reason(
     limit: int | None, gpu: GPU | None, largest: int | None, step: FollowedStep, overhead: Overhead
 ) -> str:
@@ -223,7 +224,7 @@ def _reason(
     if limit is None:
         return f"{how}; give a GPU (--gpu) or a memory size (--memory) for the largest batch"
     place = f"{gpu}" if gpu is not None else format_bytes(limit)
-    outside = f"with {format_bytes(overhead.high)} kept for memory outside the allocator"
+    outside = f"with {format_bytes(overhead.kept)} kept for memory outside the allocator"
     if largest is None:
         return f"not even one example fits into {place}, {outside}; {how}"
     bound = ", the whole data set," if largest == step.examples else ""

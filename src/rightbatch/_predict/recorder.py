@@ -15,11 +15,15 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from rightbatch._predict.trace import Trace
+from rightbatch._predict.kernel_limits import limited_use
+from rightbatch._predict.operators import DEVICE, OperatorMode
+from rightbatch._predict.trace import BUFFER, Trace, with_frees_in_order
 from rightbatch._workload.batch import Batch, map_tensors, tensors
+from rightbatch._workload.leaf import dense_parts
 
 _NORMS = {
     "native_batch_norm",
@@ -32,7 +36,7 @@ _REDUCED_IN_PLACE = {"mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft
 _GEMMS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "_addmm_activation"}
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(OperatorMode):
     """Records inside its context; enter it inside a `FakeTensorMode`, if one is used.
 
     `hold` adds existing tensors, `phase` starts a named phase, `classify` sets the kind of storages
@@ -43,7 +47,7 @@ class Recorder(TorchDispatchMode):
     current: ClassVar[Recorder | None] = None  # the active recorder of this process
 
     def __init__(self, temporaries: Callable[[Any, Any], Iterable[int]] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._temporaries = temporaries
         self.order: list[int] = []
         self._sizes: list[int] = []
@@ -57,10 +61,13 @@ class Recorder(TorchDispatchMode):
         self._modules: list[str] = []  # the modules whose forward pass is running
         self._gemm_threads: set[str] = set()
         self._operators: set[str] = set()
+        self._uses: dict[str, int] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):  # the most frequent by far
+            return args[0].fake_device
         self._operators.add(func._opname)
         if func._opname in _GEMMS:
             # cuBLAS has a workspace per thread, and the backward pass runs in its own thread.
@@ -83,6 +90,9 @@ class Recorder(TorchDispatchMode):
         if self._temporaries is not None:
             for size in self._temporaries(func, args):
                 self._add_temporary(size)
+            use = limited_use(func, args, result)
+            if use is not None:
+                self._uses[use[0]] = max(use[1], self._uses.get(use[0], 0))
         return result
 
     def __enter__(self) -> Self:
@@ -106,20 +116,18 @@ class Recorder(TorchDispatchMode):
     def classify(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Set the kind of these tensors' storages."""
         for tensor in tensors:
-            index = self._known.get(tensor.untyped_storage()._cdata)
-            if index is not None:
+            for index in self._indices(tensor):
                 self._kinds[index] = kind
 
     def hide(self, tensors: Iterable[Tensor]) -> None:
         """Leave out tensors that are not on the device, such as an optimizer's `step`."""
         for tensor in tensors:
-            index = self._known.get(tensor.untyped_storage()._cdata)
-            if index is not None:
-                self._hidden.add(index)
+            self._hidden.update(self._indices(tensor))
 
     def mark_batch(self, tensors: Iterable[Tensor]) -> None:
         """Mark tensors as a batch, which `classify_since` leaves unchanged."""
-        self._batches |= {self._known[t.untyped_storage()._cdata] for t in tensors if t.nbytes}
+        for tensor in tensors:
+            self._batches.update(self._indices(tensor))
 
     def classify_since(self, start: int, kind: str) -> None:
         """Set the kind of the storages allocated since event `start` that are still alive."""
@@ -157,14 +165,16 @@ class Recorder(TorchDispatchMode):
             gemms = [index - shifts[index] for index in self._gemms]
         else:
             kept, phases, gemms = self.order, self._phases, self._gemms
+        starts = [index for index, _ in phases]
         return Trace(
-            tuple(kept),
+            with_frees_in_order(kept, [*starts, *gemms]),
             tuple(self._sizes),
             tuple(self._kinds),
             tuple(self._places),
             tuple(phases),
             tuple(gemms),
             tuple(sorted(self._operators)),
+            tuple(sorted(self._uses.items())),
         )
 
     def _push_module(self, name: str) -> Callable[..., None]:
@@ -174,7 +184,16 @@ class Recorder(TorchDispatchMode):
         if self._modules:
             self._modules.pop()
 
+    def _indices(self, tensor: Tensor) -> list[int]:
+        """Return the indices of the allocations of a tensor that are known."""
+        keys = [part.untyped_storage()._cdata for part in dense_parts(tensor)]
+        return [self._known[key] for key in keys if key in self._known]
+
     def _add(self, tensor: Tensor, kind: str = "other", size: int | None = None) -> None:
+        for part in dense_parts(tensor):
+            self._add_dense(part, kind, size)
+
+    def _add_dense(self, tensor: Tensor, kind: str, size: int | None) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -194,7 +213,7 @@ class Recorder(TorchDispatchMode):
         index = len(self._sizes)
         self._sizes.append(size)
         self._kinds.append("other")
-        self._places.append("")
+        self._places.append(BUFFER)
         self.order += [index, ~index]
 
     def _free(self, key: int, index: int) -> None:

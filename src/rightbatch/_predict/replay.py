@@ -7,7 +7,6 @@ the time and size of every new segment.
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from bisect import bisect_right
@@ -45,6 +44,21 @@ class ReplayResult:
         return asdict(self)
 
 
+_GZIP = b"\x1f\x8b"
+MOST_BYTES = 1 << 30
+"""Of an unpacked recording; a million events have about 40 MB."""
+
+
+def _unpacked(data: bytes) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    text = unpacker.decompress(data, MOST_BYTES)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"it unpacks to more than {format_bytes(MOST_BYTES)}")
+    if not unpacker.eof:
+        raise EOFError("the compressed file is cut off")
+    return text
+
+
 def read_recording(path: Path) -> dict[str, Any]:
     """Read a recording: JSON with `settings`, `initial` and `events`, optionally gzipped.
 
@@ -53,11 +67,10 @@ def read_recording(path: Path) -> dict[str, Any]:
     """
     try:
         raw = path.read_bytes()
-        text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        recording = json.loads(text)
+        recording = json.loads(_unpacked(raw) if raw[:2] == _GZIP else raw)
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
         raise UsageError(f"{path} is not a recording: {error}") from error
     if not isinstance(recording, dict) or not isinstance(recording.get("events"), list):
         raise UsageError(
@@ -74,6 +87,21 @@ def replay(recording: dict[str, Any]) -> ReplayResult:
     Raises:
         UsageError: for an invalid event, or a setting that is not simulated.
     """
+    try:
+        return _replayed(recording)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, UsageError):
+            raise
+        if type(error) is KeyError:
+            raise UsageError(
+                f"the recording frees an address that it did not allocate: {error}"
+            ) from error
+        raise UsageError(
+            f"the recording is damaged: {type(error).__name__}: {error}; record it again"
+        ) from error
+
+
+def _replayed(recording: dict[str, Any]) -> ReplayResult:
     events = recording["events"]
     expected: list[tuple[int, int]] = []  # the next segment of the recording
     requested = matched = 0
@@ -91,31 +119,24 @@ def replay(recording: dict[str, Any]) -> ReplayResult:
     allocations = addresses = segments = 0
     simulated: dict[int, int] = {}  # recorded address -> simulated, if they differ
     malloc, free = allocator.malloc, allocator.free
-    try:
-        for kind, address, size in events:
-            if kind == "a":
-                allocated = malloc(size)
-                allocations += 1
-                if allocated == address:
-                    addresses += 1
-                else:
-                    simulated[address] = allocated
-                expected.clear()
-            elif kind == "f":
-                free(simulated.pop(address, address) if simulated else address)
-            elif kind == "s":
-                segments += 1
-                expected[:] = [(address, size)]
-            elif kind == "S":
-                allocator.release_segment(address)
+    for kind, address, size in events:
+        if kind == "a":
+            allocated = malloc(size)
+            allocations += 1
+            if allocated == address:
+                addresses += 1
             else:
-                raise UsageError(f"unknown event {kind!r}; valid events are a, f, s and S")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"the recording frees an address that it did not allocate: {error}"
-        ) from error
+                simulated[address] = allocated
+            expected.clear()
+        elif kind == "f":
+            free(simulated.pop(address, address) if simulated else address)
+        elif kind == "s":
+            segments += 1
+            expected[:] = [(address, size)]
+        elif kind == "S":
+            allocator.release_segment(address)
+        else:
+            raise UsageError(f"unknown event {kind!r}; valid events are a, f, s and S")
     return ReplayResult(
         allocations,
         addresses,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "other")
+BUFFER = "(a kernel's buffer)"
+"""The place of what a kernel allocates and frees besides its results."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Trace:
     whose forward pass allocated it. `phases` are (index into `order`, name) of each phase's start.
     `gemms` are the indices of the first matrix product of the forward and of the backward pass,
     where cuBLAS allocates its workspaces. `operators` are the names of all operators called.
+    `uses` are the largest values of quantities that kernels limit (`kernel_limits`).
     """
 
     order: tuple[int, ...]
@@ -27,6 +30,7 @@ class Trace:
     phases: tuple[tuple[int, str], ...]
     gemms: tuple[int, ...]
     operators: tuple[str, ...]
+    uses: tuple[tuple[str, int], ...] = ()
 
     def live_bytes(self) -> Iterator[int]:
         """Iterate over the bytes alive after each event, not rounded."""
@@ -73,8 +77,9 @@ class Trace:
     def from_dict(cls, fields: Mapping[str, Any]) -> Trace:
         """Return the trace of `to_dict`, also after JSON."""
         phases = tuple((int(index), str(name)) for index, name in fields["phases"])
-        given = {key: tuple(value) for key, value in fields.items() if key != "phases"}
-        return cls(phases=phases, **given)
+        uses = tuple((str(name), int(value)) for name, value in fields.get("uses", ()))
+        rest = {k: tuple(value) for k, value in fields.items() if k not in ("phases", "uses")}
+        return cls(phases=phases, uses=uses, **rest)
 
     def settled(self, times: int) -> Trace:
         """Return the trace with its last training step repeated `times` times.
@@ -151,6 +156,27 @@ class Trace:
         return self.order == other.order and self.kinds == other.kinds
 
 
+def with_frees_in_order(order: Sequence[int], boundaries: Iterable[int]) -> tuple[int, ...]:
+    """Sort the frees between two allocations by the time of their allocation.
+
+    Frees without an allocation between them leave the allocator in the same state in any order. The
+    end of an autocast region frees the copies of weights in the order of a hash table of pointers,
+    which differs from run to run. No free is moved over one of the `boundaries`, which are indices.
+    """
+    found: list[int] = []
+    starts = set(boundaries)
+    run: list[int] = []
+    for index, event in enumerate(order):
+        if event >= 0 or index in starts:
+            found += sorted(run, reverse=True)  # ~i decreases with i
+            run = []
+        if event >= 0:
+            found.append(event)
+        else:
+            run.append(event)
+    return (*found, *sorted(run, reverse=True))
+
+
 @dataclass(frozen=True)
 class Family:
     """Traces of one step at any batch size, with every allocation linear in the batch size.
@@ -165,6 +191,14 @@ class Family:
     at_low: Trace
     at_high: Trace
 
+    def predicts(self, trace: Trace, batch_size: int) -> bool:
+        """Return whether the lines give the sizes of a trace at `batch_size`, but for buffers.
+
+        A sum has as many partial sums as blocks, which is not linear, and a few KiB to MiB.
+        """
+        pairs = zip(self.at(batch_size).sizes, trace.sizes, trace.places, strict=True)
+        return all(size == found or place == BUFFER for size, found, place in pairs)
+
     def at(self, batch_size: int) -> Trace:
         """Return the trace at `batch_size`, by linear extrapolation of the two traces."""
         if batch_size == self.low:
@@ -174,5 +208,10 @@ class Family:
             max(a + (b - a) * offset // span, min(a, b)) if a != b else a
             for a, b in zip(self.at_low.sizes, self.at_high.sizes, strict=True)
         )
+        at_high = dict(self.at_high.uses)
+        uses = tuple(
+            (name, value + (at_high.get(name, value) - value) * offset // span)
+            for name, value in self.at_low.uses
+        )
         fields = {name: getattr(self.at_low, name) for name in Trace.__dataclass_fields__}
-        return Trace(**(fields | {"sizes": sizes}))
+        return Trace(**(fields | {"sizes": sizes, "uses": uses}))
