@@ -179,7 +179,7 @@ def test_a_target_ends_a_run_and_what_fails_is_a_result(script: str, tmp_path: P
     assert runs[32].steps == 20
     assert "Tried to allocate" in runs[64].reason
     assert "no training step" in runs[1000].reason
-    assert result.exit_code == 0 and result.summary.sizes[0].count == 1
+    assert result.exit_code == 3 and result.summary.sizes[0].count == 1
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -13,8 +13,9 @@ import rightbatch as rb
 from rightbatch._run.headroom import headroom
 from rightbatch._run.report import report_of
 from rightbatch._training.sampled_noise import noise_scale
-from rightbatch._training.watched import SampledUpdate, Watched
+from rightbatch._training.watched import LiveBytes, SampledUpdate, Watched
 
+MIB = 2**20
 GIB = 2**30
 
 
@@ -51,9 +52,27 @@ def test_accumulation_and_ranks_multiply_what_fits() -> None:
     assert found.low <= 8 * 92 <= (found.high or 0)
 
 
+def test_memory_in_use_on_the_cpu_needs_no_large_batch() -> None:
+    # 10 MiB for an example and 100 MiB for none, in a process that holds 80 MiB besides
+    live = LiveBytes(examples=8, fixed=100 * MIB, peak=180 * MIB)
+    changes = {"batch_size": 8, "device": "cpu", "peak_bytes": 260 * MIB, "live": live}
+    found = headroom(watched(**changes), margin=0.0, memory=2 * GIB)
+    assert found.low is not None and found.high is not None
+    # fit found that malloc holds 13 to 25% of the room for examples at this limit
+    assert found.low <= 0.75 * 194.8 < 0.87 * 194.8 <= found.high < 194.8
+    parts = {"batch_size": 64, "micro_batches": 4, "ranks": 2}
+    two = LiveBytes(examples=8, fixed=200 * MIB, peak=360 * MIB)
+    both = headroom(watched(**changes | parts | {"live": two}), margin=0.0, memory=4 * GIB)
+    assert (both.low, both.high) == (8 * found.low, 8 * found.high)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"live": LiveBytes(8, 2 * GIB, 2 * GIB)}, "too small"),
+        ({"live": LiveBytes(8, 25 * GIB, 26 * GIB)}, "too small"),
+        ({"live": LiveBytes(8, 2 * GIB, 3 * GIB, gradients=GIB)}, "too small"),
+        ({"live": LiveBytes(8, GIB, 2 * GIB)}, "hold 7.00 GiB more than they use"),
         ({"peak_bytes": 1.05 * GIB}, "too small"),
         ({"batch_size": None}, "size of its batches"),
         ({"limit_bytes": None}, "memory was not seen"),
@@ -62,6 +81,30 @@ def test_accumulation_and_ranks_multiply_what_fits() -> None:
 def test_what_is_unknown_has_a_reason(changes: dict[str, Any], reason: str) -> None:
     found = headroom(watched(**changes), margin=0.0)
     assert found.low is None and reason in found.reason
+
+
+def test_spawned_ranks_share_the_limit_that_each_was_told() -> None:
+    from rightbatch.integrations.command.command import Command
+    from rightbatch.integrations.command.observed import Observed
+    from rightbatch.integrations.command.trial import TrialPlan, TrialResult
+    from rightbatch.integrations.command.watch import watched_of
+
+    observed = Observed()
+    for pid in (1, 2):
+        memory = {"device": "cpu", "limit": GIB, "shared_limit": GIB, "ceiling": GIB // 2}
+        memory |= {"enforced": True, "peak": 10, "charged": 10}
+        step = {"number": 1, "seconds": 1.0, "waited": 0.0, "examples": 4, "micro_batches": 1}
+        about = {"evaluated": False, "saved": False, "epoch": None, "fixed": 0, "losses": []}
+        observed.add({"event": "training", "pid": pid, "world": 2, "betas": None})
+        observed.add({"event": "steps", "pid": pid, "steps": [step | {"memory": memory}], **about})
+    assert watched_of(observed, 0).limit_bytes == GIB
+
+    plan = TrialPlan(steps=1, memory=GIB, free=4 * GIB, margin=0.5)
+    result = TrialResult("ok", observed, None, 0, 1.0, "", 0)
+    observed.processes[1].torch = "2"
+    command = Command(["python", "train.py", "{batch}"])
+    trial = command._trial(8, plan, result, ())
+    assert (trial.limit_bytes, trial.ceiling_bytes, trial.enforced) == (GIB, GIB // 2, False)
 
 
 def test_the_noise_scale_is_that_of_the_same_loop() -> None:

@@ -16,7 +16,7 @@ from rightbatch.integrations.command.command_output import OutputNumbers
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.run_points import RunPoints
 
-COVERAGE = {"optimizers": 1, "evaluated": False, "saved": False, "epoch": 64, "fixed": 0}
+COVERAGE = {"evaluated": False, "saved": False, "epoch": 64, "fixed": 0}
 
 
 class Run:

@@ -2,5 +2,6 @@
 
 run        the verb
 headroom   the batch sizes that would fit, from one run
+mlflow_run keeps a run in MLflow
 report     the result, with its advice
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 from rightbatch._errors import UsageError
+from rightbatch._json import to_json
 from rightbatch._progress import Live
 from rightbatch._run.options import RunOptions
 from rightbatch._training.protocol import Ability, require
@@ -30,15 +30,23 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
     exit code are the command's own; its training is the same, bit for bit. The report has the time
     of a step, the share of waiting for data, the peak memory, the batch sizes that would fit, and
     the noise scale where the command accumulates or runs on several devices. With `steps` the
-    command is ended after that many. `memory` is the limit that `largest_batch_size` is about.
+    command is ended after that many. With `to="mlflow"` the run is kept in MLflow's store. `memory`
+    is the limit that `largest_batch_size` is about.
 
     Raises:
-        UsageError: if nothing of the command can be seen, or `report` is in no folder.
+        UsageError: if nothing of the command can be seen, `report` is in no folder, or MLflow
+            refuses.
+        MissingExtraError: without MLflow, for `to="mlflow"`.
     """
     training = resolve(workload, **spec)
     require(training, Ability.WATCH, "run")
     if options.report is not None and not Path(options.report).absolute().parent.is_dir():
         raise UsageError(f"there is no folder for the report {options.report}; make it first")
+    kept = None
+    if options.to == "mlflow":  # before the command runs: it may be refused
+        from rightbatch._run.mlflow_run import MlflowRun
+
+        kept = MlflowRun()
     memory = None if options.memory is None else parse_bytes(options.memory)
     with Live("rightbatch", enabled=options.progress, plain=True) as live:
 
@@ -51,7 +59,9 @@ def run(workload: object, options: RunOptions, **spec: object) -> RunReport:
 
     report = report_of(watched, margin=options.margin, memory=memory)
     if options.report is not None:
-        Path(options.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        Path(options.report).write_text(to_json(report.to_dict(), indent=2) + "\n")
+    if kept is not None:
+        kept.keep(str(training), watched, report)
     return report
 
 

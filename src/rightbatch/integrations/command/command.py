@@ -65,6 +65,7 @@ class Command(Training):
         self.template = Template.of(arguments)
         self.learning_rate = learning_rate
         self._steps, self._until_evaluation = steps, until == "evaluation"
+        self._trained: set[int] = set()  # the arguments of trials that made a training step
 
     def __str__(self) -> str:
         return str(self.template)
@@ -127,7 +128,7 @@ class Command(Training):
         self, argument: int, plan: TrialPlan, result: TrialResult, new: Sequence[str]
     ) -> Trial:
         ranks = result.observed.trainers
-        self._check(result)
+        self._check(argument, result)
         steps = min((len(rank.steps) for rank in ranks), default=0)
         charges = tuple(_over_ranks(ranks, "charged", step) for step in range(steps))
         charges = tuple(charge + result.other_bytes for charge in charges)
@@ -138,9 +139,14 @@ class Command(Training):
         is_cpu = not ranks or _device(ranks) == "cpu"
         limit = _total((memory["limit"] for memory in limits), is_cpu)
         ceiling = _total((memory["ceiling"] for memory in limits), is_cpu)
-        if not limits:  # it ended before its first step
-            limit = min(filter(None, (plan.memory, plan.free)))
-            ceiling = int(limit * (1 - plan.margin))
+        shared = min(
+            (memory["shared_limit"] for memory in limits if memory["shared_limit"]),
+            default=min(filter(None, (plan.memory, plan.free))),
+        )
+        enforced = bool(limits) and all(memory["enforced"] for memory in limits)
+        # It ended before its first step, or has spawned ranks that do not know that they share it.
+        if not limits or (is_cpu and limit > shared):
+            enforced, limit, ceiling = False, shared, int(shared * (1 - plan.margin))
         return Trial(
             argument=argument,
             outcome=result.outcome,
@@ -157,7 +163,7 @@ class Command(Training):
             ranks=max(len(ranks), 1),
             limit_bytes=limit,
             ceiling_bytes=ceiling,
-            enforced=bool(limits) and all(memory["enforced"] for memory in limits),
+            enforced=enforced,
             examples=epoch,
             largest_argument=_largest_argument(argument, examples, epoch),
             evaluated=any(rank.evaluated for rank in ranks),
@@ -168,7 +174,7 @@ class Command(Training):
             watched=watched_of(result.observed, result.exit_code) if plan.steps is None else None,
         )
 
-    def _check(self, result: TrialResult) -> None:
+    def _check(self, argument: int, result: TrialResult) -> None:
         """Refuse what cannot be measured, with the way round."""
         observed = result.observed
         if observed.overwritten is not None:
@@ -188,7 +194,14 @@ class Command(Training):
         if not any(rank.steps for rank in observed.trainers):
             errors = "; ".join(observed.agent_errors)
             why = f"the agent failed: {errors}" if errors else "it made no training step"
+            if self._trained and not errors:
+                known = max(self._trained)
+                why += (
+                    f" with {{batch}} = {argument}, but did with {known}: its data may be too few; "
+                    f"--max-batch {known} tries nothing larger"
+                )
             raise UsageError(f"the command ended, and {why}\n{result.output}".rstrip())
+        self._trained.add(argument)
 
     def _notes(
         self, argument: int, result: TrialResult, examples: int | None, new: Sequence[str]

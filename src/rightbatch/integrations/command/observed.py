@@ -33,7 +33,6 @@ class Rank:
     losses: list[tuple[int, float]] = field(default_factory=list)
     noise: list[dict[str, Any]] = field(default_factory=list)
     no_noise: str = ""
-    optimizers: int = 1
     learning_rate: float | None = None
     betas: Betas = None
     knows_betas: bool = False
@@ -114,7 +113,6 @@ class Observed:
             for records in kept:
                 if len(records) > _MAX_RECORDS:
                     del records[1 : _MAX_RECORDS // 2 : 2]
-            process.optimizers = message["optimizers"]
             self._cover(process, message)
         elif event == "reached":
             process.reached = True

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rightbatch._errors import UsageError
-from rightbatch._training.watched import SampledUpdate, Watched, WatchRequest
+from rightbatch._training.watched import LiveBytes, SampledUpdate, Watched, WatchRequest
 from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed, Rank, examples_per_step
@@ -95,6 +95,8 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
     combine = sum if device == "cpu" else max
     memories = [rank.memory for rank in ranks if rank.memory]
     limits = [memory["limit"] for memory in memories if memory.get("limit")]
+    # Ranks that a script has spawned do not know that they share it.
+    shared = [memory["shared_limit"] for memory in memories if memory.get("shared_limit")]
     notes = [f"the agent stopped observing: {each}" for each in observed.agent_errors]
     return Watched(
         batch_size=examples_per_step(ranks) if ranks else None,
@@ -106,11 +108,11 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
         losses=tuple(first.losses) if first else (),
         device=device,
         peak_bytes=combine(memory["charged"] for memory in memories) if memories else None,
-        limit_bytes=combine(limits) if limits else None,
+        limit_bytes=min([combine(limits), *shared]) if limits else None,
         fixed_bytes=combine(rank.fixed for rank in ranks) if ranks else None,
+        live=_live(ranks) if device == "cpu" else None,
         updates=_updates(ranks),
         no_noise=next((rank.no_noise for rank in ranks if rank.no_noise), ""),
-        optimizers=first.optimizers if first else 0,
         examples=first.epoch if first else None,
         exit_code=exit_code,
         learning_rate=first.learning_rate if first else None,
@@ -124,6 +126,24 @@ def _full_steps(rank: Rank | None) -> list[dict[str, Any]]:
     steps = [step for step in rank.steps if step["examples"]] if rank else []
     largest = max((step["examples"] for step in steps), default=0)
     return [step for step in steps if step["examples"] == largest]
+
+
+def _live(ranks: Sequence[Rank]) -> LiveBytes | None:
+    """Return the memory in use over all ranks, at the peaks of the steps with the full batch.
+
+    The time at which a reading is taken is chance, so the highest of several steps counts.
+    """
+    found = [(0, 0, 0, 0)]
+    for rank in ranks:
+        steps = [step["live"] for step in _full_steps(rank) if "live" in step]
+        if not steps:
+            return None
+        examples = max(step["examples"] for step in steps)
+        full = [step for step in steps if step["examples"] == examples]
+        highest = max(full, key=lambda step: step["peak"] - step["start"])
+        found.append((examples, *(highest[key] for key in ("start", "peak", "cleared"))))
+    sizes, *sums = zip(*found, strict=True)
+    return LiveBytes(max(sizes), *map(sum, sums)) if ranks else None
 
 
 def _updates(ranks: Sequence[Rank]) -> tuple[SampledUpdate, ...]:

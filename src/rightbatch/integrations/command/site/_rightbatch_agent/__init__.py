@@ -13,6 +13,7 @@ error of its own never reaches the command: the agent reports it and stops obser
     loaders      how many examples loaders return
     noise        gradient statistics of sampled steps
     memory       limit and peak of this process
+    live         what malloc has given out, within a step
     files        files of the user's that a trial must not overwrite
 """
 

@@ -18,21 +18,26 @@ class _Finder:
 
     def __init__(self, name: str, callback: Callable[[Any], None]) -> None:
         self._name, self._callback = name, callback
+        self._is_asking = False  # the other finders
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != self._name or self not in sys.meta_path:
+        if name != self._name or self._is_asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self._is_asking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self._is_asking = False
         if spec is None or spec.loader is None:
-            # `find_spec` was only asked whether the module exists.
-            sys.meta_path.insert(0, self)
             return spec
         loader, callback = spec.loader, self._callback
         execute = loader.exec_module
 
         def execute_and_call(module: Any) -> None:
             del loader.exec_module  # the wrapper, which hides the method
+            # Not earlier: Datasets and Transformers ask for the spec before they import.
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             execute(module)
             try:
                 callback(module)

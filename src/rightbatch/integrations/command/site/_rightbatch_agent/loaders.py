@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 class Loaders:
     """Observes every `torch.utils.data.DataLoader` of this process.
 
-    Calls `returned(examples, seconds, length)` after each batch: its examples and the length of the
-    data set, each None if it is unknown.
+    Calls `returned(examples, seconds, length, iterator)` after each batch: its examples and the
+    length of the data set, each None if it is unknown.
     """
 
     def __init__(
-        self, torch: Any, returned: Callable[[int | None, float, int | None], None]
+        self, torch: Any, returned: Callable[[int | None, float, int | None, Any], None]
     ) -> None:
         sizes: WeakKeyDictionary[Any, deque[int]] = WeakKeyDictionary()
         iterator = torch.utils.data.dataloader._BaseDataLoaderIter
@@ -39,7 +39,7 @@ class Loaders:
             seconds = time.perf_counter() - started_at
             waiting = sizes.get(self_)
             count = waiting.popleft() if waiting else leading_size(batch)
-            returned(count, seconds, _length(self_))
+            returned(count, seconds, _length(self_), self_)
             return batch
 
         @functools.wraps(reset)

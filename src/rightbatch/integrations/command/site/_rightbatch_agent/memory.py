@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .live import LivePeak, reader
 from .settings import Settings
 
 _ROOT = Path(__file__).resolve().parents[4]  # the package rightbatch
@@ -37,9 +38,14 @@ class Memory:
         self._cpu: Any = None
         self.ceiling: int | None = None
         self.limit: int | None = None
+        self.shared_limit: int | None = None
+        """What all ranks of this machine have together, on the CPU."""
         self.is_enforced = False
         self._has_cuda = False
         self._is_trial = False
+        self._live: Any = None  # reads the bytes that malloc has given out
+        self._base_live = 0
+        self._peak: LivePeak | None = None
 
     def start(self, settings: Settings) -> None:
         """Take the baseline; in a trial, let allocations beyond the limit less the margin fail."""
@@ -47,12 +53,16 @@ class Memory:
         self._has_cuda, self._is_trial = cuda.is_available(), settings.trial
         self._cpu = shared("_device/proc").ProcessMemory()
         self._cpu.start()
+        if not self._has_cuda and not self._is_trial:
+            self._live = reader()
+            self._base_live = self._live() if self._live else 0
         if self._has_cuda:
             self.limit = settings.memory
             cuda._lazy_call(lambda: self._limit_cuda(settings.margin, settings.trial))
         elif settings.free is not None:
             ranks = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
-            self.limit = min(settings.memory or settings.free, settings.free) // ranks
+            self.shared_limit = min(settings.memory or settings.free, settings.free)
+            self.limit = self.shared_limit // ranks
         if settings.trial:
             self._cpu.reset_peak()  # a watched run may itself print the peak that this resets
             if not self._has_cuda:
@@ -72,12 +82,32 @@ class Memory:
         if is_limited:
             self._cpu.lift()
         resident, private = proc.resident_bytes(), proc.private_bytes()
+        live = self._live() if self._live else 0
         yield
+        self._base_live += max(self._live() - live, 0) if self._live else 0
         self._cpu.move_base(proc.resident_bytes() - resident, proc.private_bytes() - private)
         if self._is_trial:
             self._cpu.reset_peak()
         if is_limited:
             self._cpu.enforce(self.ceiling)
+
+    def start_step(self) -> None:
+        """Measure what malloc gives out from here to `end_step`, where that can be known."""
+        if self._live is not None:
+            self._peak = LivePeak(self._live)
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the memory in use is being measured."""
+        return self._peak is not None
+
+    def end_step(self) -> dict[str, int] | None:
+        """Return the bytes in use at the step's start and at its peak; None if unknown."""
+        peak, self._peak = self._peak, None
+        if peak is None:
+            return None
+        highest = peak.stop()
+        return {"start": peak.start_bytes - self._base_live, "peak": highest - self._base_live}
 
     def _limit_cpu(self, margin: float) -> None:
         if self.limit is not None:
@@ -97,7 +127,12 @@ class Memory:
 
     def read(self) -> dict[str, Any]:
         """Return peaks and limit of this process, in bytes; on CUDA of the most used device."""
-        limits = {"limit": self.limit, "ceiling": self.ceiling, "enforced": self.is_enforced}
+        limits = {
+            "limit": self.limit,
+            "shared_limit": self.shared_limit,
+            "ceiling": self.ceiling,
+            "enforced": self.is_enforced,
+        }
         cuda = self._torch.cuda
         if cuda.is_available() and cuda.is_initialized():
             devices = map(self._read_cuda, range(cuda.device_count()))

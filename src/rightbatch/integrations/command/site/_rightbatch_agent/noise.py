@@ -100,6 +100,11 @@ class Noise:
             self._layers.start()
 
     @property
+    def is_sampling(self) -> bool:
+        """Whether the step that has just begun is sampled."""
+        return self._layers.is_on or self._is_due
+
+    @property
     def _is_due(self) -> bool:
         return self._updates >= self._next and not self._is_refused
 

@@ -116,6 +116,16 @@ class Updates:
                             tensors[id(tensor)] = tensor.element_size() * tensor.numel()
         return sum(tensors.values())
 
+    def missing_gradient_bytes(self) -> int:
+        """Return the bytes of the gradients that a backward pass has to allocate."""
+        return sum(
+            parameter.element_size() * parameter.numel()
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad and parameter.grad is None
+        )
+
     def _count(self, optimizer: Any) -> int:
         """Return the key of an optimizer: one that wraps another has its first parameter."""
         groups = optimizer.param_groups

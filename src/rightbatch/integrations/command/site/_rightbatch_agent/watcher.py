@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable
 
 from . import connection as _connection
@@ -20,10 +22,13 @@ from .memory import Memory, shared
 from .noise import Noise
 from .optimizers import Updates
 from .settings import Settings
+from .warm_up import warm_up
 
 _PATIENCE = 4  # backward passes without an optimizer of torch's, after which each counts as a step
 _LOOKS = 3  # steps in which the size of a batch without a loader is taken from the model's input
 _INTERVAL = 0.2  # seconds between messages while the training is only watched
+_LIVE_STEPS = range(2, 200)  # after which memory in use may be looked at
+_MOST_LIVE = 8  # steps in which it is
 _CUDA_LOSSES = 50  # losses on a device that are read together
 
 
@@ -38,16 +43,27 @@ class Watcher:
         self._has_memory = self._is_warm = False
         self._steps = 0
         self._own_updates = 0  # backward passes that no optimizer of torch's has followed
+        self._undecided: list[tuple[int | None, float, float]] = []  # of the first ones
         self._forget()
+        # Examples of the batches that no backward pass has used: Accelerate fetches one ahead.
+        self._fetched: deque[int | None] = deque(maxlen=2)
+        self._fetched_from: Callable[[], Any] = lambda: None
         self._examples = 0  # of the update before
+        self._most_examples = 0  # of an update in this step: a GAN's first one has two periods
         self._epoch: int | None = None
         self._input_examples: int | None = None  # of the micro-batch that the model has seen
         self._input_hook: Any = None
+        self._error_hook: Any = None
         self._has_loader = False
+        self._repeats = False  # whether later backward passes of a step use the same batch again
         self._losses: list[tuple[int, Any, Any]] = []
         self._scales: dict[int, Any] = {}
         self._steps_waiting: list[dict[str, Any]] = []
         self._sent_at = self._step_started_at = time.perf_counter()
+        self._live_steps = 0  # in which the memory in use was looked at
+        self._live: dict[str, int] | None = None  # what was seen of it in this step
+        self._cleared: int | None = None  # bytes of gradients that were missing at its backward
+        self._largest_part = 0  # examples of a backward pass of this step
         self._has_evaluated = self._has_saved = False
         self._after_evaluation = False
 
@@ -55,7 +71,6 @@ class Watcher:
         """Start a new step."""
         self._waited = 0.0
         self._micro_batches = 0
-        self._new_examples: int | None = None  # of the last batch, before a backward pass used it
         self._step_examples: int | None = None
 
     def install(self) -> None:
@@ -72,7 +87,7 @@ class Watcher:
             torch,
             self._loading,
             self._safely(self._on_optimizer),
-            self._safely(self._noise.before_update),
+            self._safely(self._before_update),
             self._safely(self._on_update),
         )
         Loaders(torch, self._safely(self._on_batch))
@@ -80,6 +95,11 @@ class Watcher:
         self._input_hook = torch.nn.modules.module.register_module_forward_pre_hook(
             self._safely(self._on_input)
         )
+        if self._settings.trial:
+            with suppress(TypeError):  # torch before 2.1
+                self._error_hook = torch.nn.modules.module.register_module_forward_hook(
+                    self._safely(self._after_forward), always_call=True
+                )
         self._wrap(torch.autograd, "backward", before=self._on_backward, after=self._after_backward)
         self._wrap(torch.autograd, "grad", after=self._after_grad)
         self._wrap(torch, "save", before=self._on_save)
@@ -126,7 +146,11 @@ class Watcher:
         def wrapper(*arguments: Any, **keywords: Any) -> Any:
             if before is not None:
                 before(*arguments, **keywords)
-            result = inner(*arguments, **keywords)
+            try:
+                result = inner(*arguments, **keywords)
+            except Exception as error:
+                self._safely(self._on_raised)(error)
+                raise
             if after is not None:
                 after(result, *arguments, **keywords)
             return result
@@ -165,7 +189,7 @@ class Watcher:
             if self._settings.trial and not self._is_warm:
                 self._is_warm = True
                 self._is_on = self._updates.is_on = False
-                _warm_up(self._torch)
+                warm_up(self._torch)
                 self._is_on = self._updates.is_on = True
             yield
 
@@ -181,21 +205,35 @@ class Watcher:
             betas=[float(beta) for beta in betas] if betas else None,
         )
 
-    def _on_batch(self, examples: int | None, seconds: float, length: int | None) -> None:
+    def _on_batch(
+        self, examples: int | None, seconds: float, length: int | None, iterator: Any
+    ) -> None:
         self._waited += seconds
         if not self._torch.is_grad_enabled():
             self._on_evaluation()
             return
-        self._new_examples, self._has_loader = examples, True
+        if self._fetched_from() is not iterator:  # an epoch that ended early, another loader
+            self._fetched.clear()
+            self._fetched_from = weakref.ref(iterator)
+        self._fetched.append(examples)
+        self._has_loader = True
         if self._epoch is None:
             self._epoch = length
 
     def _on_input(self, module: Any, arguments: Any) -> None:
-        """Take the batch's size from the first input of the outermost module, for a few steps."""
+        """Take the batch's size from the first input of the outermost module, for a few steps.
+
+        A layer inside that expects time first shows the batch behind it.
+        """
         if not self._torch.is_grad_enabled():
             self._on_evaluation()
         elif self._input_examples is None:
             self._input_examples = leading_size(arguments, self._settings.batch)
+        elif getattr(module, "batch_first", True) is False:  # torch's recurrent layers and others
+            shape: Any = getattr(arguments[0] if arguments else None, "shape", None)
+            is_sequence = shape is not None and len(shape) == 3  # (time, batch, features)
+            if is_sequence and self._settings.batch in (None, int(shape[1])):
+                self._input_examples = int(shape[1])
 
     def _stop_looking(self) -> None:
         is_awaited = self._settings.until_evaluation and not self._has_evaluated
@@ -218,10 +256,15 @@ class Watcher:
 
     def _on_compile(self, *arguments: Any, **keywords: Any) -> None:
         self._stop_looking()
+        if self._error_hook is not None:
+            self._error_hook.remove()
         self._noise.refuse("the model is compiled, and hooks would compile it again")
 
     def _on_backward(self, tensors: Any, *arguments: Any, **keywords: Any) -> None:
-        self._noise.before_backward(self._new_examples or self._input_examples)
+        if self._memory.is_measuring and self._cleared is None:
+            self._cleared = self._updates.missing_gradient_bytes()
+        fetched = self._fetched[0] if self._fetched else None
+        self._noise.before_backward(fetched or self._input_examples)
         root = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
         if isinstance(root, self._torch.Tensor) and root.numel() == 1:
             scaled, scale = self._scales.pop(id(root), (None, None))
@@ -234,39 +277,79 @@ class Watcher:
         if self._updates.is_inside and self._micro_batches:
             self._noise.after_backward(None)  # a closure that runs again on the same examples
             return
+        is_fetched, seen = bool(self._fetched), self._input_examples
+        examples = self._next_fetched()
+        if self._input_hook is not None:
+            self._input_examples = None  # the next micro-batch may be smaller
+            if self._has_loader and not is_fetched:  # a loop may split a batch by itself
+                self._repeats = seen in (None, self._largest_part)
+        if self._has_loader and not is_fetched and self._micro_batches and self._repeats:
+            self._noise.after_backward(None)
+            return
         self._micro_batches += 1
-        if self._new_examples is not None:
-            self._stop_looking()
-        elif not self._has_loader:
-            self._new_examples = self._input_examples
-            if self._input_hook is not None:
-                self._input_examples = None  # the next micro-batch may be smaller
-        examples, self._new_examples = self._new_examples, None
+        if not self._has_loader:
+            examples = seen
         if examples is not None:
             self._step_examples = (self._step_examples or 0) + examples
+            self._largest_part = max(self._largest_part, examples)
         self._noise.after_backward(examples)
         if not self._updates.count:
             self._own_updates += 1
-            if self._own_updates == _PATIENCE + 1:  # those before were steps as well
-                self._micro_batches, self._step_examples = 1, examples
-            if self._own_updates > _PATIENCE:
+            if self._own_updates <= _PATIENCE:
+                self._undecided.append((examples, time.perf_counter(), time.monotonic()))
+            else:
                 self._start_memory()
+                self._take_undecided()
+                self._micro_batches, self._step_examples = 1, examples
                 self._on_update(None, ends=True)
+
+    def _take_undecided(self) -> None:
+        """The backward passes so far were steps: no optimizer of torch's has followed."""
+        undecided, self._undecided = self._undecided, []
+        for examples, now, ended_at in undecided:
+            self._steps += 1
+            step = {
+                "number": self._steps,
+                "seconds": now - self._step_started_at,
+                "ended_at": ended_at,
+                "waited": 0.0,
+                "examples": examples,
+                "micro_batches": 1,
+            }
+            self._step_started_at = now
+            self._steps_waiting.append(step)
+
+    def _next_fetched(self) -> int | None:
+        return self._fetched.popleft() if self._fetched else None
 
     def _after_grad(self, result: Any, *arguments: Any, **keywords: Any) -> None:
         """After `torch.autograd.grad`: gradients that a script puts into its parameters itself."""
         self._updates.has_gradients = True
 
+    def _before_update(self, optimizer: Any) -> None:
+        self._noise.before_update(optimizer)
+        if self._micro_batches and self._updates.count == 1:
+            self._end_of_activations()  # what an optimizer needs does not depend on the batch
+
+    def _end_of_activations(self) -> None:
+        found = self._memory.end_step()
+        if found is not None:
+            # Several backward passes add to the gradients of the first one.
+            cleared = (self._cleared or 0) if self._micro_batches == 1 else 0
+            self._live = {**found, "cleared": cleared, "examples": self._largest_part}
+
     def _on_update(self, optimizer: Any, ends: bool) -> None:
         self._noise.after_update()
         # Without a backward pass (`torch.func`) the batch is what the loader has returned.
-        returned = None if self._micro_batches else self._new_examples
+        returned = None if self._micro_batches else self._next_fetched()
         examples = self._step_examples or returned or self._examples or None
         self._examples = examples or 0
+        self._most_examples = max(self._most_examples, self._examples)
         micro_batches, waited = self._micro_batches, self._waited
         if not ends:
             self._step_examples, self._micro_batches = None, 0
             return
+        examples, self._most_examples = self._most_examples or None, 0
         now = time.perf_counter()
         self._steps += 1
         if self._steps >= _LOOKS:
@@ -280,12 +363,24 @@ class Watcher:
             "examples": examples,
             "micro_batches": micro_batches,
         }
+        self._end_of_activations()
+        if self._live is not None and self._largest_part:
+            step["live"] = self._live
+            self._live_steps += 1
+        self._live, self._cleared, self._largest_part = None, None, 0
         self._step_started_at = now
         self._forget()
         self._steps_waiting.append(step)
         if self._updates.count > 1:
             self._noise.refuse("several optimizers take turns")
         self._report(step, now)
+        if (
+            self._steps in _LIVE_STEPS
+            and self._live_steps < _MOST_LIVE
+            and not self._settings.trial
+            and not self._noise.is_sampling  # which keeps inputs
+        ):
+            self._memory.start_step()
         # The agent's own time is no part of a step.
         self._step_started_at = time.perf_counter()
 
@@ -324,7 +419,6 @@ class Watcher:
             event="steps",
             steps=steps,
             losses=losses,
-            optimizers=self._updates.count,
             **self._coverage(),
         )
 
@@ -338,6 +432,17 @@ class Watcher:
             factor = float(scale) if scale is not None else 1.0
             read.append((step, float(loss) / (factor or 1.0)))
         return read
+
+    def _after_forward(self, *_: Any) -> None:
+        """Called after an error as well, while it is handled."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            self._on_raised(error)
+
+    def _on_raised(self, error: BaseException) -> None:
+        """In a trial, report an out-of-memory error: scripts may catch it and skip the batch."""
+        if self._settings.trial and shared("_device/out_of_memory").is_out_of_memory(error):
+            self._on_error(error)
 
     def _on_error(self, error: BaseException) -> None:
         import traceback
@@ -354,6 +459,12 @@ class Watcher:
         )
 
     def _on_exit(self) -> None:
+        if not self._steps and self._own_updates and not self._updates.count:
+            self._start_memory()
+            self._take_undecided()
+        if not self._steps and self._most_examples:  # several optimizers, and no second period
+            self._undecided = [(self._most_examples, time.perf_counter(), time.monotonic())]
+            self._take_undecided()
         if not self._steps:
             return
         if self._steps_waiting:
@@ -374,19 +485,3 @@ class Watcher:
             self._connection().send(**message)
         except OSError:
             pass  # there is no parent: the training goes on
-
-
-def _warm_up(torch: Any) -> None:
-    """Start what every training has, as `rightbatch._device.cpu.CPU.prepare` and a worker do.
-
-    Importing may draw random numbers, so the generator is put back.
-    """
-    import random
-
-    state = random.getstate()
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    parameter.sum().backward()
-    torch.optim.AdamW([parameter]).step()
-    x = torch.ones(256, 1024, requires_grad=True)
-    (x @ x.T).sum().backward()
-    random.setstate(state)
