@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.page.goals import Goal, goals
 from benchmarks.page.provenance import provenance
-from benchmarks.serve import engine, faults, soak, table, virtual
+from benchmarks.serve import engine, faults, hostile, soak, table, virtual
 
 _PACKAGES = ("onnxruntime", "av", "ultralytics")
 
@@ -28,6 +28,8 @@ def section(stored: dict[str, dict[str, Any]]) -> str:
         _part("Cameras that fail", faults.table(stored["serve_faults"])),
         "Each fault is another camera's; the others must not notice it.\n",
         provenance(stored["serve_faults"], packages=_PACKAGES),
+        _part("A model that becomes slow", hostile.table(stored["serve_hostile"]["results"])),
+        provenance(stored["serve_hostile"], packages=("rightbatch",)),
         _part("A long run", soak.table(stored["serve_soak"])),
         provenance(stored["serve_soak"]["about"], packages=_PACKAGES),
     ]

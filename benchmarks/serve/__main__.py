@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("virtual", "engine", "real_model", "faults", "soak")
+PARTS = ("virtual", "engine", "real_model", "faults", "hostile", "soak")
 
 
 def main() -> int:

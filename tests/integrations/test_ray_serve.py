@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -204,6 +208,16 @@ def test_health_needs_no_token_and_images_do_where_one_is_set(site: dict[str, Si
     assert wrong.status == 401
 
 
+def test_other_names_of_the_host_and_pages_of_other_sites_are_refused(
+    site: dict[str, Site],
+) -> None:
+    image = png(picture())
+    assert site["means"].ask("/health", Host="rebound.example").status == 400
+    assert site["means"].ask("/predict", image, Host="rebound.example").status == 400
+    assert site["means"].ask("/predict", image, Origin="http://evil.example").status == 403
+    assert site["means"].ask("/predict", image).status == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "method", "status"),
     [
@@ -323,3 +337,33 @@ def test_a_latency_that_is_none_is_refused_before_ray_is_asked() -> None:
 
     with pytest.raises(rb.UsageError, match="is not a duration"):
         deployment("model.py:means", "soon")
+
+
+def test_sigterm_finishes_what_was_accepted(file: Path, ray_token: Path) -> None:
+    """The command itself, in a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "rightbatch", "serve", f"{file}:slow", "--latency", "2s"]
+    environment = os.environ | {"RAY_AUTH_TOKEN_PATH": str(ray_token), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--on", "ray", "--http", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any("POST images to" in line for line in process.stdout)
+            drain = threading.Thread(target=process.stdout.read)
+            drain.start()
+            one = Site(f"http://127.0.0.1:{port}", None)
+            assert one.ask("/predict", png(picture())).status == 200  # calibrates
+            with ThreadPoolExecutor(12) as pool:
+                asked = [pool.submit(one.ask, "/predict", png(picture())) for _ in range(12)]
+                time.sleep(0.4)
+                process.terminate()
+                assert [answer.result().status for answer in asked] == [200] * 12
+            assert process.wait(60) == 0
+            drain.join(10)
+        finally:
+            process.kill()

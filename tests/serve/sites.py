@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.engine.batcher import Batcher
+
+JSON = {"Content_Type": "application/json"}
 
 
 class Answer(NamedTuple):
@@ -41,6 +44,27 @@ def ask(url: str, path: str, body: Any = None, method: str | None = None, **head
         return Answer(response.status, response.headers, response.read())
     finally:
         connection.close()
+
+
+def raw(url: str, text: bytes, *, then: bytes = b"", wait: float = 0.0) -> bytes:
+    """What comes back for bytes on a socket, up to its end."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        connection.sendall(text)
+        if then:
+            time.sleep(wait)
+            connection.sendall(then)
+        answer = b""
+        while b"}" not in answer and (part := connection.recv(65536)):
+            answer += part
+        return answer
+
+
+def form(file: bytes, field: str = "file", filename: str | None = "a.png") -> tuple[bytes, str]:
+    """The body of a form with one file, and its content type."""
+    named = f'; filename="{filename}"' if filename else ""
+    head = f'--line\r\nContent-Disposition: form-data; name="{field}"{named}\r\n\r\n'
+    return head.encode() + file + b"\r\n--line--\r\n", "multipart/form-data; boundary=line"
 
 
 def encoded(image: NDArray[np.uint8], format: str = "PNG") -> bytes:
@@ -92,7 +116,7 @@ class StandIn:
     batches: list[dict[str, Any]] | None = None
     since: float = field(default_factory=time.time)
 
-    def add(
+    def add_from_page(
         self,
         source_: Any,
         *,

@@ -125,10 +125,14 @@ def test_a_signal_lets_it_finish_what_was_accepted(folder: Path, number: int, co
     asked = serve("slow", *["--source", "belt.mp4"] * 20, "--stop-within", "60s")
     process = start(folder, *asked)
     assert process.stdout is not None
+    assert process.stderr is not None
     first = process.stdout.readline()
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    # `communicate` would lose what `readline` has read behind the first line.
+    out, err = process.stdout.read(), process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == code, err
     lines = [json.loads(line) for line in [first, *out.splitlines()]]
     for source in {line["source"] for line in lines}:  # without a gap
         frames = [line["frame"] for line in lines if line["source"] == source]

@@ -9,12 +9,10 @@ import os
 import secrets
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
-from types import FrameType
 from typing import Any, TextIO
 
 from rightbatch._errors import MissingExtraError, UsageError, WorkloadError
@@ -22,6 +20,7 @@ from rightbatch._progress import Live
 from rightbatch._serve.engine.calibration import Calibration
 from rightbatch._serve.engine.records import Contract
 from rightbatch._serve.server import Server
+from rightbatch._serve.signals import Signalled, signals
 from rightbatch._units import parse_seconds
 from rightbatch._web.access import is_this_machine
 
@@ -59,9 +58,11 @@ def run(
     def show_calibration(calibration: Calibration) -> None:
         where = f" on {server.device}" if server.device else ""
         say(f"{server.name}{where} within {1000 * calibration.latency:g} ms: {calibration}")
+        if server.model_note:
+            say(f"{server.name}: {server.model_note}")
 
     left = 0
-    with _signals() as signalled, _results_only() as stdout:
+    with signals() as signalled, _results_only() as stdout:
         destinations = [stdout if place == "-" else place for place in to or ("-",)]
         shows_progress = bool(to) and "-" not in to  # else it would mix with the results
         server = Server(
@@ -127,7 +128,7 @@ def _page_url(url: str, token: str | None) -> str:
 
 
 def _wait(
-    server: Server, signalled: _Signalled, waits_for_requests: bool, shows_progress: bool
+    server: Server, signalled: Signalled, waits_for_requests: bool, shows_progress: bool
 ) -> None:
     """Wait until the server is over, a signal arrives, or the reader of the results has gone."""
     failed = False
@@ -177,23 +178,6 @@ def _raise_failure(server: Server, status: dict[str, Any]) -> None:
         raise UsageError("; ".join(f"{s['name']} ({s['url']}): {s['error']}" for s in broken))
 
 
-class _Signalled:
-    """A signal handler that stores the first signal."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._received = threading.Event()
-
-    def wait(self, seconds: float) -> bool:
-        return self._received.wait(seconds)
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:  # the second signal ends the process at once
-            raise KeyboardInterrupt("interrupted twice; accepted frames are not finished")
-        self.number = number
-        self._received.set()
-
-
 @contextmanager
 def _results_only() -> Iterator[TextIO | FileIO]:
     """Reserve stdout for results: what the model and its libraries print goes to stderr."""
@@ -211,20 +195,3 @@ def _results_only() -> Iterator[TextIO | FileIO]:
         sys.stdout.flush()
         os.dup2(results.fileno(), descriptor)
         results.close()
-
-
-@contextmanager
-def _signals() -> Iterator[_Signalled]:
-    """Handle SIGTERM and Ctrl-C by a clean stop; possible on the main thread only."""
-    signalled = _Signalled()
-    if threading.current_thread() is not threading.main_thread():
-        yield signalled
-        return
-    before = {
-        number: signal.signal(number, signalled) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield signalled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

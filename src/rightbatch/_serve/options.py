@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rightbatch._serve.engine.records import Contract
+from rightbatch._serve.load.export import Target
 from rightbatch._workload.options import AddressOptions, Help, MaxBatch, Memory, Options, Seed
 
 
@@ -33,6 +35,14 @@ class ServeOptions(EngineOptions, AddressOptions):
             cli_type=tuple[str, ...],
         ),
     ] = None
+    allow_source: Annotated[
+        Sequence[str],
+        Help(
+            "what the page may open besides --source: a folder, a scheme (rtsp:) or a URL with "
+            "what is below it; repeatable",
+            cli_type=tuple[str, ...],
+        ),
+    ] = ()
     http: Annotated[int | None, Help("take images over HTTP at this port")] = None
     contract: Annotated[
         Contract | None,
@@ -53,4 +63,9 @@ class BenchOptions(EngineOptions):
     ] = None
     seconds: Annotated[float, Help("of each load; at least ten times the latency target")] = 5.0
     camera_rate: Annotated[float, Help("frames a second of a camera")] = 10.0
+    export: Annotated[
+        Target | None,
+        Help("write the batch size and the delay that were found as settings of this server"),
+    ] = None
+    out: Annotated[str | None, Help("folder in which --export writes")] = None
     seed: Seed = 0

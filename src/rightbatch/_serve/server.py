@@ -15,10 +15,12 @@ from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import REQUESTS, Contract
 from rightbatch._serve.models.open import open_model
 from rightbatch._serve.pipeline import SourcePipeline
+from rightbatch._serve.redaction import printable
 from rightbatch._serve.sinks.in_process import IterationSink
 from rightbatch._serve.sinks.line import Line
 from rightbatch._serve.sinks.open import Destination, open_sinks
 from rightbatch._serve.sinks.writer import Writer
+from rightbatch._serve.sources.allowed import MOST_SOURCES, AllowedSources
 from rightbatch._serve.sources.open import open_source
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Server:
             size it holds.
         isolated: read each source in a process of its own, which is killed when it hangs.
         stall_after: seconds without a frame after which a live source is reconnected.
+        allow_source: what the page may open besides the sources that were added here: folders,
+            schemes (`"rtsp:"`) and URLs (`"http://hall/"`, with all that is below).
         progress: show the progress of the calibration on a terminal.
         on_calibrated: called with the `Calibration` when it is known.
         options: of the model's integration (`imgsz=`, `conf=`, `threads=`).
@@ -65,12 +69,14 @@ class Server:
         memory: int | str | None = None,
         isolated: bool = False,
         stall_after: float = 3.0,
+        allow_source: Sequence[str] = (),
         progress: bool = True,
         on_calibrated: Callable[[Any], object] = lambda calibration: None,
         **options: Any,
     ) -> None:
         self._model_arguments = (model, {"device": device, "max_batch": max_batch, **options})
         self._memory = memory
+        self._allowed = AllowedSources(allow_source)
         self._feed_options = {"isolated": isolated, "stall_after": stall_after}
         self._progress = progress
         self._on_calibrated = on_calibrated
@@ -115,6 +121,11 @@ class Server:
         """Where the model runs, if it is known."""
         return getattr(self._model, "device", None)
 
+    @property
+    def model_note(self) -> str | None:
+        """What is to be said about the model: why its batches are fixed, if that is unexpected."""
+        return getattr(self._model, "note", None)
+
     def add(
         self,
         source: Any,
@@ -138,6 +149,9 @@ class Server:
             UsageError: if the source does not exist, or the name is taken.
         """
         spec = open_source(source)
+        self._allowed.name(source)
+        if name is not None and name != printable(name):
+            raise UsageError(f"source name {printable(name)!r} has control characters")
         feed_options = self._feed_options | ({} if isolated is None else {"isolated": isolated})
         with self._lock:
             if self._state in ("stopping", "stopped"):
@@ -161,6 +175,26 @@ class Server:
                 self._state = "serving"
         intake.start()
         return name
+
+    def add_from_page(
+        self,
+        source: str | int,
+        *,
+        name: str | None = None,
+        contract: Contract | None = None,
+        weight: float | None = None,
+    ) -> str:
+        """Add a source that the page asks for; arguments as for `add`.
+
+        Raises:
+            UsageError: if the page may not open it, there are too many, or as `add`.
+        """
+        self._allowed.check(source)
+        with self._lock:
+            count = len(self._pipelines) + len(self._removing)
+        if count >= MOST_SOURCES:
+            raise UsageError(f"there are {count} sources already; remove one first")
+        return self.add(source, name=name, contract=contract, weight=weight)
 
     def remove(self, name: str) -> None:
         """Remove a source; its waiting frames are dropped.
@@ -244,6 +278,7 @@ class Server:
             "largest_batch": batcher.largest_batch,
             "waiting": batcher.waiting,
             "oldest_ms": round(1000 * batcher.oldest(), 2),
+            "seconds_without_success": round(batcher.attainment.seconds_without_success, 1),
             "total": batcher.counters.total(),
             "sources": [intake.status() for intake in intakes],
             "requests": requests,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import sys
@@ -10,12 +11,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._web.connections import ACCEPTED_AT_ONCE, RareErrors, limited_protocol, limits_here
 
 if TYPE_CHECKING:
     import uvicorn
 
 _START_TIMEOUT = 10.0  # seconds
 _STOP_TIMEOUT = 5  # seconds, an integer, for running requests
+_BACKLOG = 2048  # connections that wait to be accepted
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -70,13 +73,14 @@ class HttpServer:
             import uvicorn
         except ImportError:
             raise MissingExtraError("uvicorn", self._extra) from None
-
         if self._listener is None:
             self.bind(host, port)
         listener = self._listener
         assert listener is not None
         config = uvicorn.Config(
             app,
+            http=limited_protocol(limits_here()),
+            backlog=ACCEPTED_AT_ONCE,
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -87,7 +91,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_graceful_shutdown=_STOP_TIMEOUT,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _server(config, listener)
         self._thread = threading.Thread(
             target=self._server.run,
             kwargs={"sockets": [listener]},
@@ -119,6 +123,18 @@ class HttpServer:
             self._thread.join(1.0)
 
 
+def _server(config: uvicorn.Config, listener: socket.socket) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(RareErrors())
+            await super().startup(sockets)
+            listener.listen(_BACKLOG)  # asyncio set it to how many it accepts at once
+
+    return Server(config)
+
+
 def _listen(host: str, port: int, option: str = "--http") -> socket.socket:
     if not 0 <= port < 65536:
         raise UsageError(f"the port must be from 0 to 65535, got {port}")
@@ -133,7 +149,7 @@ def _listen(host: str, port: int, option: str = "--http") -> socket.socket:
         if sys.platform != "win32":  # there it allows to bind a port in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen at {host} port {port}: {_reason(error, option)}") from None

@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._serve.models.onnx_providers import PROVIDERS, providers_of
 
-# Best first. TensorRT only by name: it builds an engine for every shape, which takes minutes.
-_PROVIDERS = {
-    "tensorrt": "TensorrtExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "cpu": "CPUExecutionProvider",
-}
 _DEFAULTS = ("cuda", "migraphx", "directml", "coreml", "openvino", "cpu")
 
 
 def devices() -> list[str]:
     """Return the devices that the installed ONNX Runtime was built for, best first."""
     available = _onnxruntime().get_available_providers()
-    return [name for name, provider in _PROVIDERS.items() if provider in available]
+    return [name for name, provider in PROVIDERS.items() if provider in available]
 
 
 def open_session(path: Path, device: str | None, threads: int) -> tuple[Any, str]:
@@ -50,12 +39,9 @@ def open_session(path: Path, device: str | None, threads: int) -> tuple[Any, str
             "(onnxruntime-gpu, onnxruntime-openvino, onnxruntime-directml)"
         )
     wanted = [name] if device else [one for one in _DEFAULTS if one in available]
+    providers = providers_of(wanted)
     settings: list[dict[str, str]] = [{"device_id": index} if index else {}]
-    settings += [{}] * (len(wanted) - 1)
-    providers = [_PROVIDERS[one] for one in wanted]
-    if "cpu" not in wanted:  # for operators that the device does not support
-        providers.append(_PROVIDERS["cpu"])
-        settings.append({})
+    settings += [{}] * (len(providers) - 1)
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=providers, provider_options=settings
@@ -64,7 +50,7 @@ def open_session(path: Path, device: str | None, threads: int) -> tuple[Any, str
         raise UsageError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {error}"
         ) from error
-    names = {provider: one for one, provider in _PROVIDERS.items()}
+    names = {provider: one for one, provider in PROVIDERS.items()}
     active = names.get(session.get_providers()[0], session.get_providers()[0])
     if device is not None and active != name:
         raise UsageError(
@@ -72,6 +58,14 @@ def open_session(path: Path, device: str | None, threads: int) -> tuple[Any, str
             "the driver or a library is missing"
         )
     return session, active
+
+
+def run_quietly(session: Any, inputs: dict[str, Any]) -> list[Any]:
+    """Run a session on inputs that it may refuse; errors are raised, but not printed."""
+    options = _onnxruntime().RunOptions()
+    options.log_severity_level = 4  # fatal errors only
+    outputs: list[Any] = session.run(None, inputs, options)
+    return outputs
 
 
 def default_threads() -> int:

@@ -71,6 +71,13 @@ def write(image: Image, out_HWC: NDArray[Any]) -> None:
         np.divide(image, np.float32(255), out=out_HWC, casting="same_kind")
 
 
+def to_gray(image: Image) -> Image:
+    """Return the luma (ITU-R BT.601, as Pillow and OpenCV have it) of an RGB image: H×W×1."""
+    weighted = image @ np.array([19595, 38470, 7471], np.uint32)
+    gray: Image = ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
+    return gray
+
+
 def resize(image: Image, shape: Shape) -> Image:
     """Resize bilinearly between pixel centres, with replicated edges."""
     if image.shape[:2] == shape:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
-from rightbatch.integrations._pixels import Image, Letterbox, Shape, resize, write
+from rightbatch.integrations._pixels import Image, Letterbox, Shape, resize, to_gray, write
 
 _TOP = 5  # classes of a classification
 _MAX_CANDIDATES = 3000  # boxes of an image, by confidence, that enter the suppression
@@ -171,7 +171,8 @@ class RawOutputs:
         return height or image.shape[0], width or image.shape[1]
 
     def write(self, image: Image, out_HWC: NDArray[Any]) -> None:
-        write(resize(image, self.shape_of(image)), out_HWC)
+        resized = resize(image, self.shape_of(image))
+        write(to_gray(resized) if out_HWC.shape[2] == 1 else resized, out_HWC)
         if self._is_normalized:
             out_HWC -= self._mean.astype(out_HWC.dtype)
             out_HWC /= self._std.astype(out_HWC.dtype)

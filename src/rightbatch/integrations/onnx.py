@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.models.results import run_grouped
-from rightbatch.integrations._onnx_runtime import default_threads, devices, open_session
+from rightbatch.integrations._onnx_batch import BatchAxis, find_batch_axis
+from rightbatch.integrations._onnx_input import WAY_ROUND, ImageInput
+from rightbatch.integrations._onnx_runtime import (
+    default_threads,
+    devices,
+    open_session,
+    run_quietly,
+)
 from rightbatch.integrations._pixels import Image, Shape
 from rightbatch.integrations._yolo_outputs import Classifier, Detector, Metadata, RawOutputs
 
 __all__ = ["OnnxModel", "devices", "open_model"]
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _OPTIONS = {
     "detect": ("imgsz", "rect", "conf", "iou", "max_det"),
     "classify": ("imgsz",),
@@ -60,8 +66,11 @@ def open_model(spec: str, *, device: str | None = None, **options: Any) -> OnnxM
 class OnnxModel:
     """An ONNX model with one image input.
 
-    The input is N×3×H×W or N×H×W×3, of float32, float16 (0 to 1) or uint8; N, H and W are fixed or
-    dynamic. If N is fixed, the last part of a batch is padded.
+    The input is N×3×H×W or N×H×W×3, or has one channel (gray), of float32, float16 (0 to 1) or
+    uint8; N, H and W are fixed or dynamic. If N is fixed, the last part of a batch is padded.
+    Files that Ultralytics did not export are tried with batches of noise when they are opened:
+    where the file takes fewer than it declares, `note` says so. `is_batch_dynamic` is what the file
+    declares; `by_image` has for each output whether its first axis is that of the images.
 
     Args:
         path: the file.
@@ -91,20 +100,16 @@ class OnnxModel:
         is_parallel = self.device == "cpu" and self._threads > 1
         self._single: Any = open_session(path, "cpu", 1)[0] if is_parallel else None
         self._pool = ThreadPoolExecutor(self._threads, f"rightbatch-{path.name}")
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            names = ", ".join(one.name for one in inputs)
-            raise UsageError(
-                f"{self.name} has {len(inputs)} inputs ({names}); expected one image input"
-            )
-        self._input = inputs[0].name
-        self._batch = self._read_shape(inputs[0].shape, inputs[0].type)
+        self._input = ImageInput.of(self.name, self._session.get_inputs())
         metadata = Metadata.of(self._session.get_modelmeta().custom_metadata_map)
-        if metadata is not None and metadata.batch is not None:
-            self._batch = metadata.batch
+        self._axis = self._batch_axis(path, metadata)
+        self._batch = self._axis.size
         self.sizes = None if self._batch is None else (self._batch,)
+        self.note = self._axis.reason
+        self.by_image = self._axis.by_image
+        self.is_batch_dynamic = self._input.batch is None
         self._head = self._open_head(metadata, options)
-        self._buffer = np.empty(0, self._type)
+        self._buffer = np.empty(0, self._input.dtype)
 
     def __call__(self, images: list[Image]) -> list[Any]:
         """Return one result per image."""
@@ -134,47 +139,44 @@ class OnnxModel:
             for image, out_HWC in zip(images[start:end], batch_NHWC[start:end], strict=True):
                 self._head.write(image, out_HWC)
             part = batch[start : start + self._batch] if self._batch else batch[start:end]
-            outputs = self._checked(session.run(None, {self._input: part}), len(part))
-            found = [output[: end - start] for output in outputs]
+            outputs = self._checked(session.run(None, {self._input.name: part}), len(part))
+            found = [
+                output[: end - start] if is_row else output[None]
+                for output, is_row in zip(outputs, self.by_image, strict=True)
+            ]
             return self._head.results(found, images[start:end])
 
         run_parts = self._pool.map if runs_in_threads else map
         return [result for part in run_parts(run, starts, starts[1:]) for result in part]
 
+    def _batch_axis(self, path: Path, metadata: Metadata | None) -> BatchAxis:
+        outputs = self._session.get_outputs()
+        if metadata is not None:  # of a known exporter
+            batch = self._input.batch if metadata.batch is None else metadata.batch
+            return BatchAxis(batch, (True,) * len(outputs))
+        session = self._session
+        if self.device == "tensorrt":  # builds an engine for every shape, which takes minutes
+            session = open_session(path, "cpu", self._threads)[0]
+        name = self._input.name
+        return find_batch_axis(lambda x: run_quietly(session, {name: x}), self._input, outputs)
+
     def _checked(self, outputs: list[Any], size: int) -> list[NDArray[Any]]:
-        for output in outputs:
-            if not isinstance(output, np.ndarray) or output.ndim == 0 or len(output) != size:
+        for output, is_row in zip(outputs, self.by_image, strict=True):
+            is_array = isinstance(output, np.ndarray)
+            if not is_array or (is_row and (output.ndim == 0 or len(output) != size)):
                 raise UsageError(
                     f"{self.name} must have outputs whose first axis has length {size} (the "
-                    f"images), got {getattr(output, 'shape', type(output).__name__)}"
+                    f"images), got {getattr(output, 'shape', type(output).__name__)}; {WAY_ROUND}"
                 )
         return outputs
 
     def _batch_of(self, size: int, shape: Shape) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the batch in the model's layout and as NHWC; both are views of one buffer."""
-        length = size * shape[0] * shape[1] * 3
+        length = size * shape[0] * shape[1] * self._input.channels
         if self._buffer.size < length:
-            self._buffer = np.empty(length, self._type)
-        memory = self._buffer[:length]
-        if self._is_channels_last:
-            batch = memory.reshape(size, *shape, 3)
-            return batch, batch
-        batch = memory.reshape(size, 3, *shape)
-        return batch, batch.transpose(0, 2, 3, 1)
-
-    def _read_shape(self, shape: list[int | str | None], kind: str) -> int | None:
-        """Store dtype, layout, height and width; return the batch size, None if dynamic."""
-        fixed = [side if isinstance(side, int) and side > 0 else None for side in shape]
-        if len(fixed) != 4 or 3 not in (fixed[1], fixed[3]) or kind not in _TYPES:
-            raise UsageError(
-                f"{self.name} has an input {kind} of {shape}; expected N×3×H×W or N×H×W×3 of "
-                f"{', '.join(_TYPES)}"
-            )
-        self._type = np.dtype(_TYPES[kind])
-        self._is_channels_last = fixed[1] != 3
-        height, width = fixed[1:3] if self._is_channels_last else fixed[2:4]
-        self._shape = (height, width)
-        return fixed[0]
+            self._buffer = np.empty(length, self._input.dtype)
+        batch = self._input.batch_in(self._buffer, size, shape)
+        return batch, self._input.as_NHWC(batch)
 
     def _open_head(self, metadata: Metadata | None, options: dict[str, Any]) -> Head:
         task = metadata.task if metadata else ""
@@ -191,9 +193,21 @@ class OnnxModel:
             )
         options = {key: value for key, value in options.items() if value is not None}
         if metadata is None:
-            if options and self._type == np.uint8:
+            if options and self._input.dtype == np.uint8:
                 raise UsageError(f"{self.name} has a uint8 input, which is not normalized")
-            return RawOutputs(self._shape, **options)
+            channels = self._input.channels
+            for option, values in options.items():
+                if len(values) not in (1, channels):
+                    raise UsageError(
+                        f"{self.name} has {channels} channel(s); --{option} takes 1 or {channels} "
+                        f"numbers, got {len(values)}"
+                    )
+            return RawOutputs(self._input.shape, **options)
+        if self._input.channels != 3:
+            raise UsageError(
+                f"{self.name} has an input of {self._input.channels} channel(s), which is not "
+                "decoded for Ultralytics' models; use the .pt file with ultralytics"
+            )
         imgsz = self._imgsz(metadata, options.pop("imgsz", None))
         if task == "classify":
             return Classifier(metadata, imgsz)
@@ -211,9 +225,9 @@ class OnnxModel:
             raise UsageError(
                 f"{self.name} has no option iou: the model includes non-maximum suppression"
             )
-        is_free = self._shape == (None, None)
+        is_free = self._input.shape == (None, None)
         if rect and not is_free:
-            height, width = (side or "any" for side in self._shape)
+            height, width = (side or "any" for side in self._input.shape)
             raise UsageError(
                 f"{self.name} does not support rect=True: it is exported for {height}×{width}; "
                 "export it with dynamic=True for other shapes"
@@ -221,13 +235,13 @@ class OnnxModel:
         return Detector(metadata, imgsz, rect=is_free and (rect or rect is None), **options)
 
     def _imgsz(self, metadata: Metadata, imgsz_option: Any) -> Shape:
-        height, width = self._shape
+        height, width = self._input.shape
         if imgsz_option is None:
             return height or metadata.imgsz[0], width or metadata.imgsz[1]
         imgsz = (imgsz_option,) * 2 if isinstance(imgsz_option, int) else tuple(imgsz_option)
         wrong = [
             side
-            for side, fixed in zip(imgsz, self._shape, strict=True)
+            for side, fixed in zip(imgsz, self._input.shape, strict=True)
             if side % metadata.stride or side < 1 or (fixed and side != fixed)
         ]
         if wrong:

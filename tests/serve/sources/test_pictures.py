@@ -159,3 +159,33 @@ def test_arrays_of_any_layout_become_contiguous() -> None:
     [read] = _all(_made([image[:, ::-1]]))
     assert read.flags.c_contiguous
     assert np.array_equal(read, image[:, ::-1])
+
+
+def test_only_decoders_of_pictures_run_whatever_a_file_is_called(tmp_path: Path) -> None:
+    """Pillow gives an EPS file to Ghostscript."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps", "EPS")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    source = _made(tmp_path)
+    source.open()
+    with pytest.raises(DamagedFrameError, match="it is an EPS file, not JPEG"):
+        source.read()
+
+
+def test_floating_point_pictures_are_scaled_or_refused(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "unit.tif")
+    Image.fromarray(values * 1000).save(tmp_path / "wide.tif")
+    source = _made(tmp_path)
+    source.open()
+    read = source.read()
+    assert read is not None
+    np.testing.assert_array_equal(read[0][..., 0], np.round(values * 255))
+    with pytest.raises(DamagedFrameError, match=r"wide\.tif.*beyond 0 to 1"):
+        source.read()
+
+
+def test_of_a_photo_with_more_pictures_behind_it_the_first_is_taken(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert np.abs(_all(_made(tmp_path))[0].astype(int) - (254, 0, 0)).max() < 8

@@ -94,7 +94,7 @@ def test_a_source_that_is_gone_leaves_nothing_behind() -> None:
         found = samples(metrics)
         assert not [key for key in found if ("source", "line1") in key[1]]
         assert value(found, "frames_total", source="line2") == 1200
-        server.add("rtsp://line1", name="line1")
+        server.add_from_page("rtsp://line1", name="line1")
         served(server, "line1", 3)
         assert value(samples(metrics), "latency_seconds_count", source="line1") == 3
 

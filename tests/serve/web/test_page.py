@@ -233,7 +233,7 @@ def test_a_source_that_cannot_be_added_says_why_and_keeps_what_was_typed(
 
 
 def test_a_source_is_removed_once_that_is_confirmed(browser: Any, server: StandIn) -> None:
-    server.add(0, name="hall/2 ä?#%")
+    server.add_from_page(0, name="hall/2 ä?#%")
     with site(server) as url, opened(browser, url) as page:
         page.get_by_role("button", name="Remove hall/2").click()
         page.get_by_role("button", name="Cancel").click()

@@ -6,6 +6,7 @@ of that item to measure their durations.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import UsageError
 from rightbatch._serve.engine import calibration
+from rightbatch._serve.engine.attainment import Attainment
 from rightbatch._serve.engine.calibration import Calibration, Function
 from rightbatch._serve.engine.counters import Counters
 from rightbatch._serve.engine.outcomes import Outcomes, late_error
@@ -23,8 +25,11 @@ from rightbatch._serve.engine.scheduler import Dispatch, Scheduler
 from rightbatch._serve.engine.service_times import ServiceTable
 from rightbatch._units import parse_seconds
 
+_LOG = logging.getLogger("rightbatch")
+
 Done = Callable[[Served | BaseException], None]
 _MAX_OVERHEAD = 0.25  # share of the target that the delay before `put` may take up
+_UNLIKE = 0.5  # a probe below this share of the calibration's seconds calibrates again
 _CONTRACTS = ("every", "freshest", "deadline")
 
 
@@ -59,7 +64,8 @@ class Engine:
         self._sizes = sizes
         self._max_batch = max_batch
         self._on_first = on_first or self.calibrate
-        self._outcomes = Outcomes(self.latency, [self.counters, *listeners])
+        self.attainment = Attainment(self.latency)
+        self._outcomes = Outcomes(self.latency, [self.counters, self.attainment, *listeners])
         # Until the calibration the table assumes that a batch takes no time.
         self._scheduler = Scheduler(
             ServiceTable({1: [1e-9]}), self.latency, sizes=sizes, max_batch=max_batch
@@ -104,7 +110,8 @@ class Engine:
                     raise self._outcomes.refused(stream, "full")
                 if self.calibration is not None:
                     late = scheduler.lateness(stream, now, self._free_at, waiting.arrived)
-                    if late > 0:
+                    is_probe = scheduler.is_probe_due(now) and not len(scheduler.queues)
+                    if late > 0 and not is_probe:
                         raise self._outcomes.refused(stream, "refused", late)
             # The estimate follows an upper quantile of the delay before `put`. Items that are late
             # already are left out: a slow sender must not shrink everybody's batches.
@@ -337,7 +344,7 @@ class Engine:
 
     def _run(self, dispatch: Dispatch) -> None:
         started, clock = time.monotonic(), time.perf_counter()
-        outcomes = self._run_items(dispatch.items)
+        outcomes = self._run_items(dispatch.items, dispatch.is_probe)
         now, seconds = time.monotonic(), time.perf_counter() - clock
         served: list[tuple[str, float, bool]] = []
         size = len(dispatch.items)
@@ -348,6 +355,8 @@ class Engine:
             latency = now - item.arrived
             in_time = latency <= self.latency
             served.append((item.stream, latency, in_time))
+            if item.deadline != NEVER:
+                self.attainment.note(in_time)
             self._outcomes.tell(item, Served(outcome, size, latency, in_time, dispatch.reason))
         if served:
             record = BatchRecord(
@@ -361,8 +370,18 @@ class Engine:
                 items=tuple(served),
             )
             self._outcomes.batch(record)
+            if dispatch.is_probe and self._scheduler.table.level < _UNLIKE:
+                # The calibration's item was unlike those that come, as one huge picture is: it said
+                # that nothing fits, and how batches grow is not known.
+                self._calibrate_again(dispatch.items[0].payload)
 
-    def _run_items(self, items: list[Item]) -> list[Any]:
+    def _calibrate_again(self, item: Any) -> None:
+        try:
+            self._on_first(item)
+        except Exception:  # closed meanwhile, or this item fails in larger batches: keep the table
+            _LOG.debug("the calibration was not repeated", exc_info=True)
+
+    def _run_items(self, items: list[Item], is_probe: bool = False) -> list[Any]:
         """Return a result or an exception for each item; run a batch that fails again in halves.
 
         So one bad item does not fail the others, and a batch that runs out of memory becomes two
@@ -382,7 +401,12 @@ class Engine:
         else:
             seconds = time.perf_counter() - started
             with self._lock:
-                self._scheduler.observe(self._scheduler.padded(size), seconds)
+                self._scheduler.observe(
+                    self._scheduler.padded(size),
+                    seconds,
+                    now=time.monotonic(),
+                    is_probe=is_probe,
+                )
             return outcomes
         middle = (size + 1) // 2
         return self._run_items(items[:middle]) + self._run_items(items[middle:])

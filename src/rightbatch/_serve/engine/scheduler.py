@@ -6,6 +6,9 @@ energy, not time: Xu et al., arXiv 2301.12865). The size is at most the largest 
 2 s(n) <= latency target, since an item waits for one batch at most and then for its own. An item
 that would be late even in the batch that starts now is dropped. A batch is not made smaller to save
 it: smaller batches serve fewer items per second and make later ones late.
+
+The durations are known from batches that ran. If all items are predicted to be late, none would run
+and the prediction could never change; so one item is run from time to time all the same, a probe.
 """
 
 from __future__ import annotations
@@ -20,17 +23,24 @@ from rightbatch._serve.engine.service_times import ServiceTable
 _LIMIT_EVERY = 16  # batches between two updates of the largest size within the target
 _PLAN_EVERY = 512  # batches between two full plans
 _MIN_GAIN = 1.005  # a batch must serve this many times the items per second of half its size
+_PROBE_EVERY = 1.0  # seconds at most without a batch, if items come
+_MUCH_FASTER = 0.8  # a probe that took less than this share of what was expected restarts the level
 _PATIENT_WEIGHT = 0.1  # a file takes what cameras leave, and at least a tenth of their share
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A batch to run now; `ran_as` is its size after padding, `seconds` its expected duration."""
+    """A batch to run now.
+
+    `ran_as` is its size after padding, `seconds` its expected duration. A probe is predicted to be
+    late.
+    """
 
     items: list[Item]
     ran_as: int
     seconds: float
     reason: str
+    is_probe: bool = False
 
 
 class Scheduler:
@@ -60,6 +70,7 @@ class Scheduler:
         self._batches = 0
         self._best: list[int] = []
         self._within = 1
+        self._probe_at: float | None = None
         self.plan()
 
     @property
@@ -142,6 +153,12 @@ class Scheduler:
         finish = max(free_at, now) + full * self._seconds(self.largest) + self._seconds(queued)
         return max(0.0, finish - (arrived + self.latency))
 
+    def is_probe_due(self, now: float) -> bool:
+        """Whether to run an item that is predicted to be late, since nothing else has run."""
+        if self._probe_at is None:
+            self._probe_at = now + self._probe_pause(0.0)
+        return now >= self._probe_at
+
     def next(self, now: float) -> tuple[Dispatch | None, list[tuple[Item, Cause]]]:
         """Return the batch to start on a free device, if any, and the items dropped."""
         dropped: list[tuple[Item, Cause]] = []
@@ -156,18 +173,32 @@ class Scheduler:
                 urgent_only = True
                 size = self._size(queues.urgent)
                 seconds = self._seconds(size)
+            is_probe = False
             if head is not None and now + seconds > head.deadline:
-                queues.drop(head)
-                dropped.append((head, "late"))
-                continue
+                is_probe = waiting == 1 and self.is_probe_due(now)
+                if not is_probe:
+                    queues.drop(head)
+                    dropped.append((head, "late"))
+                    continue
             items = queues.take(size, urgent_only=urgent_only)
             reason = self._reason(size, queues.urgent + size if urgent_only else waiting)
-            return Dispatch(items, self.padded(size), seconds, reason), dropped
+            if is_probe:
+                reason = "a probe: all items are predicted to be late"
+            self._probe_at = now + seconds + self._probe_pause(seconds)
+            return Dispatch(items, self.padded(size), seconds, reason, is_probe), dropped
         return None, dropped
 
-    def observe(self, ran_as: int, seconds: float) -> None:
-        """Update the service table with a batch that ran."""
-        self.table.observe(ran_as, seconds)
+    def observe(
+        self, ran_as: int, seconds: float, *, now: float | None = None, is_probe: bool = False
+    ) -> None:
+        """Update the service table with a batch that ran, and that ended `now`."""
+        if now is not None:
+            self._probe_at = now + self._probe_pause(seconds)
+        if is_probe and seconds < _MUCH_FASTER * self.table.seconds(ran_as):
+            self.table.restart(ran_as, seconds)
+            self._update_limit()
+        else:
+            self.table.observe(ran_as, seconds)
         self._batches += 1
         if self._batches % _PLAN_EVERY == 0:
             self.plan()
@@ -183,6 +214,10 @@ class Scheduler:
     def rate(self) -> float:
         """Return the items per second of the largest batches, one after the other."""
         return self._rate(self.largest)
+
+    def _probe_pause(self, seconds: float) -> float:
+        """Return the seconds until the next probe: the device rests as long as a probe takes."""
+        return min(max(self.latency, seconds), _PROBE_EVERY)
 
     def _size(self, waiting: int) -> int:
         return self._best[min(waiting, self._within)]

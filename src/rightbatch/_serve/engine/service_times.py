@@ -36,6 +36,7 @@ class ServiceTable:
         self._sizes = list(self._shape)
         self._level = 1.0
         self._levels: deque[float] = deque(maxlen=_LEVEL_WINDOW)
+        self._restarted = False  # the window holds what ran since, and is not full yet
         self._noise: deque[float] = deque(maxlen=_NOISE_WINDOW)
         self._tail: float | None = None
         for size, taken in samples.items():
@@ -78,8 +79,11 @@ class ServiceTable:
         seconds = max(seconds, 1e-9)  # the clock may be coarser than the batch
         shape = self._shape_of(size)
         self._levels.append(seconds / shape)
-        if len(self._levels) == _LEVEL_WINDOW:
+        is_full = len(self._levels) == _LEVEL_WINDOW
+        if is_full or self._restarted:
             self._level = median(self._levels)
+        if is_full:
+            self._restarted = False
             # The noise of the middle batch, whose level is known from both sides: a step of the
             # level does not count as noise.
             self._noise.append(self._levels[_LEVEL_WINDOW // 2] / self._level)
@@ -89,6 +93,13 @@ class ServiceTable:
         if size not in self._shape:
             insort(self._sizes, size)
         self._shape[size] = shape * math.exp(_SHAPE_RATE * deviation)
+
+    def restart(self, size: int, seconds: float) -> None:
+        """Take the level from this batch and those that follow: the ones before are out of date."""
+        self._levels.clear()
+        self._restarted = True
+        self._tail = None
+        self.observe(size, seconds)
 
     def line(self) -> tuple[float, float]:
         """Fit seconds = a × n + b by least squares; return (a, b). With a single size, b is 0."""

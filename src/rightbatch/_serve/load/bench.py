@@ -7,16 +7,36 @@ helps here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rightbatch._errors import MissingExtraError, UsageError
+from rightbatch._device import is_out_of_memory
+from rightbatch._errors import (
+    MissingExtraError,
+    NothingFitsError,
+    RightbatchError,
+    UsageError,
+    WorkloadError,
+)
 from rightbatch._progress import Live
 from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.calibration import Calibration
+from rightbatch._serve.engine.service_times import ServiceTable
 from rightbatch._serve.load.arrivals import Kind, schedule
 from rightbatch._serve.load.early_stopping import SHARE
+from rightbatch._serve.load.export import (
+    TARGETS,
+    BatchSettings,
+    Target,
+    by_image,
+    check_batches,
+    check_export,
+    is_batch_dynamic,
+    open_folder,
+    write_export,
+)
 from rightbatch._serve.load.load_test import LoadResult, run
 from rightbatch._serve.load.rate_search import LargestRate, largest_rate
 from rightbatch._serve.models.open import open_model
@@ -43,6 +63,13 @@ class BenchResult:
     calibration: Calibration
     camera_rate: float
     rates: dict[Kind, tuple[LargestRate, LargestRate]]
+    device: str | None = None
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def meets_target(self) -> bool:
+        """Whether there is a rate that the model serves in time."""
+        return any(batched.rate for batched, _ in self.rates.values())
 
     @property
     def reason(self) -> str:
@@ -68,6 +95,29 @@ class BenchResult:
             "reason": self.reason,
         }
 
+    def settings(self, model: str, served: Model) -> BatchSettings:
+        """Return what another server needs to batch this model alike.
+
+        Args:
+            model: its spec.
+            served: what that opened.
+        """
+        size = self.calibration.largest_batch
+        slow = ServiceTable(self.calibration.samples).slow_seconds(size)
+        where = f" on {self.device}" if self.device else ""
+        return BatchSettings(
+            model=model,
+            batch_size=size,
+            latency=self.latency,
+            queue_seconds=max(self.latency - slow, 0.0),
+            device=self.device,
+            is_fixed=self.sizes is not None,
+            is_declared=not is_batch_dynamic(served),
+            by_image=by_image(served),
+            reason=f"rightbatch bench serve: {self.model}{where} within "
+            f"{1000 * self.latency:g} ms, batches up to {size} take {1000 * slow:.3g} ms",
+        )
+
     def _verdict(self, kind: Kind) -> str:
         batched, single = (found.rate for found in self.rates[kind])
         what = "cameras" if kind == "cameras" else "requests"
@@ -90,6 +140,8 @@ def bench(
     max_batch: int | None = None,
     device: str | None = None,
     seed: int = 0,
+    export: Target | None = None,
+    out: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> BenchResult:
@@ -105,34 +157,43 @@ def bench(
         max_batch: the most images in a batch.
         device: where the model runs.
         seed: of the arrival times.
+        export: write the batch size and the delay that were found as settings of this server.
+        out: the folder in which `export` writes, if a rate is in time.
         progress: show the progress on a terminal.
         options: of the model's integration.
 
     Raises:
         UsageError: if an argument is invalid.
+        NothingFitsError: if memory runs out at the smallest batch.
+        WorkloadError: if the model raises another error there.
     """
     if seconds <= 0 or camera_rate <= 0:
         raise UsageError(
             f"seconds and camera_rate must be above 0, got {seconds} and {camera_rate}"
         )
+    if out is not None and export is None:
+        raise UsageError(f"--out requires --export {TARGETS}")
+    file = None if export is None else check_export(export, model, out, device)
     images = _images(image, seed)
-    served = open_model(model, device=device, **options)
-    try:
-        with Live("bench", enabled=progress) as live:
-            if memory is not None:
-                from rightbatch._serve.models.memory import largest_batch_within
+    with ExitStack() as stack:
+        served = stack.enter_context(closing(open_model(model, device=device, **options)))
+        if export is not None and file is not None:
+            check_batches(export, served)
+            stack.enter_context(open_folder(file.parent))
+        live = stack.enter_context(Live("bench", enabled=progress))
+        if memory is not None:
+            from rightbatch._serve.models.memory import largest_batch_within
 
-                live.show(f"finding the largest batch within {memory}")
-                limits = {"device": device, "max_batch": max_batch, **options}
-                max_batch = largest_batch_within(
-                    memory, model, images[0].shape, **limits
-                ).batch_size
-            # In a short load the queue could absorb a rate that cannot be sustained.
-            seconds = max(seconds, _TARGETS * parse_seconds(latency))
-            load = _Load(seconds, camera_rate, seed, live.show)
-            return _bench(served, latency, images, load, max_batch)
-    finally:
-        served.close()
+            live.show(f"finding the largest batch within {memory}")
+            limits = {"device": device, "max_batch": max_batch, **options}
+            max_batch = largest_batch_within(memory, model, images[0].shape, **limits).batch_size
+        # In a short load the queue could absorb a rate that cannot be sustained.
+        seconds = max(seconds, _TARGETS * parse_seconds(latency))
+        load = _Load(seconds, camera_rate, seed, live.show)
+        result = _bench(served, latency, images, load, max_batch)
+        if export is not None and file is not None and result.meets_target:
+            write_export(export, result.settings(str(model), served), file)
+    return result
 
 
 def _bench(
@@ -144,14 +205,49 @@ def _bench(
         Batcher(model, latency, sizes=model.sizes, max_batch=max_batch) as batcher,
         Batcher(model, latency, sizes=model.sizes, max_batch=smallest) as single,
     ):
-        calibration = batcher.calibrate(images[0], load.show)
-        single.calibrate(images[0], load.show)
+        calibration = _calibrated(batcher, model, images[0], load.show)
+        _calibrated(single, model, images[0], load.show)
         for kind in _KINDS:
             guess = max(calibration.requests_per_second, 1.0)
             batched = load.largest(kind, batcher, images, guess)
             one_by_one = load.largest(kind, single, images, max(batched.rate, 1.0))
             rates[kind] = (batched, one_by_one)
-    return BenchResult(model.name, batcher.latency, calibration, load.camera_rate, rates)
+    device = getattr(model, "device", None)
+    return BenchResult(
+        model.name,
+        batcher.latency,
+        calibration,
+        load.camera_rate,
+        rates,
+        device,
+        model.sizes,
+    )
+
+
+def _calibrated(
+    batcher: Batcher, model: Model, image: Image, show: Callable[[str], None]
+) -> Calibration:
+    """Return the calibration of a batcher.
+
+    Raises:
+        NothingFitsError: if memory runs out at the smallest batch.
+        WorkloadError: if the model raises another error there.
+    """
+    try:
+        return batcher.calibrate(image, show)
+    except RightbatchError:
+        raise
+    except Exception as error:
+        size = min(model.sizes) if model.sizes else 1
+        name = type(error).__name__
+        if is_out_of_memory(error):
+            raise NothingFitsError(
+                f"nothing fits: {model.name} runs out of memory at a batch of {size} ({error})",
+                error_type=name,
+                error_message=str(error),
+            ) from error
+        reason = f"{model.name} failed at a batch of {size}: {name}: {error}"
+        raise WorkloadError.of(error, reason) from error
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class _Session:
 
     examples = None
     varies = False
+    notes = ()
 
     def __init__(self, model: Model, shape: tuple[int, ...]) -> None:
         import numpy as np

@@ -8,7 +8,6 @@ integrations: functions `open_model(spec, *, device=None, **options)` in the ent
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -95,10 +94,5 @@ def _load(path: Path, function: str) -> Any:
     except RightbatchError:
         raise
     except Exception as error:
-        name = type(error).__name__
-        raise WorkloadError(
-            f"{path.name} raised {name} while it was loaded: {error}",
-            error_type=name,
-            error_message=str(error),
-            traceback=traceback.format_exc(),
-        ) from error
+        reason = f"{path.name} raised {type(error).__name__} while it was loaded: {error}"
+        raise WorkloadError.of(error, reason) from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rightbatch._json import to_json
 from rightbatch._serve.models.results import json_default
 from rightbatch._serve.redaction import describe_error
 
@@ -46,10 +46,6 @@ class Line:
         the reason in `error`.
         """
         try:
-            text = json.dumps(self.to_dict(), default=json_default)
-            try:
-                return json.dumps(self.to_dict(), default=json_default, allow_nan=False)
-            except ValueError:
-                return json.dumps(json.loads(text, parse_constant=lambda _: None))
+            return to_json(self.to_dict(), default=json_default)
         except (TypeError, ValueError, RecursionError) as error:
             return replace(self, result=None, error=describe_error(error)).to_json()

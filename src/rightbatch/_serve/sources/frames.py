@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from rightbatch._serve.redaction import printable
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -70,9 +72,14 @@ class SourceSpec:
     """A source before any connection.
 
     `name` is short, `url` contains no password, `make` returns a connection that is not open.
+    Control characters of the two and bytes that are not UTF-8 are escaped.
     """
 
     name: str
     url: str
     is_live: bool
     make: Callable[[Timeouts], FrameSource] = field(repr=False)  # contains the password
+
+    def __post_init__(self) -> None:
+        for name in ("name", "url"):
+            object.__setattr__(self, name, printable(getattr(self, name)))

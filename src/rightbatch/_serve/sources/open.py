@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._serve.redaction import redact
 from rightbatch._serve.sources.frames import SourceSpec
+from rightbatch._serve.sources.http import HttpFile, HttpSource
 from rightbatch._serve.sources.pictures import PICTURES, IterableSource, PictureSource, pictures_in
+from rightbatch._serve.sources.signatures import SIGNATURE_BYTES, refusal_as_film
 from rightbatch._serve.sources.video import VideoSource, WebcamSource
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceS
     if isinstance(source, int):
         return _webcam(source)
     if isinstance(source, str):
-        if re.fullmatch(r"(webcam:)?\d+", source):
+        if is_webcam(source):
             return _webcam(int(source.rpartition(":")[2]))
         if "://" in source:
             return _url(source)
@@ -53,6 +56,11 @@ def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceS
         url = f"Python {type(source).__name__}"
         return SourceSpec(name, url, False, partial(IterableSource, source))
     raise UsageError(f"a source is {_KNOWN}; got {type(source).__name__}")
+
+
+def is_webcam(text: str) -> bool:
+    """Whether a source is a webcam's number, as `1` or `webcam:1`."""
+    return re.fullmatch(r"(webcam:)?\d+", text) is not None
 
 
 def _webcam(number: int) -> SourceSpec:
@@ -66,10 +74,12 @@ def _url(text: str) -> SourceSpec:
         _ = parts.port  # raises ValueError if invalid
         if re.search(r"\s", text):
             raise ValueError
+        if "@" in parts.path + parts.query + parts.fragment:  # rtsp://admin:12#3@camera/
+            raise ValueError
     except ValueError:
         raise UsageError(
-            "the source's URL has no valid host and port; in a password, encode / ? # @ : and "
-            "space as %2F %3F %23 %40 %3A %20"
+            "the source's URL has no valid host and port, or an @ behind them; in a password, "
+            "encode / ? # @ : and space as %2F %3F %23 %40 %3A %20, and an @ behind the host as %40"
         ) from None
     scheme = parts.scheme
     text = scheme + text[len(scheme) :]  # FFmpeg accepts lower-case schemes only
@@ -83,10 +93,33 @@ def _url(text: str) -> SourceSpec:
             "folders, webcams and iterables"
         )
     _require("av")
+    if scheme == "srt" and not _has_srt():
+        raise UsageError(
+            "srt://: the FFmpeg of the installed PyAV has no SRT; relay it as RTSP (MediaMTX, or "
+            "ffmpeg -i srt://... -c copy -f rtsp rtsp://...), or build PyAV with an FFmpeg that "
+            "has libsrt"
+        )
     # A video file on a web server ends; every other URL is treated as a camera.
     is_live = not (scheme in ("http", "https") and Path(parts.path).suffix.lower() in _VIDEOS)
     name = parts.hostname or scheme
+    if scheme in ("http", "https"):
+        _require("PIL")
+        kind = HttpSource if is_live else HttpFile
+        return SourceSpec(name, redact(text), is_live, partial(kind, text))
     return SourceSpec(name, redact(text), is_live, partial(VideoSource, text, is_live))
+
+
+@cache
+def _has_srt() -> bool:
+    import av
+
+    try:
+        av.open("srt://", timeout=0.1)  # without a port: refused before it connects
+    except av.error.ProtocolNotFoundError:
+        return False
+    except Exception:
+        return True
+    return True
 
 
 def _path(path: Path) -> SourceSpec:
@@ -101,6 +134,10 @@ def _path(path: Path) -> SourceSpec:
         _require("PIL")
         return SourceSpec(name, str(path), False, partial(PictureSource, files))
     _require("av")
+    if path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            if (reason := refusal_as_film(file.read(SIGNATURE_BYTES), path.suffix)) is not None:
+                raise UsageError(f"{path}: {reason}")
     return SourceSpec(name, str(path), False, partial(VideoSource, str(path), False))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rightbatch._serve.sources.decoding import FILES, open_picture, pages, to_rgb
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 
 if TYPE_CHECKING:
@@ -14,33 +15,48 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-PICTURES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_PHOTOS = (".avif", ".bmp", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+PICTURES = frozenset((*_PHOTOS, ".gif", ".tif", ".tiff"))
 
 
 class PictureSource:
-    """Picture files in order; a file that cannot be read raises `DamagedFrameError`."""
+    """Picture files in order, page by page.
+
+    Of a folder, a file that cannot be read raises `DamagedFrameError`; a single file has failed.
+    """
 
     is_live = False
 
     def __init__(self, files: Iterable[Path], timeouts: Timeouts) -> None:
         self._files = tuple(files)
         self._left: Iterator[Path] = iter(())
+        self._pages: Generator[NDArray[np.uint8]] | None = None
+        self._path = Path()
 
     def open(self) -> None:
         self._left = iter(self._files)
 
     def read(self) -> tuple[NDArray[np.uint8], float] | None:
-        path = next(self._left, None)
-        if path is None:
-            return None
-        captured = time.monotonic()
-        try:
-            return load_picture(path), captured
-        except Exception as error:
-            raise DamagedFrameError(f"{path.name}: {error}") from error
+        while True:
+            captured = time.monotonic()
+            if self._pages is None:
+                path = next(self._left, None)
+                if path is None:
+                    return None
+                self._path, self._pages = path, load_pages(path)
+            try:
+                return next(self._pages), captured
+            except StopIteration:
+                self._pages = None
+            except Exception as error:
+                self._pages = None
+                if len(self._files) == 1:
+                    raise ValueError(f"{self._path.name}: {error}") from error
+                raise DamagedFrameError(f"{self._path.name}: {error}") from error
 
     def close(self) -> None:
         self._left = iter(())
+        self._pages = None
 
 
 class IterableSource:
@@ -82,17 +98,22 @@ def pictures_in(path: Path) -> tuple[Path, ...]:
 
 
 def load_picture(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as H×W×3 uint8 RGB, with its EXIF rotation applied."""
-    import numpy as np
-    from PIL import Image, ImageOps
+    """Read the first page of a picture as H×W×3 uint8 RGB, with its EXIF rotation applied."""
+    return next(load_pages(path))
 
-    with Image.open(path) as image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**62):
-            raise ValueError(f"{image.width}×{image.height} pixels exceed Pillow's limit")
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits: a conversion would clip them
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return np.array(upright.convert("RGB"))
+
+def load_pages(path: Path) -> Generator[NDArray[np.uint8]]:
+    """Yield the pages of a picture as H×W×3 uint8 RGB, each with its EXIF rotation applied.
+
+    The format is that of the contents; only those of `FILES` are opened.
+    """
+    from PIL import Image
+
+    with open_picture(path, FILES) as picture:
+        for page in pages(picture):
+            if page.width * page.height > (Image.MAX_IMAGE_PIXELS or 2**62):
+                raise ValueError(f"{page.width}×{page.height} pixels exceed Pillow's limit")
+            yield to_rgb(page)
 
 
 def _about(value: object) -> str:

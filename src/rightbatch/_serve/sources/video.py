@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import UsageError
 from rightbatch._serve.sources.connection import Connection
+from rightbatch._serve.sources.decoding import MAX_PIXELS
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
+from rightbatch._serve.sources.rtsp import follow_redirects
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,8 @@ _PROBE = {"analyzeduration": "1", "fpsprobesize": "0"}
 """Shortest analysis of a live stream (µs; 0 means the default). By default FFmpeg takes 5 s to
 estimate the rate of a camera with 5 frames per second and then returns all of these frames at once.
 The decoder does not need the analysis."""
+_PROTOCOLS = {"": "file,crypto,data", "http": "http,https,httpproxy,tcp,tls,crypto,data"}
+"""Of a file and of a URL, by the start of the scheme: what a playlist may name in it."""
 _TOLERANCE = 1.0  # seconds that a file may be shorter than its header says
 
 
@@ -32,7 +36,8 @@ class VideoSource(Connection):
     FFmpeg crashes if it is closed during a read; the timeouts bound how long a read takes.
     In an RTSP or transport stream the end of a frame is known when the next frame begins, so its
     capture time is late by one frame interval.
-    `container` and `options` are FFmpeg's format name and its options.
+    `container` and `options` are FFmpeg's format name and its options. `io_open`, if given, opens
+    what FFmpeg reads: the URL, and what a playlist names.
     """
 
     def __init__(
@@ -43,17 +48,28 @@ class VideoSource(Connection):
         *,
         container: str | None = None,
         options: Mapping[str, str] | None = None,
+        io_open: Callable[[str, int, Any], Any] | None = None,
     ) -> None:
         super().__init__()
         self.is_live = is_live
         self._url = url
         self._timeouts = timeouts
         self._format = container
+        self._io_open = io_open
         self._options = dict(options or {})
         if is_live:
             self._options = _PROBE | self._options
+        if container is None and "://" not in url:
+            self._options = {"protocol_whitelist": _PROTOCOLS[""]} | self._options
+        elif url.startswith("http"):
+            # Redirects to any host: those on the same one are followed by `HttpSource`.
+            self._options = {
+                "protocol_whitelist": _PROTOCOLS["http"],
+                "max_redirects": "0",
+            } | self._options
         if url.startswith(("rtsp:", "rtsps:")):
-            self._options = {"rtsp_transport": "tcp"} | self._options
+            # Over UDP only where the camera refuses TCP: lost packets damage frames.
+            self._options = {"rtsp_flags": "prefer_tcp"} | self._options
         self._container: Any = None
         self._stream: Any = None
         self._codec: Any = None
@@ -70,14 +86,22 @@ class VideoSource(Connection):
         # Timeouts apply to network sources only: a disk may be slow.
         is_remote = self.is_live or "://" in self._url
         timeout = (self._timeouts.open, self._timeouts.read) if is_remote else None
+        url = self._url
+        if url.startswith(("rtsp:", "rtsps:")) and "listen" not in self._options["rtsp_flags"]:
+            url = follow_redirects(url, self._timeouts.open)
         with _timed(self._timeouts.open, "no answer within"):
             self._container = av.open(
-                self._url, format=self._format, options=self._options, timeout=timeout
+                url,
+                format=self._format,
+                options=self._options,
+                timeout=timeout,
+                io_open=self._io_open,
             )
         self._stream = self._container.streams.best("video")
         if self._stream is None:
             raise ValueError("it contains no video stream")
         self._codec = self._stream.codec_context
+        _check_size(self._codec.width, self._codec.height)
         if not self.is_live:
             self._stream.thread_type = "AUTO"
         self._set_up(self._codec)
@@ -92,6 +116,7 @@ class VideoSource(Connection):
             codec.thread_count = 1
         # Decoders buffer and reorder frames: each carries the time of its own packet.
         codec.copy_opaque = True
+        codec.options = dict(codec.options or {}) | {"max_pixels": str(MAX_PIXELS)}
 
     def _reset_decoder(self) -> None:
         """Replace the decoder: after damaged data it may expect reordered frames and delay all."""
@@ -178,6 +203,7 @@ class VideoSource(Connection):
     def _image(self, frame: Any) -> NDArray[np.uint8]:
         import numpy as np
 
+        _check_size(frame.width, frame.height)
         image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
         if turns := round(frame.rotation / 90) % 4:  # of a phone's video
             image = np.rot90(image, turns)
@@ -189,6 +215,11 @@ class VideoSource(Connection):
         container, self._container = self._container, None
         if container is not None:
             container.close()
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"frames of {width}×{height} pixels exceed the limit of {MAX_PIXELS}")
 
 
 @contextmanager

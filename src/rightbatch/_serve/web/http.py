@@ -6,9 +6,9 @@
 | `GET /status` | all that the page shows, as JSON |
 | `GET /snapshot/NAME` | a source's newest frame, as a JPEG |
 | `POST /predict` | the result of an image (the body, or the form field `file`) |
-| `GET /health` | 200 while serving, 503 while stopping |
+| `GET /health` | 200 while serving; 503 while stopping, and while items come and none is in time |
 | `GET /metrics` | metrics for Prometheus |
-| `POST /sources` | adds a source: `{"source": ..., "name"?, "contract"?, "weight"?}` |
+| `POST /sources` | adds an allowed source: `{"source": ..., "name"?, "contract"?, "weight"?}` |
 | `DELETE /sources/NAME` | removes a source |
 
 Errors are answered with `{"error": ...}`.
@@ -27,7 +27,7 @@ from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_body
 from rightbatch._serve.web.images import BadImageError, Limits
 from rightbatch._serve.web.metrics import Metrics
-from rightbatch._serve.web.predict import Predictor, answer
+from rightbatch._serve.web.predict import Predictor, answer, health_answer
 from rightbatch._web.access import AccessControl
 from rightbatch._web.files import media_type, read_files
 from rightbatch._web.listening import HttpServer
@@ -49,7 +49,6 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "contract": (str,),
     "weight": (int, float),
 }
-_ANSWERING = ("starting", "serving")
 _FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 _IMAGE = {
     "requestBody": {
@@ -89,7 +88,7 @@ class ServerInterface(Protocol):
     @property
     def batcher(self) -> Batcher: ...
 
-    def add(
+    def add_from_page(
         self,
         source: Any,
         *,
@@ -170,10 +169,10 @@ def _add_status(app: FastAPI, server: ServerInterface, predict: bool) -> None:
 
     @app.get("/health")
     def health() -> Response:
-        """Return the model's name and the state; 503 while stopping."""
+        """Return the model's name and the state; 503 while stopping or never in time."""
         now = server.status()
         content = {"model": now["model"], "state": now["state"], "predict": predict}
-        return answer(200 if now["state"] in _ANSWERING else 503, content)
+        return health_answer(content, server.batcher.attainment.seconds_without_success)
 
     @app.get("/metrics")
     def prometheus(request: Request) -> Response:
@@ -208,7 +207,7 @@ def _add_sources(app: FastAPI, server: ServerInterface, limits: Limits) -> None:
                     await read_body(request, limits, reservation, _SOURCE_BYTES)
                 )
             source = fields.pop("source")
-            name = await asyncio.to_thread(server.add, source, **fields)
+            name = await asyncio.to_thread(server.add_from_page, source, **fields)
         except BadImageError as error:
             return answer(error.status, {"error": str(error)})
         except (OverloadedError, ClientDisconnect):

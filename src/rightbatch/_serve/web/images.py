@@ -6,19 +6,23 @@ of a decoder is reported as an invalid image, not as a server error.
 
 from __future__ import annotations
 
-import contextlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rightbatch._errors import MissingExtraError
+from rightbatch._serve.sources.decoding import (
+    MAX_PIXELS,
+    PHOTOS,
+    UnsupportedPictureError,
+    check_single,
+    decoded_bytes,
+    open_picture,
+    to_rgb,
+)
 
 if TYPE_CHECKING:
     from rightbatch._serve.models.protocol import Image
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Limits:
     """
 
     body_bytes: int = 20_000_000
-    pixels: int = 50_000_000
+    pixels: int = MAX_PIXELS
     held_bytes: int = 1_000_000_000
     upload_seconds: float = 30.0
 
@@ -53,6 +57,27 @@ def decode(body: bytes, limits: Limits = Limits()) -> Image:
         BadImageError: if it is not an image, damaged, or larger than allowed.
         MissingExtraError: if Pillow is not installed.
     """
+    picture = _checked(body, limits)
+    try:
+        return to_rgb(picture)
+    except MemoryError:
+        raise BadImageError(413, "not enough memory to decode the image") from None
+    except Exception as error:  # decoders raise many types for damaged files
+        raise BadImageError(422, f"the image is damaged: {_line(error)}") from None
+
+
+def bytes_to_decode(body: bytes, limits: Limits = Limits()) -> int:
+    """Return the most bytes that `decode` holds besides the body; decodes no pixel.
+
+    Raises:
+        BadImageError: as `decode`.
+        MissingExtraError: if Pillow is not installed.
+    """
+    return decoded_bytes(_checked(body, limits))
+
+
+def _checked(body: bytes, limits: Limits) -> Any:
+    """Open an image that is within the limits."""
     if len(body) > limits.body_bytes:
         raise BadImageError(413, too_long_message(limits))
     picture = _read_header(body)
@@ -63,11 +88,10 @@ def decode(body: bytes, limits: Limits = Limits()) -> Image:
             f"more than the limit of {limits.pixels}",
         )
     try:
-        return _rgb(picture)
-    except MemoryError:
-        raise BadImageError(413, "not enough memory to decode the image") from None
-    except Exception as error:  # decoders raise many types for damaged files
-        raise BadImageError(422, f"the image is damaged: {_line(error)}") from None
+        check_single(picture)
+    except UnsupportedPictureError as error:
+        raise BadImageError(415, f"the body is not accepted: {error}") from None
+    return picture
 
 
 def too_long_message(limits: Limits) -> str:
@@ -79,37 +103,20 @@ def _read_header(body: bytes) -> Any:
     """Open the image without decoding its pixels."""
     try:
         from PIL import Image as Pillow
-        from PIL import UnidentifiedImageError
     except ImportError:
         raise MissingExtraError("Pillow", "serve") from None
-    kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if not body:
-        raise BadImageError(415, f"the body is empty: send a {kinds} file")
+        raise BadImageError(
+            415, f"the body is empty: send a {', '.join(PHOTOS[:-1])} or {PHOTOS[-1]} file"
+        )
     try:
-        picture = Pillow.open(io.BytesIO(body), formats=FORMATS)
+        return open_picture(io.BytesIO(body), PHOTOS)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise BadImageError(413, f"the image is too large: {_line(error)}") from None
-    # Ultralytics replaces `Image.open` by a function that tries HEIF for unknown formats, and
-    # raises ImportError if that is not installed.
-    except (UnidentifiedImageError, ImportError):
-        raise BadImageError(415, f"the body is not a {kinds} file") from None
+    except UnsupportedPictureError as error:
+        raise BadImageError(415, f"the body is not accepted: {error}") from None
     except Exception as error:
         raise BadImageError(422, f"the image is damaged: {_line(error)}") from None
-    if picture.format not in FORMATS:
-        raise BadImageError(415, f"the body is a {picture.format} file, not {kinds}")
-    return picture
-
-
-def _rgb(picture: Any) -> Image:
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    picture.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
-        ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I"):  # 16 bits: a conversion would clip them
-        picture = Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ small ones and many requests do not exhaust the memory.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import time
@@ -15,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import LateError
+from rightbatch._json import to_json
 from rightbatch._serve.engine.records import REQUESTS
 from rightbatch._serve.models.results import json_default
 from rightbatch._serve.web.bodies import MemoryBudget, OverloadedError, read_image
-from rightbatch._serve.web.images import BadImageError, Limits, decode
+from rightbatch._serve.web.images import BadImageError, Limits, bytes_to_decode, decode
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -72,6 +72,8 @@ class Predictor:
         with self._budget.reserve() as reservation:
             body = await read_image(request, self._limits, reservation)
             loop = asyncio.get_running_loop()
+            needed = await loop.run_in_executor(self._decoders, bytes_to_decode, body, self._limits)
+            reservation.set(len(body) + needed)  # before a small file becomes a large image
             image = await loop.run_in_executor(self._decoders, decode, body, self._limits)
             del body
             reservation.set(image.nbytes)
@@ -82,6 +84,14 @@ class Predictor:
             "latency_ms": round(1000 * served.latency, 2),
             "reason": served.reason,
         }
+
+
+def health_answer(content: dict[str, Any], seconds_without_success: float) -> Response:
+    """Return the response of `/health`; `content` has the state of the server."""
+    if seconds_without_success:
+        text = f"items came, and none was served in time for {seconds_without_success:.0f} s"
+        return answer(503, content | {"reason": text})
+    return answer(200 if content["state"] in ("starting", "serving") else 503, content)
 
 
 def answer(
@@ -98,17 +108,6 @@ def answer(
     if retry_after is not None:
         headers["Retry-After"] = str(max(math.ceil(retry_after), 1))
     headers.setdefault("Cache-Control", "no-store")
-    return Response(to_json(content), status, headers, media_type="application/json")
-
-
-def to_json(content: Any) -> str:
-    """Return the JSON of a model's result; NaN and infinity become null.
-
-    Raises:
-        TypeError: if a value cannot be converted.
-    """
-    try:
-        return json.dumps(content, default=json_default, allow_nan=False)
-    except ValueError:
-        text = json.dumps(content, default=json_default)
-        return json.dumps(json.loads(text, parse_constant=lambda name: None))
+    return Response(
+        to_json(content, default=json_default), status, headers, media_type="application/json"
+    )

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,17 @@ from rightbatch._serve.engine.batcher import Batcher
 from rightbatch._serve.engine.records import REQUESTS
 from rightbatch._serve.models.open import open_model
 from rightbatch._serve.models.protocol import Image
+from rightbatch._serve.signals import signals
 from rightbatch._serve.web.images import Limits
-from rightbatch._serve.web.predict import Predictor, answer
+from rightbatch._serve.web.predict import Predictor, answer, health_answer
 from rightbatch._units import parse_seconds
+from rightbatch._web.access import AccessControl, is_this_machine
 
 _MAX_ONGOING = 1000  # requests per replica: the engine, not Ray's router, refuses late ones
 _CLOSE_TIMEOUT = 10.0  # seconds to finish accepted requests when a replica ends
+_DRAIN_POLL = 0.2  # seconds between two looks of a replica whether all are finished
+_PASS_ON = 0.5  # seconds for Ray's proxy to pass on the last responses
+_POLL = 0.2  # seconds between two looks whether to stop
 _NAME = "rightbatch"  # of the application and of its deployment
 
 
@@ -42,6 +48,8 @@ def deployment(
     ray_actor_options: dict[str, Any] | None = None,
     max_batch: int | None = None,
     token: str | None = None,
+    hosts: Collection[str] | None = None,
+    stop_within: float = _CLOSE_TIMEOUT,
     **options: Any,
 ) -> Any:
     """Return an application for `ray.serve.run`; each replica has the model and a `Batcher`.
@@ -54,6 +62,9 @@ def deployment(
             is one), `{"num_gpus": 1}` a GPU.
         max_batch: the most images in a batch.
         token: that HTTP requests must send.
+        hosts: accepted values of the Host header of HTTP requests, `["*"]` for any; by default the
+            names of this machine, or any if there is a token.
+        stop_within: seconds to finish the accepted requests when a replica ends.
         options: of `open_model`: `device`, `imgsz`, `conf`, ...
 
     Raises:
@@ -70,9 +81,10 @@ def deployment(
         num_replicas=num_replicas,
         ray_actor_options=ray_actor_options or {},
         max_ongoing_requests=_MAX_ONGOING,
-        graceful_shutdown_timeout_s=2 * _CLOSE_TIMEOUT,
+        graceful_shutdown_wait_loop_s=_DRAIN_POLL,
+        graceful_shutdown_timeout_s=stop_within + _CLOSE_TIMEOUT,  # the model is closed, too
     )
-    return replicas.bind(model, latency, max_batch=max_batch, token=token, **options)
+    return replicas.bind(model, latency, max_batch=max_batch, token=token, hosts=hosts, **options)
 
 
 class Replica:
@@ -85,12 +97,13 @@ class Replica:
         *,
         max_batch: int | None = None,
         token: str | None = None,
+        hosts: Collection[str] | None = None,
         **options: Any,
     ) -> None:
         self._model = open_model(model, **options)
         self._batcher = Batcher(self._model, latency, sizes=self._model.sizes, max_batch=max_batch)
         self._predictor = Predictor(self._batcher, Limits())
-        self._token = token
+        self._access = AccessControl(_no_app, token=token, hosts=hosts)
 
     async def __call__(self, item: Any) -> Any:
         """Return the result of an image, or the response to a request."""
@@ -109,19 +122,17 @@ class Replica:
 
     async def _respond(self, request: Any) -> Any:
         place = "/" + request.url.path.rstrip("/").rpartition("/")[2]
+        refusal = await self._access.refusal(request.scope | {"path": place})
+        if refusal is not None:
+            return answer(refusal[0], {"error": refusal[1]})
         if place == "/health":
-            return answer(200, {"model": self._model.name, "state": "serving"})
-        if not self._is_allowed(request):
-            return answer(401, {"error": "send the header Authorization: Bearer TOKEN"})
+            content = {"model": self._model.name, "state": "serving"}
+            return health_answer(content, self._batcher.attainment.seconds_without_success)
         if place != "/predict":
             return answer(404, {"error": "no such path; use POST /predict or GET /health"})
         if request.method != "POST":
             return answer(405, {"error": "POST an image to /predict"}, headers={"Allow": "POST"})
         return await self._predictor.respond(request)
-
-    def _is_allowed(self, request: Any) -> bool:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return self._token is None or secrets.compare_digest(token.encode(), self._token.encode())
 
 
 def serve_on_ray(
@@ -133,9 +144,12 @@ def serve_on_ray(
     token: str | None = None,
     show: Callable[[str], object] = print,
     stop: threading.Event | None = None,
+    stop_within: float = _CLOSE_TIMEOUT,
     **options: Any,
 ) -> None:
-    """Serve over HTTP on the current Ray cluster, or a new local one, until `stop` or Ctrl-C.
+    """Serve over HTTP on the current Ray cluster, or a new local one, until it is told to stop.
+
+    `stop`, SIGTERM and Ctrl-C end it: requests that were accepted are finished first.
 
     Args:
         model: an argument of `open_model`.
@@ -145,6 +159,7 @@ def serve_on_ray(
         token: that requests must send; by default generated and shown if it is required.
         show: called with messages.
         stop: ends serving when it is set.
+        stop_within: seconds to finish the accepted requests.
         options: of `deployment`.
 
     Raises:
@@ -155,10 +170,10 @@ def serve_on_ray(
     serve = _ray_serve()
     import ray
 
-    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+    if token is None and not is_this_machine(host):
         token = secrets.token_urlsafe(24)
         show(f"requests must send this token: Authorization: Bearer {token}")
-    application = deployment(model, latency, token=token, **options)
+    application = deployment(model, latency, token=token, stop_within=stop_within, **options)
     starts_ray = not ray.is_initialized()
     if starts_ray:
         ray.init(include_dashboard=False, log_to_driver=True)
@@ -173,8 +188,11 @@ def serve_on_ray(
             raise UsageError(
                 f"Ray Serve could not start the application: {_reason(serve, error)}"
             ) from error
-        show(f"serving on Ray: POST images to http://{host}:{port}/predict")
-        (stop or threading.Event()).wait()
+        with signals() as signalled:  # after Ray has set its own handlers
+            show(f"serving on Ray: POST images to http://{host}:{port}/predict")
+            while not (signalled.wait(_POLL) or (stop is not None and stop.is_set())):
+                pass
+            _drain(serve)
     except KeyboardInterrupt:
         pass
     finally:
@@ -182,6 +200,16 @@ def serve_on_ray(
             serve.shutdown()
         if starts_ray:
             ray.shutdown()
+
+
+def _drain(serve: Any) -> None:
+    """Remove the application; its replicas finish what they have. `shutdown` ends Ray's proxy at
+    once, with the connections that wait for a response."""
+    try:
+        serve.delete(_NAME)
+    except TimeoutError:  # longer than Ray waits
+        return
+    time.sleep(_PASS_ON)
 
 
 def _check_not_running(serve: Any) -> None:
@@ -206,6 +234,10 @@ def _reason(serve: Any, error: RuntimeError) -> str:
     deployments = application.deployments.values() if application is not None else ()
     text = "\n".join(one.message for one in deployments).strip() or str(error).strip()
     return text.splitlines()[-1].strip() if text else type(error).__name__
+
+
+async def _no_app(*_: Any) -> None:
+    """Ray calls the replica, not an application."""
 
 
 def _checked(image: Any) -> Image:

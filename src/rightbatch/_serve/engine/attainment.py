@@ -1,0 +1,58 @@
+"""Whether anything is served in time: what `/health` answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from rightbatch._serve.engine.records import BatchRecord, Cause
+
+TARGETS = 20
+"""Latency targets without an item in time after which a server is unhealthy."""
+LEAST = 3.0
+"""Seconds, at least: a short target must not make one slow batch an outage."""
+
+_MISSES = ("late", "refused", "full", "failed")
+
+
+class Attainment:
+    """Counts the seconds in which items came and none was served in time. Implements `Listener`.
+
+    Args:
+        latency: the target in seconds.
+    """
+
+    def __init__(self, latency: float) -> None:
+        self._patience = max(TARGETS * latency, LEAST)
+        self._lock = threading.Lock()
+        self._failing_since: float | None = None
+        self._last_miss = 0.0
+
+    def note(self, in_time: bool) -> None:
+        """Note an item with a target that had a result, or had none."""
+        with self._lock:
+            if in_time:
+                self._failing_since = None
+                return
+            now = time.monotonic()
+            if self._failing_since is None or now - self._last_miss > self._patience:
+                self._failing_since = now
+            self._last_miss = now
+
+    def batch(self, record: BatchRecord) -> None:
+        """Do nothing: the engine knows which items have a target, and calls `note`."""
+
+    def dropped(self, stream: str, cause: Cause) -> None:
+        """Note an item that was not served."""
+        if cause in _MISSES:
+            self.note(False)
+
+    @property
+    def seconds_without_success(self) -> float:
+        """Seconds since which items come and none is in time; 0 while one is, or none comes."""
+        with self._lock:
+            now = time.monotonic()
+            if self._failing_since is None or now - self._last_miss > self._patience:
+                return 0.0
+            seconds = now - self._failing_since
+        return seconds if seconds >= self._patience else 0.0

@@ -1,0 +1,253 @@
+"""Cameras over HTTP: MJPEG streams, snapshots that are fetched again and again, or a video.
+
+FFmpeg reads videos. It follows redirects to any host, and refuses MJPEG streams whose boundaries
+are not as the standard has them, so the first request is made here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from rightbatch._serve.sources.connection import Connection
+from rightbatch._serve.sources.decoding import (
+    MAX_PIXELS,
+    PHOTOS,
+    check_single,
+    open_picture,
+    to_rgb,
+)
+from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
+from rightbatch._serve.sources.jpegs import JPEG_START, JpegStream
+from rightbatch._serve.sources.urls import resolve, with_login, without_login
+from rightbatch._serve.sources.video import VideoSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MOST_BYTES = 20_000_000  # of a picture
+_PART = 65_536
+_SNIFFED = 2048  # bytes in which a stream of pictures shows itself, whatever its header says
+_PLAYLISTS = (
+    "application/vnd.apple.mpegurl",
+    "application/x-mpegurl",
+    "audio/mpegurl",
+    "audio/x-mpegurl",
+    "application/dash+xml",
+)
+_SNAPSHOT_EVERY = 0.1  # seconds; assumption: cameras renew their snapshot at most so often
+
+
+class HttpSource(Connection):
+    """A camera at an `http://` or `https://` URL."""
+
+    is_live = True
+
+    def __init__(self, url: str, timeouts: Timeouts) -> None:
+        super().__init__()
+        self._url = url
+        self._timeouts = timeouts
+        self._video: VideoSource | None = None
+        self._response: Any = None
+        self._is_stream = False
+        self._parser = JpegStream(_MOST_BYTES)
+        self._found: deque[bytes | None] = deque()
+        self._count = 0  # pictures of this response
+        self._fetched = 0.0
+        self._interrupted = threading.Event()
+
+    def _open(self) -> None:
+        kind = self._request()
+        first = self._receive()
+        while 0 < len(first) < 4 and (more := self._receive()):
+            first += more
+        self._is_stream = kind.startswith("multipart/")
+        start = first[:_SNIFFED]
+        if self._is_stream or kind == "image/jpeg" or _shows_jpegs(start):
+            self._feed(first)
+        elif kind.startswith("image/"):
+            rest = self._response.read(_MOST_BYTES + 1)
+            self._found.append(first + rest)
+            self._count = 1
+        else:
+            url = self._response.geturl()  # after redirects on the same host
+            self._release()
+            is_playlist = kind in _PLAYLISTS or start.startswith((b"#EXTM3U", b"<?xml"))
+            self._video = VideoSource(
+                with_login(url, self._url),
+                True,
+                self._timeouts,
+                io_open=_SameHostFiles(url, self._url, self._timeouts) if is_playlist else None,
+            )
+            self._video.open()
+
+    def _read(self) -> tuple[NDArray[np.uint8], float] | None:
+        if self._video is not None:
+            return self._video.read()
+        while not self._found:
+            part = self._receive()
+            if part:
+                self._feed(part)
+            elif self._is_stream or self._count != 1:  # a snapshot is one
+                return None
+            else:
+                self._fetch_again()
+        captured = time.monotonic()
+        file = self._found.popleft()
+        if file is None:
+            raise DamagedFrameError("a picture was cut off")
+        try:
+            return _decode(file), captured
+        except Exception as error:
+            raise DamagedFrameError(f"a picture arrived damaged: {error}") from error
+
+    def _receive(self) -> bytes:
+        try:
+            return bytes(self._response.read1(_PART))
+        except TimeoutError:
+            raise TimeoutError(f"nothing came for {self._timeouts.read:g} s") from None
+        except http.client.HTTPException as error:
+            raise OSError(f"the answer ended early: {type(error).__name__}") from None
+
+    def _feed(self, part: bytes) -> None:
+        files = [*self._parser.feed(part)]
+        self._count += len(files)
+        self._found += files
+
+    def _fetch_again(self) -> None:
+        """Fetch the next snapshot."""
+        self._response.close()
+        self._interrupted.wait(self._fetched + _SNAPSHOT_EVERY - time.monotonic())
+        if self._closed:
+            raise ValueError("the source is closed")
+        self._count = 0
+        kind = self._request()
+        if kind.startswith("image/") and kind != "image/jpeg":
+            self._found.append(self._response.read(_MOST_BYTES + 1))
+            self._count = 1
+
+    def _request(self) -> str:
+        """Send the request; return the media type of the response, in lower case."""
+        self._fetched = time.monotonic()
+        self._response = _get(self._url, self._timeouts)
+        with suppress(AttributeError):
+            self._response.fp.raw._sock.settimeout(self._timeouts.read)
+        return str(self._response.headers.get_content_type()).lower()
+
+    def _interrupt(self) -> None:
+        self._interrupted.set()
+        if self._video is not None:
+            self._video.close()
+        response = self._response
+        with suppress(AttributeError, OSError):
+            response.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # ends a read in another thread
+
+    def _release(self) -> None:
+        if self._video is not None:
+            self._video.close()
+        response, self._response = self._response, None
+        if response is not None:
+            with suppress(OSError):
+                response.close()
+
+
+class HttpFile(VideoSource):
+    """A video file at an `http://` or `https://` URL, which ends."""
+
+    def __init__(self, url: str, timeouts: Timeouts) -> None:
+        super().__init__(url, False, timeouts)
+
+    def _open(self) -> None:
+        with _get(self._url, self._timeouts) as response:
+            self._url = with_login(response.geturl(), self._url)
+        super()._open()
+
+
+class _SameHostFiles:
+    """Opens a playlist and what it names on the same host, for FFmpeg."""
+
+    def __init__(self, url: str, login: str, timeouts: Timeouts) -> None:
+        self._url, self._login, self._timeouts = url, login, timeouts
+
+    def __call__(self, url: str, flags: int, options: Any) -> Any:
+        found = resolve(self._url, url, sent="the playlist names")
+        return _get(with_login(found, self._login), self._timeouts)
+
+
+def _get(url: str, timeouts: Timeouts) -> Any:
+    """Send a GET request that follows redirects on the same host only; return the response.
+
+    Raises:
+        OSError: if there is none, its status is an error, or it redirects elsewhere.
+    """
+    try:
+        return _opener(url).open(urllib.request.Request(without_login(url)), timeout=timeouts.open)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {timeouts.open:g} s") from None
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise OSError(f"HTTP status {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise TimeoutError(f"no answer within {timeouts.open:g} s") from None
+        raise OSError(getattr(error.reason, "strerror", None) or str(error.reason)) from None
+    except http.client.HTTPException as error:
+        raise OSError(f"the answer is not HTTP: {type(error).__name__} {error}") from None
+    except ValueError as error:  # of the URL in a redirect
+        raise OSError(f"the camera redirects to an invalid URL: {error}") from None
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows redirects on the same host only, from HTTPS to HTTPS only."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, url: str
+    ) -> Any:
+        try:
+            resolve(req.full_url, url)
+        except OSError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, url)
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    # As FFmpeg: cameras have certificates that they signed themselves.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    handlers: list[Any] = [_SameHost(), urllib.request.HTTPSHandler(context=context)]
+    parts = urlsplit(url)
+    if parts.username is not None:
+        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        passwords.add_password(
+            None, without_login(url), unquote(parts.username), unquote(parts.password or "")
+        )
+        handlers += [
+            urllib.request.HTTPBasicAuthHandler(passwords),
+            urllib.request.HTTPDigestAuthHandler(passwords),
+        ]
+    return urllib.request.build_opener(*handlers)
+
+
+def _shows_jpegs(start: bytes) -> bool:
+    return JPEG_START in start or start.lstrip().startswith(b"--")
+
+
+def _decode(file: bytes) -> NDArray[np.uint8]:
+    with open_picture(io.BytesIO(file), PHOTOS) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"{picture.width}×{picture.height} pixels exceed {MAX_PIXELS}")
+        check_single(picture)
+        return to_rgb(picture)

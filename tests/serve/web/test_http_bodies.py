@@ -1,0 +1,133 @@
+"""Bodies that are refused: no images, too long, too slow, too many at once."""
+
+from __future__ import annotations
+
+import socket
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from sites import Answer, StandIn, ask, encoded, form, picture, raw, site
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+from rightbatch._serve.web.http import Limits
+
+
+def noise() -> bytes:
+    return encoded(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"no image", {}, 415),
+        (b"", {}, 415),
+        (noise()[:9000], {}, 422),
+        (encoded(np.zeros((1001, 1000, 3), np.uint8)), {}, 413),
+        (bytes(100_001), {}, 413),
+        (bytes(5_000_000), {}, 413),
+        (encoded(picture()), {"Content_Encoding": "gzip"}, 415),
+        (form(noise()[:9000])[0], {"Content_Type": form(b"")[1]}, 422),
+        (form(bytes(100_001))[0], {"Content_Type": form(b"")[1]}, 413),
+        (form(bytes(200_000))[0], {"Content_Type": form(b"")[1]}, 413),
+        (form(noise(), "image")[0], {"Content_Type": form(b"")[1]}, 422),
+        (form(b"text", filename=None)[0], {"Content_Type": form(b"")[1]}, 422),
+        (b"--line\r\nno form", {"Content_Type": form(b"")[1]}, 422),
+        (form(noise())[0], {"Content_Type": "multipart/form-data"}, 422),
+        (form(noise())[0], {"Content_Type": "multipart/form-data; boundary=other"}, 422),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    url: str, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = ask(url, "/predict", body, **headers)
+    assert answer.status == status
+    assert answer.content["error"]
+
+
+def test_a_body_without_a_length_is_refused_once_it_is_too_long(url: str) -> None:
+    sent = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(20):
+            sent += 10_000
+            yield bytes(10_000)
+
+    answer = ask(url, "/predict", parts())
+    assert answer.status == 413
+    assert ask(url, "/predict", iter([encoded(picture())])).status == 200
+
+
+def until(status: int, question: Callable[[], Answer]) -> Answer:
+    """The first answer with that status: the server may not have read all of a body yet."""
+    give_up = time.monotonic() + 20
+    while (answer := question()).status != status:
+        assert time.monotonic() < give_up, answer
+    return answer
+
+
+def test_who_waits_to_be_told_to_go_on_is_not_told_to_send_what_is_too_long(url: str) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    answer = raw(url, head + b"Content-Length: 100001\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"100 Continue" not in answer
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_without_end(url: str) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    began = time.monotonic()
+    assert raw(url, head + b"abc").startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began > 0.9
+
+
+def test_a_sender_that_goes_leaves_the_others_alone(server: StandIn) -> None:
+    with site(server, limits=Limits(held_bytes=200_000)) as url:
+        parts = urlsplit(url)
+        for _ in range(5):
+            with socket.create_connection((parts.hostname, parts.port)) as connection:
+                head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n"
+                connection.sendall(head + bytes(80_000))
+        time.sleep(0.1)
+        assert ask(url, "/predict", encoded(picture())).status == 200
+
+
+def test_all_requests_together_hold_no_more_than_is_allowed(server: StandIn) -> None:
+    with site(server, limits=Limits(held_bytes=100_000)) as url:
+        parts = urlsplit(url)
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000\r\n\r\n"
+        with socket.create_connection((parts.hostname, parts.port)) as connection:
+            connection.sendall(head + bytes(98_999))
+            answer = until(503, lambda: ask(url, "/predict", encoded(picture(300))))
+            assert answer.headers["Retry-After"] == "1"
+        until(200, lambda: ask(url, "/predict", encoded(picture(300))))
+
+
+def test_a_large_body_is_not_kept(url: str) -> None:
+    tracemalloc.start()
+    try:
+        ask(url, "/predict", (bytes(10_000) for _ in range(40)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_a_form_made_to_be_slow_does_not_hold_up_others(server: StandIn) -> None:
+    body = b"--line\r\n" + b"\r" * 4_000_000
+    with site(server) as url, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ask, url, "/predict", body, Content_Type=form(b"")[1])
+        waits = []
+        while not slow.done():
+            began = time.monotonic()
+            assert ask(url, "/health").status == 200
+            waits.append(time.monotonic() - began)
+        assert slow.result().status == 422
+        assert not waits or max(waits) < 10

@@ -1,0 +1,111 @@
+"""Where the server listens, how it stops, and the real server behind the routes."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from sites import JSON, StandIn, ask, encoded, heights, picture, site, stand_in, threads
+
+from rightbatch._errors import UsageError
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+from rightbatch._serve.web.http import HttpServer, make_app
+from rightbatch._web.listening import _listen
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(server: StandIn) -> None:
+    with site(server) as url:
+        port = urlsplit(url).port
+        with pytest.raises(UsageError, match=rf"port {port}: the port is in use.*--http PORT"):
+            HttpServer().start(make_app(server), "127.0.0.1", port or 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "text"),
+    [
+        ("192.0.2.1", 0, "no such address"),
+        ("no-such-name.invalid", 0, "cannot resolve the bind address"),
+        ("127.0.0.1", 70_000, "from 0 to 65535"),
+    ],
+)
+def test_where_nothing_can_listen_is_said(host: str, port: int, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        _listen(host, port)
+
+
+def test_it_stops_and_the_port_is_free_again(server: StandIn) -> None:
+    listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
+    port = urlsplit(listening.url).port or 0
+    assert ask(listening.url, "/health").status == 200
+    listening.stop()
+    listening.stop()
+    assert "rightbatch-http" not in threads()
+    with pytest.raises(OSError, match="refused"):
+        ask(listening.url, "/health")
+    with site(server, port=port) as url:
+        assert ask(url, "/health").status == 200
+
+
+def test_what_is_being_answered_when_it_stops_is_answered() -> None:
+    is_running = threading.Event()
+
+    def slow(images: list[Any]) -> list[int]:
+        is_running.set()
+        time.sleep(0.1)
+        return [1] * len(images)
+
+    with stand_in(slow, latency=1.0) as server:
+        listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
+            assert is_running.wait(10)
+            listening.stop(60.0)  # the calibration takes several seconds
+            assert asked.result().status == 200
+
+
+def test_every_address_is_reached_from_here_by_a_name_that_is_accepted(server: StandIn) -> None:
+    listening = HttpServer().start(make_app(server, token="secret"), "0.0.0.0", 0)
+    try:
+        assert listening.url.startswith("http://127.0.0.1:")
+        assert ask(listening.url, "/health").status == 200
+    finally:
+        listening.stop()
+
+
+def test_the_real_server_is_asked(tmp_path: Path) -> None:
+    from rightbatch._serve.server import Server
+
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(picture(40)))
+    options = {"progress": False, "allow_source": [str(tmp_path)]}
+    with Server(heights, "500ms", to=lambda line: None, **options) as server:
+        url = server.listen(0, token="secret")
+        bearer = {"Authorization": "Bearer secret"}
+        order = json.dumps({"source": str(tmp_path), "name": "belt"})
+        assert ask(url, "/sources", order, **JSON).status == 401
+        assert ask(url, "/sources", order, **JSON, **bearer).content == {"name": "belt"}
+        again = ask(url, "/sources", order, **JSON, **bearer)
+        assert (again.status, list(again.content)) == (422, ["error"])
+        assert server.wait(20)
+        assert (
+            ask(url, "/predict", encoded(picture(17)), **bearer).content["result"]["height"] == 17
+        )
+        status = ask(url, "/status", **bearer).content
+        assert [one["served"] for one in status["sources"]] == [3]
+        assert status["requests"]["served"] == 1
+        assert ask(url, "/snapshot/belt", **bearer).body[:2] == b"\xff\xd8"
+        figures = ask(url, "/metrics", **bearer).body.decode()
+        assert 'rightbatch_served_total{source="belt"} 3.0' in figures
+        assert 'rightbatch_served_total{source="http"} 1.0' in figures
+        assert ask(url, "/sources/belt", method="DELETE", **bearer).status == 204
+        assert ask(url, "/status", **bearer).content["sources"] == []

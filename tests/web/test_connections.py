@@ -1,0 +1,305 @@
+"""Strangers who open connections, send little, send headers without an end, or guess the token."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import resource
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("uvicorn")
+
+from rightbatch._web.access import AccessControl, Guesses
+from rightbatch._web.connections import Limits, RareErrors, _limited_h11, limited_protocol
+from rightbatch._web.listening import HttpServer
+
+HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body; waits at /slow; a long answer at /long."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1.0)
+    content = b"x" * 20_000_000 if scope["path"] == "/long" else b"%d" % len(body)
+    headers = [(b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    if request.param == "httptools":
+        pytest.importorskip("httptools")
+    return str(request.param)
+
+
+@contextmanager
+def serving(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, limits: Limits, served: Any = app
+) -> Iterator[str]:
+    made = {"httptools": limited_protocol, "h11": _limited_h11}[protocol]
+    monkeypatch.setattr("rightbatch._web.listening.limits_here", lambda: limits)
+    monkeypatch.setattr("rightbatch._web.listening.limited_protocol", made)
+    server = HttpServer().start(served, port=0)
+    try:
+        yield server.url
+    finally:
+        server.stop(1.0)
+
+
+def connected(url: str, sent: bytes = b"") -> socket.socket:
+    parts = urlsplit(url)
+    client = socket.create_connection((parts.hostname, parts.port), timeout=20)
+    client.sendall(sent)
+    return client
+
+
+@contextmanager
+def half_sent(url: str, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that wait with half a request."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(connected(url, HALF))) for _ in range(count)]
+
+
+def status(url: str, path: str = "/", body: bytes | None = None, token: str = "") -> int:
+    parts = urlsplit(url)
+    with closing(
+        http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    ) as client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        client.request("GET" if body is None else "POST", path, body, headers)
+        return client.getresponse().status
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Waits until the server has closed the connection."""
+    try:
+        while client.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_those_that_wait_longest_make_room_for_new_ones(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    limits = Limits(most=20)
+    with serving(monkeypatch, protocol, limits) as url, half_sent(url, 100) as waiting:
+        for _ in range(5):
+            assert status(url) == 200
+        assert limits.count <= 10
+        assert is_closed(waiting[0])
+
+
+def test_requests_that_run_are_not_cut_off_by_new_connections(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    with serving(monkeypatch, protocol, Limits(most=8)) as url, ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(status, url, "/slow") for _ in range(3)]
+        time.sleep(0.3)
+        with half_sent(url, 50):
+            assert [one.result() for one in running] == [200] * 3
+
+
+def test_an_address_with_nothing_but_running_requests_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    with serving(monkeypatch, protocol, Limits(most=8)) as url, ThreadPoolExecutor(20) as pool:
+        answers = []
+        for one in [pool.submit(status, url, "/slow") for _ in range(20)]:
+            try:
+                answers.append(one.result())
+            except (ConnectionError, http.client.HTTPException):
+                answers.append(503)  # the answer came before the request was sent
+        assert answers.count(200) >= 4
+        assert set(answers) == {200, 503}
+        assert status(url) == 200
+
+
+@pytest.mark.parametrize("sent", [b"", HALF, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + HALF])
+def test_one_that_waits_too_long_is_closed(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, sent: bytes
+) -> None:
+    limits = Limits(wait_seconds=0.4)
+    with serving(monkeypatch, protocol, limits) as url, closing(connected(url, sent)) as client:
+        with ThreadPoolExecutor(1) as pool:
+            closed = pool.submit(is_closed, client)
+            for _ in range(40):  # a byte of a header now and then changes nothing
+                if closed.done():
+                    break
+                time.sleep(0.1)
+                try:
+                    client.send(b"x" if sent else b"")
+                except OSError:
+                    break
+            assert closed.result()
+        assert limits.count == 0
+
+
+def test_a_client_that_does_not_read_is_closed(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    limits = Limits(wait_seconds=0.4, unread_seconds=0.5)
+    request = b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(monkeypatch, protocol, limits) as url, closing(connected(url, request)):
+        until = time.monotonic() + 20
+        while limits.count == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        while limits.count and time.monotonic() < until:
+            time.sleep(0.05)
+        assert limits.count == 0
+
+
+def test_headers_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    with serving(monkeypatch, protocol, Limits()) as url, closing(connected(url, HALF)) as client:
+        sent = 0
+        try:
+            for _ in range(1000):
+                sent += client.send(b"y" * 10_000 + b"\r\nX: ")
+        except ConnectionError:
+            pass
+        assert sent < 8_000_000, "what the sockets' buffers hold, not ten megabytes"
+        assert status(url) == 200
+
+
+def test_long_bodies_and_many_requests_on_one_connection_are_no_headers(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    with serving(monkeypatch, protocol, Limits()) as url:
+        parts = urlsplit(url)
+        with closing(http.client.HTTPConnection(parts.hostname or "", parts.port)) as client:
+            for size in (0, 10, 100_000, 1_000_000):
+                for _ in range(3):
+                    client.request("POST", "/", b"z" * size)
+                    assert client.getresponse().read() == b"%d" % size
+            client.request("GET", "/", headers={"Cookie": "c" * 20_000})
+            assert client.getresponse().read() == b"0"
+
+
+def test_an_attack_costs_little_memory(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    """In a process of its own: headers without an end on many connections."""
+    script = f"""
+        import resource, socket, sys, threading, time
+        sys.path.insert(0, {__file__.rpartition("/")[0]!r})
+        import test_connections as here
+        import pytest
+        from rightbatch._web.connections import limits_here
+        limits = limits_here()
+        with pytest.MonkeyPatch.context() as patch:
+            with here.serving(patch, {protocol!r}, limits) as url:
+                assert here.status(url) == 200
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                clients = []
+                for _ in range(400):
+                    clients.append(here.connected(url, here.HALF))
+                for _ in range(30):
+                    for client in clients:
+                        try:
+                            client.send(b"y: " + b"y" * 8000 + b"\\r\\n")
+                        except OSError:
+                            pass
+                assert here.status(url) == 200
+                print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 50, "megabytes"
+
+
+def test_the_files_of_the_process_are_not_used_up() -> None:
+    from rightbatch._web.connections import limits_here
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        assert limits_here().most <= 128
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_error_of_the_loop_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    handler = RareErrors()
+    for _ in range(1000):
+        handler(None, {"message": "no files"})  # type: ignore[arg-type]
+    assert len(caplog.records) == 1
+
+
+def test_an_error_of_the_loop_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        raise OSError("no file left")
+    except OSError as error:
+        RareErrors()(None, {"message": "accept", "exception": error})  # type: ignore[arg-type]
+    assert "accept: no file left" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+class TestGuesses:
+    def test_are_slowed_down_and_those_who_are_in_stay_in(
+        self, monkeypatch: pytest.MonkeyPatch, protocol: str
+    ) -> None:
+        monkeypatch.setattr(Guesses, "FREE", 3)
+        served = AccessControl(app, token="right", hosts=["*"])
+        with serving(monkeypatch, protocol, Limits(), served) as url:
+            parts = urlsplit(url)
+            with closing(http.client.HTTPConnection(parts.hostname or "", parts.port)) as known:
+                headers = {"Authorization": "Bearer right"}
+                known.request("GET", "/data", headers=headers)
+                assert known.getresponse().read() == b"0"
+                with ThreadPoolExecutor(8) as pool:
+                    began = time.monotonic()
+                    guesses = [
+                        pool.submit(status, url, "/data", None, f"wrong{n}") for n in range(40)
+                    ]
+                    while sum(guess.done() for guess in guesses) < 10:
+                        time.sleep(0.01)
+                    known.request("GET", "/data", headers=headers)
+                    assert known.getresponse().read() == b"0"
+                    answers = [guess.result() for guess in guesses]
+                compared = answers.count(401)
+                assert set(answers) <= {401, 429}
+                assert compared <= 3 + Guesses.AT_ONCE * (1 + time.monotonic() - began)
+            time.sleep(Guesses.PAUSE + 0.2)
+            assert status(url, "/data", None, "right") == 200
+
+    def test_without_a_token_cost_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        served = AccessControl(app, token="right", hosts=["*"])
+        with serving(monkeypatch, "h11", Limits(), served) as url:
+            assert {status(url, "/data") for _ in range(30)} == {401}
+            assert status(url, "/data", None, "right") == 200
+
+
+def test_the_messages_are_valid_responses() -> None:
+    from rightbatch._web import connections
+
+    for message in (connections._BUSY, connections._TOO_LARGE):
+        head, _, body = message.partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert json.loads(body)["error"]
