@@ -1,4 +1,4 @@
-"""Stores of runs for tests: an empty database of MLflow's, made once, and points to log."""
+"""Stores of runs for tests: an empty database of MLflow's, made once, points to log, runs read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rightbatch._study.records import Ended, Point, RunKey
+from rightbatch._study.records import Ended, Point, Run, RunKey
 from rightbatch._study.store.database import DATABASE, open_client, uri_of
 from rightbatch._study.store.mlflow_writer import Store
+from rightbatch._study.store.reader import Reader
 
 
 @functools.cache
@@ -65,3 +66,13 @@ def finished(store: Store, key: RunKey, steps: Sequence[int] = (1, 2, 3), **how:
         )
     )
     return log.id
+
+
+def curve_of(run: Run, name: str) -> dict[str, list[float]]:
+    curve = run.curves[name]
+    return {key: value.tolist() for key, value in vars(curve).items()}
+
+
+def only(reader: Reader) -> Run:
+    (run,) = reader.runs()
+    return run

@@ -88,7 +88,7 @@ class StudyConfig:
             changes = ", ".join(
                 f"{key} was {before.get(key)}, not {now.get(key)}" for key in differing
             )
-            raise UsageError(f"{where} holds another study: {changes}; use another --out")
+            raise UsageError(f"{where} holds another study: {changes}; choose another --out")
         more: dict[str, Any] = {
             key: tuple(dict.fromkeys([*before[key], *now[key]])) for key in _MAY_JOIN
         }

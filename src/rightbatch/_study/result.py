@@ -31,8 +31,10 @@ class StudyResult:
 
     @property
     def exit_code(self) -> int:
-        """0; 1 if no run reached the target or finished; 3 if all runs failed."""
+        """0; 1 if no run reached the target or finished; 3 if all runs of a size failed."""
         statuses = {run.status for run in self.runs}
+        if any(set(size.statuses) == {"failed"} for size in self.summary.sizes):
+            return 3
         if statuses <= {"failed", "stopped"} and "failed" in statuses:
             return 3
         if self.target is not None:

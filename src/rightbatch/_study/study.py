@@ -121,12 +121,15 @@ def _locked(out: Path) -> Iterator[None]:
     """Lock the folder: two sweeps of one folder would train the same runs twice."""
     from filelock import FileLock, Timeout
 
+    lock = out / "sweep.lock"
+    if lock.is_symlink():
+        raise UsageError(f"{lock} is a link; remove it, or choose another --out")
     try:
-        with FileLock(out / "sweep.lock", timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout:
         raise UsageError(
-            f"another sweep is running in {out}; wait for it, or use another --out"
+            f"another sweep is running in {out}; wait for it, or choose another --out"
         ) from None
 
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rightbatch._json import finite
 from rightbatch._study.analysis.bands import PLACES, band, thin
 from rightbatch._study.analysis.colors import palette
 from rightbatch._study.analysis.grouping import group_runs, metrics_of
 from rightbatch._study.analysis.steps_to_target import find_crossing
 from rightbatch._study.analysis.summary import summarize
-from rightbatch._study.json_text import finite
 from rightbatch._study.records import AXES, SCHEMA, Axis, Run, Target
 
 ALL_PLACES = 12_000

@@ -1,4 +1,4 @@
-"""Parts of the answer's sentences."""
+"""Sentences of a study's answer, and their parts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ENDED: dict[Status, str] = {
     "stopped": "stopped early",
 }
 _LISTED = 8
-"""Sizes whose memory a sentence lists; of more, only the smallest and the largest."""
+"""Most sizes whose memory a sentence lists; with more, it has the smallest and the largest."""
 _SAME_LIMIT = 1.2
-"""Limits within this factor count as one: a CPU's free memory changes from run to run."""
+"""Limits within this factor count as equal: a CPU's free memory changes from run to run."""
 _REASONS = 2
-"""Different reasons that a sentence gives; the runs have them all."""
+"""Most reasons that a sentence lists; every run keeps its own."""
 _DIFFERENCES = (
     "workload",
     "model",
@@ -32,11 +32,11 @@ _DIFFERENCES = (
     "precision",
     "processes",
 )
-"""Parameters that a comparison of batch sizes holds fixed."""
+"""Parameters that have to be equal in a comparison of batch sizes."""
 
 
 def amount(value: float, kind: str = "") -> str:
-    """A number with three digits, seconds in their usual units.
+    """Return a number with three digits, seconds in their usual units.
 
     >>> amount(20571.7), amount(0.25134), amount(12.13, "seconds"), amount(310, "steps")
     ('20,600', '0.251', '12.1 s', '310')
@@ -47,7 +47,7 @@ def amount(value: float, kind: str = "") -> str:
 
 
 def with_band(spread: Spread, kind: str = "") -> str:
-    """The median with the band of its seeds.
+    """Return the median with the band of its seeds.
 
     >>> with_band(Spread(12.1, 11.8, 12.6, 3), "seconds")
     '12.1 s (11.8 to 12.6, 3 seeds)'
@@ -62,7 +62,7 @@ def with_band(spread: Spread, kind: str = "") -> str:
 
 
 def joined(parts: Sequence[str]) -> str:
-    """Join as in a sentence.
+    """Join parts as in a sentence.
 
     >>> joined(["8", "16", "32"])
     '8, 16 and 32'
@@ -70,19 +70,20 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def chance_of_apart(count: int, other: int) -> str:
-    """The probability that bands of so many seeds do not overlap if there is no difference.
+def no_overlap_probability(count: int, other: int) -> str:
+    """Return the probability that two bands do not overlap if the sizes do not differ.
 
-    All orders of the seeds are equally likely, and in two of them the bands do not overlap.
+    `count` and `other` are the numbers of seeds. All orders of the seeds' results are equally
+    likely then, and the bands do not overlap in two of the orders.
 
-    >>> chance_of_apart(3, 3)
+    >>> no_overlap_probability(3, 3)
     '1 in 10'
     """
     return f"1 in {math.comb(count + other, count) // 2}"
 
 
 def memory_sentence(figures: Sequence[SizeFigures]) -> str:
-    """The maximum of each size's seeds, and the limit."""
+    """Return the largest peak of each size's seeds, and the limit; empty without measurements."""
     peaks = [(size, size.peak_bytes) for size in figures if size.peak_bytes is not None]
     if not peaks:
         return ""
@@ -99,13 +100,23 @@ def memory_sentence(figures: Sequence[SizeFigures]) -> str:
     return f"Peak memory: {text}{limit}."
 
 
+def failed_sizes(groups: RunGroups) -> list[str]:
+    """Return a sentence for each size at which every run failed; they start the answer."""
+    return [
+        f"Batch size {size.batch_size} failed in {len(size.runs)} of {len(size.runs)} runs"
+        f"{_reasons(size.runs)}."
+        for size in groups.sizes
+        if all(run.status == "failed" for run in size.runs)
+    ]
+
+
 def endings(groups: RunGroups, figures: Sequence[SizeFigures]) -> list[str]:
-    """What the comparison leaves out, and what else differs: nothing is skipped silently."""
+    """Return sentences on the runs that are not compared, and on other differences of the runs."""
     sentences = []
     for status, ended in _ENDED.items():
         for size in groups.sizes:
             runs = [run for run in size.runs if run.status == status]
-            if runs:
+            if runs and not (status == "failed" and len(runs) == len(size.runs)):
                 share = f"in {len(runs)} of {len(size.runs)} runs"
                 sentences.append(f"Batch size {size.batch_size} {ended} {share}{_reasons(runs)}.")
     running = sum(size.statuses.get("running", 0) for size in figures)

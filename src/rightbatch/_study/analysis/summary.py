@@ -24,10 +24,11 @@ from rightbatch._study.analysis.grouping import (
 )
 from rightbatch._study.analysis.sentences import (
     amount,
-    chance_of_apart,
     endings,
+    failed_sizes,
     joined,
     memory_sentence,
+    no_overlap_probability,
     with_band,
 )
 from rightbatch._study.records import Axis, Run, Target
@@ -99,7 +100,9 @@ def summarize(runs: Iterable[Run], target: Target | None = None) -> Summary:
     else:
         sentences = _with_target(figures, target, groups)
         sentences.append(_critical_sentence(critical, reason))
-    sentences += [
+    sentences = [
+        *failed_sizes(groups),
+        *sentences,
         memory_sentence(figures),
         gap if "overlap" in gap or "apart" in gap else "",
         *endings(groups, figures),
@@ -134,7 +137,7 @@ def gap_sentence(figures: Sequence[SizeFigures]) -> str:
     return (
         f"The gap between evaluation and training loss is {low} at batch size {lowest} and {high} "
         f"at {highest}: these bands are apart, which with {seeds} seeds happens by chance in "
-        f"{chance_of_apart(gaps[lowest].count, gaps[highest].count)} of such pairs."
+        f"{no_overlap_probability(gaps[lowest].count, gaps[highest].count)} of such pairs."
     )
 
 

@@ -19,6 +19,7 @@ from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._errors import MissingExtraError
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._workload.batch import to_device
+from rightbatch._workload.order import training_indices
 
 EXAMPLES = 512
 """Size of the sample, which is the same each time, so that only the weights change the curve."""
@@ -95,8 +96,11 @@ def _sample(loop: WorkloadLoop) -> Iterator[tuple[dict[str, Any], Tensor]]:
     w = loop.workload
     data: Any = w.data
     size = loop.micro_batch_size or 1
-    chosen = range(0, loop.examples, max(1, loop.examples // EXAMPLES))[:EXAMPLES]
+    indices = training_indices(w, loop.plan.seed)
+    chosen = indices[:: max(1, len(indices) // EXAMPLES)][:EXAMPLES]
     for start in range(0, len(chosen), size):
         cut = chosen[start : start + size]
         batch = w.collate([data[index] for index in cut])
+        if batch is None:
+            continue
         yield {"batch": to_device(batch, loop.device), "count": len(cut)}, torch.zeros(1)

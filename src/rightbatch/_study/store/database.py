@@ -72,12 +72,54 @@ def without_password(uri: str) -> str:
     return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
 
 
+def is_database(uri: str) -> bool:
+    """Whether MLflow opens this store with SQL."""
+    return urlsplit(uri).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def check_tables(uri: str) -> None:
+    """Check that a database has all of MLflow's tables; opening it would create those it lacks.
+
+    Raises:
+        MissingExtraError: MLflow is not installed.
+        UsageError: if it has not, or cannot be read.
+    """
+    try:
+        import mlflow.store.db.utils  # noqa: F401  which fills `Base.metadata`
+        import sqlalchemy
+        from mlflow.store.db.base_sql_model import Base
+    except ImportError as error:
+        raise MissingExtraError("mlflow", "study") from error
+    shown = without_password(uri)
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            found = set(sqlalchemy.inspect(engine).get_table_names())
+        finally:
+            engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise UsageError(f"the database {shown} cannot be read: {reason}") from error
+    missing = set(Base.metadata.tables) - found
+    if not missing:
+        return
+    if {"experiments", "runs", "alembic_version"} <= found:
+        raise UsageError(
+            f"{shown} is a database of another MLflow, without {', '.join(sorted(missing)[:5])}; "
+            f"take a backup and run `mlflow db upgrade {shown}`, or use another store"
+        )
+    raise UsageError(
+        f"{shown} is not a database of MLflow's: it has no table "
+        f"{', '.join(sorted(missing)[:5])}; use another store"
+    )
+
+
 def read_pointer(folder: Path) -> dict[str, Any] | None:
     """The `store.json` of a folder whose runs are elsewhere; None if there is none."""
     try:
         content = json.loads((folder / POINTER).read_text("utf-8"))
         return {"uri": str(content["uri"]), "study": str(content["study"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -86,7 +128,8 @@ def open_client(uri: str) -> Any:
 
     Raises:
         MissingExtraError: MLflow is not installed.
-        UsageError: MLflow refuses the store; the message has its own.
+        UsageError: MLflow refuses the store; the message has its own. A database of another program
+            is refused before MLflow adds its tables to it.
     """
     try:
         from mlflow.exceptions import MlflowException
@@ -97,6 +140,8 @@ def open_client(uri: str) -> Any:
     try:
         if database is not None and not database.exists():
             _create(database)
+        elif database is not None and (not database.is_file() or database.stat().st_size):
+            check_tables(uri)
         with quiet():
             return MlflowClient(tracking_uri=uri)
     except MlflowException as error:

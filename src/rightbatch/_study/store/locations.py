@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
+import re
 import ssl
 import urllib.error
 import urllib.request
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +16,10 @@ from rightbatch._errors import UsageError
 from rightbatch._study.records import Target
 from rightbatch._study.store.database import (
     DATABASE,
+    POINTER,
+    check_tables,
     environment_uri,
+    is_database,
     open_client,
     path_of,
     read_pointer,
@@ -38,12 +40,13 @@ SERVER_TIMEOUT = 5.0
 @dataclass(frozen=True)
 class Location:
     """A store. `database` is its file if it is one, `study` the run of a study that a folder
-    names."""
+    names, `artifacts` the folder of its documents if it is not beside the database."""
 
     uri: str
     name: str
     database: Path | None = None
     study: str | None = None
+    artifacts: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,28 @@ class Scope:
     target: Target | None = None
 
 
-def locate(source: str | os.PathLike[str]) -> Location:
+def locate(source: str | os.PathLike[str], store: str | None = None) -> Location:
     """Find the store in a folder, a file or a URI.
 
+    `store` is the URI of the store that a folder's `store.json` may name. The file alone is not
+    followed out of its folder: another person may have written it.
+
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, the folder names one elsewhere and the user did not, or
+            `store` is given beside a database file or a URI.
     """
     text = os.fspath(source)
-    if "://" in text:
-        return _of_uri(text)
-    path = Path(text).expanduser().absolute()
-    if path.is_file():
-        return _of_database(path)
+    path = None if "://" in text else Path(text).expanduser().absolute()
+    if path is None or (path.exists() and not path.is_dir()):
+        if store is not None:
+            raise UsageError("--store goes with a study's folder; give one of the two")
+        return _of_uri(text) if path is None else _of_database(path)
     pointed = read_pointer(path)
-    if pointed is not None and (environment_uri() or not (path / DATABASE).exists()):
-        return Location(environment_uri() or pointed["uri"], path.name, study=pointed["study"])
+    given = store or environment_uri()
+    if pointed is not None and (given or not (path / DATABASE).exists()):
+        return _of_pointer(path, pointed, given)
+    if store is not None:
+        raise UsageError(f"{path / POINTER} names no study in {store}: leave the folder out")
     if (path / DATABASE).exists():
         return _of_database(path / DATABASE)
     for folder in (path, path / FILE_STORE):
@@ -91,10 +101,11 @@ def open_source(location: Location) -> RunSource:
         UsageError: if it cannot be read; the message says what to do.
     """
     if location.database is not None:
-        with suppress(sqlite3.Error):  # its tables are others, or none: MLflow says so
-            return SqliteSource(location.database)
+        return SqliteSource(location.database, location.artifacts)
     if location.uri.startswith(("http://", "https://")):
         _check_answers(location.uri)
+    elif is_database(location.uri):
+        check_tables(location.uri)
     try:
         return MlflowSource(open_client(location.uri))
     except UsageError as error:
@@ -147,7 +158,32 @@ def _target(text: str) -> Target | None:
         return None
 
 
+def _of_pointer(folder: Path, pointed: dict[str, str], given: str | None) -> Location:
+    uri = given or pointed["uri"]
+    if given is None and not _is_inside(uri, folder):
+        shown = without_password(uri)
+        raise UsageError(
+            f"{folder / POINTER} says that the runs are in {shown!r}, outside of the folder; if "
+            f"you trust it, name that store yourself: `--store {shown}` beside the folder, or "
+            f"MLFLOW_TRACKING_URI={shown}"
+        )
+    found = _of_uri(uri)
+    return replace(found, name=folder.name, study=pointed["study"], artifacts=folder / "artifacts")
+
+
+def _is_inside(uri: str, folder: Path) -> bool:
+    database = path_of(uri)
+    return database is not None and database.resolve().is_relative_to(folder.resolve())
+
+
 def _of_uri(uri: str) -> Location:
+    driver = re.match(r"sqlite\+\w+:", uri)
+    if driver is not None:
+        uri = f"sqlite:{uri[driver.end() :]}"
+    if uri.startswith("file:"):
+        folder = Path(urllib.request.url2pathname(urlsplit(uri).path))
+        if not _is_file_store(folder):  # MLflow would make one
+            raise UsageError(f"{uri!r} has no runs; {REMEDY}")
     if uri.startswith("sqlite:"):
         database = path_of(uri)
         if database is None:
@@ -159,6 +195,8 @@ def _of_uri(uri: str) -> Location:
 def _of_database(path: Path) -> Location:
     if not path.exists():
         raise UsageError(f"there is no database {path}; {REMEDY}")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file: it cannot be a database of runs")
     return Location(uri_of(path), path.parent.name if path.name == DATABASE else path.name, path)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rightbatch._errors import RightbatchError
+from rightbatch._errors import RightbatchError, UsageError
 from rightbatch._study.json_text import to_json
 from rightbatch._study.records import SCHEMA, RunKey, Target
 from rightbatch._study.store.artifacts import Artifacts, write_file
@@ -65,12 +65,20 @@ class Store:
 
         Raises:
             MissingExtraError: without MLflow.
-            UsageError: if MLflow refuses the store.
+            UsageError: if MLflow refuses the store, or the folder cannot be written.
         """
         folder = Path(folder).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        uri = environment_uri() or uri_of(folder / DATABASE)
-        return cls(open_client(uri), uri, folder, title)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            uri = environment_uri() or uri_of(folder / DATABASE)
+            return cls(open_client(uri), uri, folder, title)
+        except OSError as error:
+            if isinstance(error, RightbatchError):
+                raise
+            raise UsageError(
+                f"cannot write into the folder {folder}: {error.strerror or error}; choose another "
+                "--out"
+            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 import os
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Self
 
-from rightbatch._errors import RightbatchError, UsageError
+from rightbatch._errors import UsageError
 from rightbatch._study.records import Run, Target
 from rightbatch._study.store.curves import Curves
 from rightbatch._study.store.locations import find_scope, locate, open_source
@@ -34,7 +33,9 @@ class Reader:
 
     Args:
         source: a study's folder, or any with an `mlflow.db` or `mlruns` in it; a database file; the
-            URI of a store or of a tracking server.
+            URI of a store or of a tracking server. A database file is never written.
+        store: the URI of the store with the runs of a study's folder, if they are elsewhere; by
+            default that of `MLFLOW_TRACKING_URI`.
         experiment: read all runs of this experiment of MLflow's. Without it, read those of the
             newest study, or all if there is none.
         study: read those of the study whose own run has this id.
@@ -48,10 +49,11 @@ class Reader:
         self,
         source: str | os.PathLike[str],
         *,
+        store: str | None = None,
         experiment: str | None = None,
         study: str | None = None,
     ) -> None:
-        self._location = location = locate(source)
+        self._location = location = locate(source, store)
         self._source = open_source(location)
         study = study or (None if experiment else location.study)
         self._find = functools.partial(find_scope, self._source, location.name, experiment, study)
@@ -136,11 +138,8 @@ class Reader:
 
     def _refresh(self) -> None:
         began = monotonic()
-        try:
-            self._scope = self._find()
-            records = self._source.search(self._scope.experiments, self._scope.tags)
-        except sqlite3.Error as error:
-            raise RightbatchError(f"{self._location.database} cannot be read: {error}") from error
+        self._scope = self._find()
+        records = self._source.search(self._scope.experiments, self._scope.tags)
         now = monotonic()
         self._next_poll = now + max(POLL_SECONDS, (now - began) / POLL_SHARE)
         before = self._known

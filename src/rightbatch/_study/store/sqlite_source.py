@@ -1,8 +1,8 @@
 """Runs out of MLflow's tables in a SQLite file, read without MLflow.
 
 Importing MLflow takes seconds, and its own call for a metric's history reads one metric of one run
-as objects: 500 runs of 2,000 points and 7 metrics take it ten minutes. A database whose tables are
-not as expected is read through MLflow instead, see `mlflow_source`.
+as objects: 500 runs of 2,000 points and 7 metrics take it ten minutes. MLflow would also add its
+tables to a file that lacks some; a database whose tables are not as expected is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rightbatch._errors import RightbatchError
 from rightbatch._study.store.artifacts import Artifacts
 from rightbatch._study.store.history import History, Keep, Numbers
 from rightbatch._study.store.run_record import Latest, RunRecord, stored_value
+from rightbatch._study.store.sqlite_file import SqliteFile
 
 _NAMES = "select key from latest_metrics where run_uuid = ?"
 _LAST = "select max(rowid) from metrics where run_uuid = ?"
@@ -30,10 +32,6 @@ _LAST = "select max(rowid) from metrics where run_uuid = ?"
 _ROWS = (
     "select case key {} else -1 end, step, timestamp, case is_nan when 0 then value else 9e999 end"
     " from metrics where run_uuid = ? and rowid > ?"
-)
-_CHECK = (
-    "select experiment_id, name, lifecycle_stage from experiments limit 0",
-    "select run_uuid, key, step, timestamp, value, is_nan from metrics limit 0",
 )
 
 
@@ -63,19 +61,21 @@ NO_ROWS = Rows((), np.empty(0, np.int32), np.empty((3, 0)), -1)
 class SqliteSource:
     """The runs in a database file. Safe to use from several threads.
 
+    Args:
+        path: of the file.
+        artifacts: the folder of the runs' documents; by default beside the file.
+
     Raises:
-        sqlite3.Error: if the file is not a database of MLflow's with the tables that are read.
+        UsageError: if the file is not a database of MLflow's with the tables that are read.
+        RightbatchError: from every other method, if it can no longer be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.artifacts = Artifacts(None, path.parent / "artifacts")
+    def __init__(self, path: Path, artifacts: Path | None = None) -> None:
+        self.artifacts = Artifacts(None, artifacts or path.parent / "artifacts")
         self._path = path
         self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
+        self._file = SqliteFile(path)
         self._growing: dict[str, Rows] = {}
-        with self._lock:
-            for query in _CHECK:
-                self._open().execute(query)
 
     def state(self) -> str:
         """Another text after every write; empty where there is no file.
@@ -90,15 +90,15 @@ class SqliteSource:
                 if found.st_size:
                     parts.append(f"{found.st_mtime_ns:x}.{found.st_size:x}")
         if parts:
-            with self._lock, contextlib.suppress(sqlite3.Error):
-                parts += map(str, self._open().execute("pragma data_version").fetchone())
+            with self._lock, contextlib.suppress(sqlite3.Error, RightbatchError, OSError):
+                parts += map(str, self._file.open().execute("pragma data_version").fetchone())
         return "-".join(parts)
 
     def experiments(self) -> dict[str, str]:
         """Names by id."""
         query = "select experiment_id, name from experiments where lifecycle_stage = 'active'"
-        with self._lock:
-            return {str(id): name for id, name in self._open().execute(query)}
+        with self._reading() as connection:
+            return {str(id): str(name) for id, name in connection.execute(query)}
 
     def get(self, id: str) -> RunRecord | None:
         """A run by its id."""
@@ -125,8 +125,7 @@ class SqliteSource:
         tags: dict[str, dict[str, str]] = defaultdict(dict)
         parameters: dict[str, dict[str, str]] = defaultdict(dict)
         latest: dict[str, dict[str, Latest]] = defaultdict(dict)
-        with self._lock:
-            connection = self._open()
+        with self._reading() as connection:
             connection.execute("begin")  # the queries see one moment
             try:
                 found = connection.execute(
@@ -165,8 +164,7 @@ class SqliteSource:
 
     def rows(self, id: str, before: Rows) -> Rows:
         """What a run has logged; `before` is what is known of it, so that only the rest is read."""
-        with self._lock:
-            connection = self._open()
+        with self._reading() as connection:
             connection.execute("begin")
             try:
                 found = connection.execute(_NAMES, (id,)).fetchall()
@@ -192,20 +190,14 @@ class SqliteSource:
     def close(self) -> None:
         """Close the file; the next query opens it again."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._file.close()
 
-    def _open(self) -> sqlite3.Connection:
-        """Open for writing too, since only a writer may roll back what a killed one left half
-        done; nothing is written."""
-        if self._connection is None:
-            self._connection = sqlite3.connect(
-                f"{self._path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                timeout=20,
-                check_same_thread=False,
-                isolation_level=None,
-            )
-            self._connection.execute("pragma query_only = on")
-        return self._connection
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._file.open()
+            except (sqlite3.Error, OSError, TypeError, ValueError, OverflowError) as error:
+                if isinstance(error, RightbatchError):
+                    raise
+                raise RightbatchError(f"{self._path} cannot be read: {error}") from error

@@ -28,16 +28,18 @@ def opened(
 ) -> LiveRuns:
     """Open a study's folder or another store, and read all of it.
 
+    With both, the store has the runs of the folder's study.
+
     Raises:
         UsageError: if there is no such study.
     """
-    if (folder is None) == (store is None):
-        raise UsageError(
-            "give either the folder of a study (runs/parts) or another store with --store"
-        )
-    place = store if folder is None else folder
-    assert place is not None
-    reader = Reader(place, experiment=experiment)
+    if folder is None and store is None:
+        raise UsageError("give the folder of a study (runs/parts) or another store with --store")
+    if folder is None:
+        assert store is not None
+        reader = Reader(store, experiment=experiment)
+    else:
+        reader = Reader(folder, store=store, experiment=experiment)
     with Live("reading") as live:
         reader.read(lambda done, total: live.show(f"{done} of {total} runs"))
     return reader if target is None else WithTarget(reader, Target(*parse_target(target)))
