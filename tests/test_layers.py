@@ -18,7 +18,7 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("
 
 # Lowest first. Entries of one layer may import each other, unless that makes a circle of files.
 LAYERS = (
-    ("_errors", "_units", "_progress", "_faults", "_web"),
+    ("_errors", "_units", "_progress", "_faults", "_json", "_web"),
     ("_device",),
     ("_workload",),
     ("_noise",),

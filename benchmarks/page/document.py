@@ -9,7 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import commands, elastic, fit, noise, predict, serve, startup, study, tune
+from benchmarks.page import (
+    commands,
+    elastic,
+    fit,
+    kinds,
+    noise,
+    predict,
+    serve,
+    startup,
+    study,
+    tune,
+)
 
 _WIDTH = 110
 
@@ -31,6 +42,7 @@ text says otherwise. Each section ends with its date: its figures are of the cod
 SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "fit": ("the largest batch, beside other searches", fit.section),
     "Commands": ("scripts as they are, watched and fitted", commands.section),
+    "Kinds": ("other people's trainings, with every verb", kinds.section),
     "predict": ("memory, against recordings of GPUs and real steps", predict.section),
     "Elastic": ("cost, exactness, and what a failure costs", elastic.section),
     "tune": ("the chosen size, against trainings at every size", tune.section),
@@ -52,6 +64,11 @@ def render(folder: Path) -> str:
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"))
     }
+    for path in sorted(folder.glob("predict_public.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        stored[path.stem] = {
+            "lines": list({line["key"]: line for line in map(json.loads, lines)}.values())
+        }
     if not stored:
         raise FileNotFoundError(f"no results in {folder}; `make benchmark` measures them")
     parts = [_INTRODUCTION]

@@ -10,6 +10,7 @@ RightbatchError
 
 from __future__ import annotations
 
+from traceback import format_exc
 from typing import Any, ClassVar
 
 
@@ -120,3 +121,13 @@ class WorkloadError(_NoBatchSizeError):
             reason, error_type=error_type, error_message=error_message, measured=measured
         )
         self.traceback = traceback
+
+    @classmethod
+    def of(cls, error: Exception, reason: str) -> WorkloadError:
+        """Return the error of a workload that raised `error`, which is being handled."""
+        return cls(
+            reason,
+            error_type=type(error).__name__,
+            error_message=str(error),
+            traceback=format_exc(),
+        )

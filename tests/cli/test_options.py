@@ -13,7 +13,7 @@ from cyclopts import App
 
 import rightbatch as rb
 from rightbatch._cli.app import app
-from rightbatch._cli.options import Keywords, with_options
+from rightbatch._cli.options import Keywords, SpecOptions, token_from, with_options
 from rightbatch._errors import UsageError
 from rightbatch._serve.load.bench import bench
 from rightbatch._workload.options import Help
@@ -32,7 +32,18 @@ ON_COMMAND_LINE_ONLY = {
     # metric: one of the metrics, repeatable; learning_rate: of rb.Command
     "study": {"json", "metric", "learning_rate"} | SPEC,
     # `sources` and `latency` are positional in Python; the rest is of a server that ends by itself.
-    "serve": {"json", "source", "latency", "page", "stop_within", "on", "replicas", "seed"} | MODEL,
+    "serve": {
+        "json",
+        "source",
+        "latency",
+        "page",
+        "token_file",
+        "stop_within",
+        "on",
+        "replicas",
+        "seed",
+    }
+    | MODEL,
     "bench serve": {"json", "latency"} | MODEL,
 }
 IN_PYTHON_ONLY = {
@@ -184,3 +195,59 @@ def test_one_number_is_itself_and_one_with_a_comma_a_list() -> None:
 def test_text_that_is_no_list_of_numbers_is_refused_by_its_option(text: str) -> None:
     with pytest.raises(UsageError, match="--sizes takes numbers separated by commas"):
         heard("--sizes", text)
+
+
+class TestTheToken:
+    def test_comes_from_an_option_a_file_or_the_environment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "token"
+        file.write_text("of-file\n")
+        assert token_from(None, None) is None
+        monkeypatch.setenv("RIGHTBATCH_TOKEN", "of-environment")
+        assert token_from(None, None) == "of-environment"
+        assert token_from(None, file) == "of-file"
+        assert token_from("of-option", None) == "of-option"
+
+    def test_is_refused_where_it_would_let_anyone_in(self, tmp_path: Path) -> None:
+        file = tmp_path / "token"
+        file.write_text("\n")
+        for given, path in (("", None), (None, file), (None, tmp_path / "no"), ("a", file)):
+            with pytest.raises(UsageError, match="token"):
+                token_from(given, path)
+
+
+class TestAssignments:
+    """KEY=VALUE, for the arguments of an integration and for options."""
+
+    @pytest.fixture
+    def given(self) -> dict[str, Any]:
+        return {}
+
+    @pytest.fixture
+    def command(self, given: dict[str, Any]) -> Any:
+        @with_options(Options, SpecOptions)
+        def verb(workload: str, /, *, options: Keywords) -> None:
+            given.update(options, workload=workload)
+
+        return verb
+
+    def run(self, command: Any, text: str) -> None:
+        made = App(suppress_keyboard_interrupt=False, result_action="return_value")
+        made.default(command)
+        tokens = command.with_required(["verb", *text.split()])[1:]
+        made(tokens, exit_on_error=False, print_error=False)
+
+    def test_options_and_arguments_have_their_types(
+        self, command: Any, given: dict[str, Any]
+    ) -> None:
+        self.run(command, "yolo26n.yaml imgsz=320 rect=True classes=[0,2] amp=bf16 sizes=8,16")
+        assert given["workload"] == "yolo26n.yaml"
+        assert (given["imgsz"], given["rect"], given["classes"]) == (320, True, [0, 2])
+        assert (given["amp"], given["sizes"]) == ("bf16", [8, 16])
+
+    def test_what_is_neither_is_refused(self, command: Any) -> None:
+        with pytest.raises(UsageError, match="verb takes one workload and KEY=VALUE, got 'more'"):
+            self.run(command, "yolo26n.yaml more sizes=8")
+        with pytest.raises(UsageError, match="imgsz takes int, got 'large'"):
+            self.run(command, "yolo26n.yaml imgsz=large sizes=8")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rightbatch import __version__
 from rightbatch._cli.bench import bench
 from rightbatch._cli.fit import fit
+from rightbatch._cli.options import Command
 from rightbatch._cli.output import document
 from rightbatch._cli.pages import report, ui
 from rightbatch._cli.predict import predict
@@ -33,7 +34,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
-for command in (fit, run, predict, tune, train, study, ui, report, serve, bench):
+COMMANDS = (fit, run, predict, tune, train, study, ui, report, serve, bench)
+for command in COMMANDS:
     app.command(command)
 
 
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app(
-            join_command(tokens),
+            join_command(with_required(tokens)),
             exit_on_error=False,
             error_console=stderr,
             result_action="return_value",
@@ -68,6 +70,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def with_required(tokens: list[str]) -> list[str]:
+    """Make `--epochs=3` of `epochs=3`, where the command needs the option."""
+    commands = (each for each in COMMANDS if isinstance(each, Command))
+    command = next((each for each in commands if tokens[:1] == [each.__name__]), None)
+    if command is None or "--" in tokens:
+        return tokens
+    return command.with_required(tokens)
 
 
 def join_command(tokens: list[str]) -> list[str]:

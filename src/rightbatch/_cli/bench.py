@@ -15,7 +15,7 @@ from rightbatch._cli.options import (
     check_latency,
     with_options,
 )
-from rightbatch._cli.output import print_result
+from rightbatch._cli.output import print_result, say
 from rightbatch._serve.options import BenchOptions
 
 bench = App(
@@ -32,14 +32,17 @@ def bench_serve(
     """Find the highest rate of frames and of requests within the latency target.
 
     Example: rightbatch bench serve yolo26n.onnx --latency 100ms
+    Example: rightbatch bench serve yolo26n.onnx --latency 100ms --export triton --out yolo26n
     """
     from rightbatch._serve.load.bench import bench
 
     check_latency(latency)
     result = bench(model, latency, **options)
     print_result(result, json)
-    if not any(batched.rate for batched, _ in result.rates.values()):
-        sys.exit(1)  # no rate meets the latency target
+    if not result.meets_target:
+        sys.exit(1)
+    if options.get("export"):
+        say(f"settings for {options['export']} are in {options['out']}")
 
 
 bench.command(bench_serve, name="serve")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
+
+from rightbatch._json import to_json
 
 
 def print_result(result: Any, as_json: bool, stdout: TextIO | None = None) -> None:
@@ -15,8 +16,8 @@ def print_result(result: Any, as_json: bool, stdout: TextIO | None = None) -> No
 
 
 def document(fields: dict[str, Any]) -> str:
-    """Return a JSON document as text."""
-    return json.dumps(fields, indent=2)
+    """Return a JSON document as text, with null for NaN and infinity."""
+    return to_json(fields, indent=2)
 
 
 def say(text: str) -> None:

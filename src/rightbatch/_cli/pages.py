@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rightbatch._cli.options import Json, Keywords, with_options
+from rightbatch._cli.options import Json, Keywords, TokenFile, token_from, with_options
 from rightbatch._cli.output import document, say
 from rightbatch._workload.options import AddressOptions
 
@@ -15,7 +15,11 @@ Folder = Annotated[
     str | None, Parameter(help="the folder of a study (its --out), or one with an mlflow.db")
 ]
 StoreUri = Annotated[
-    str | None, Parameter(help="any MLflow store instead: sqlite:///mlflow.db, http://host:5000")
+    str | None,
+    Parameter(
+        help="any MLflow store instead: sqlite:///mlflow.db, http://host:5000; beside a folder: "
+        "the store with the runs of its study"
+    ),
 ]
 Experiment = Annotated[str | None, Parameter(help="only this experiment of the store")]
 CompareBy = Annotated[str | None, Parameter(help="a metric and its value to reach: mAP50=0.5")]
@@ -30,6 +34,7 @@ def ui(
     experiment: Experiment = None,
     target: CompareBy = None,
     port: Annotated[int | None, Parameter(help="default: 8471, or a free one")] = None,
+    token_file: TokenFile = None,
     options: Keywords,
 ) -> None:
     """Show a study on a local page, live while it trains.
@@ -39,8 +44,9 @@ def ui(
     """
     from rightbatch._study.web.commands import opened, show
 
+    token = token_from(options.get("token"), token_file)
     reader = opened(folder, store, experiment, target)
-    show(reader, port=port, say=say, host=options["host"], token=options.get("token"))
+    show(reader, port=port, say=say, host=options["host"], token=token)
 
 
 def report(
@@ -61,6 +67,7 @@ def report(
     from rightbatch._study.web.report import write_report
 
     reader = opened(folder, store, experiment, target)
-    to = to or Path(folder or ".").expanduser() / "report.html"
+    beside = Path(folder or ".").expanduser()
+    to = to or (beside if beside.is_dir() else beside.parent) / "report.html"
     path = str(write_report(reader, to))
     print(document({"report": path}) if json else path)

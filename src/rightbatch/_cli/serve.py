@@ -13,7 +13,9 @@ from rightbatch._cli.options import (
     Latency,
     Model,
     ModelOptions,
+    TokenFile,
     check_latency,
+    token_from,
     with_options,
 )
 from rightbatch._cli.output import document, say
@@ -22,7 +24,7 @@ from rightbatch._serve.options import ServeOptions
 
 _STOP_WITHIN = "5s"
 _RAY_PORT = 8000
-_ONE_MACHINE = ("to", "memory", "contract", "isolated")
+_ONE_MACHINE = ("to", "memory", "contract", "isolated", "allow_source")
 
 
 @with_options(ServeOptions, ModelOptions)
@@ -39,6 +41,7 @@ def serve(
     ] = (),
     options: Keywords,
     page: Annotated[bool, Parameter(help="show a page on localhost")] = True,
+    token_file: TokenFile = None,
     stop_within: Annotated[str, Parameter(help="time to finish accepted requests")] = _STOP_WITHIN,
     on: Annotated[
         Literal["ray"] | None, Parameter(help="ray: replicas on Ray Serve, behind --http")
@@ -54,13 +57,14 @@ def serve(
     """
     random.seed(seed)
     check_latency(latency)
+    options["token"] = token_from(options.get("token"), token_file)
     if on == "ray":
-        if source or not page or stop_within != _STOP_WITHIN or any(map(options.get, _ONE_MACHINE)):
+        if source or not page or any(map(options.get, _ONE_MACHINE)):
             raise UsageError(
                 "--on ray serves requests only: leave out --source, --to, --memory, --contract, "
-                "--isolated, --no-page and --stop-within"
+                "--isolated, --allow-source and --no-page"
             )
-        _on_ray(model, latency, replicas, options)
+        _on_ray(model, latency, replicas, stop_within, options)
         return
     if replicas is not None:
         raise UsageError("--replicas requires --on ray")
@@ -82,10 +86,21 @@ def serve(
         print(document(found))
 
 
-def _on_ray(model: str, latency: str, replicas: int | None, options: Keywords) -> None:
+def _on_ray(
+    model: str, latency: str, replicas: int | None, stop_within: str, options: Keywords
+) -> None:
+    from rightbatch._units import parse_seconds
     from rightbatch.integrations.ray._serve import serve_on_ray
 
     port = options.pop("http", _RAY_PORT)
     for name in ("stall_after", *_ONE_MACHINE):
         options.pop(name, None)
-    serve_on_ray(model, latency, port=port, num_replicas=replicas, show=say, **options)
+    serve_on_ray(
+        model,
+        latency,
+        port=port,
+        num_replicas=replicas,
+        show=say,
+        stop_within=parse_seconds(stop_within),
+        **options,
+    )
