@@ -41,12 +41,13 @@ def shaped_batch(
     `collate` returns the real batch of some indices. `indices` begin with the largest examples, so
     that what is padded to the longest has its length. A batch has to be collated if it is small, if
     it has lists with an element per example, values that depend on the number of examples, tensors
-    that are not dense, or none that grows; and, where `sizes_differ`, if examples are concatenated.
+    that are not dense, none that grows, or one that may grow in steps; and, where `sizes_differ`,
+    if examples are concatenated.
     """
     if len(indices) <= MOST_COLLATED:
         return None
     sizes, batches = _real_batches(collate, indices)
-    if not all(_is_alike(batch, batches[-1]) for batch in batches[:-1]):
+    if not _are_alike(batches) or _has_steps(sizes, batches):
         return None
     shapes = []
     leaves = list(tensors(batches[-1]))
@@ -55,8 +56,6 @@ def shaped_batch(
         if shape is None:
             return None
         shapes.append(shape)
-    if all(shape == [*leaf.shape] for shape, leaf in zip(shapes, tensors(batches[0]), strict=True)):
-        return None  # none has a length of the batch
     with mode:
         made: Iterator[Tensor] = iter([_fake(*pair) for pair in zip(leaves, shapes, strict=True)])
         return map_tensors(batches[-1], lambda _: next(made))
@@ -68,10 +67,13 @@ def grows_in_steps(collate: Callable[[Sequence[int]], Batch], indices: Sequence[
     They do not if a length, or the bytes of all tensors, is on a line for a few examples and not
     for `LARGER`; or if more than half of the bytes are constant, which may be the first step.
     """
-    sizes, batches = _real_batches(collate, indices)
+    return _has_steps(*_real_batches(collate, indices))
+
+
+def _has_steps(sizes: Sequence[int], batches: Sequence[Batch]) -> bool:
     total = [batch_bytes(batch) for batch in batches]
     found = [total]
-    if all(_is_alike(batch, batches[-1]) for batch in batches[:-1]):
+    if _are_alike(batches):
         for alike in zip(*map(tensors, batches), strict=True):
             found += map(list, zip(*(leaf.shape for leaf in alike), strict=True))
     slope = (total[1] - total[0]) / (sizes[1] - sizes[0])
@@ -96,6 +98,10 @@ def _real_batches(
     allowed = MOST_BYTES * REAL[-1] // max(batch_bytes(batches[-1]), 1)
     larger = min(len(indices), LARGER, max(allowed, MOST_COLLATED))
     return [*REAL, larger], [*batches, collate(indices[:larger])]
+
+
+def _are_alike(batches: Sequence[Batch]) -> bool:
+    return all(_is_alike(batch, batches[-1]) for batch in batches[:-1])
 
 
 def _is_alike(batch: Batch, other: Batch) -> bool:
