@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 from follow_models import (
     OPTIMIZERS,
     WIDTH,
@@ -15,6 +17,7 @@ from torch import nn
 from rightbatch import Workload
 from rightbatch._predict.follow import Follower
 from rightbatch._predict.reduction import reduction_buffers
+from rightbatch._predict.simulate import simulate
 from rightbatch._predict.trace import Family, Trace, with_frees_in_order
 from rightbatch._predict.variant import Variant
 
@@ -53,15 +56,24 @@ def test_frees_are_sorted_within_a_run_and_not_over_a_boundary() -> None:
     assert with_frees_in_order(order, [4, 7]) == (0, 1, 2, ~2, ~0, 3, ~3, ~1)
 
 
-def test_the_buffers_of_sums_may_depend_on_the_batch_size_in_any_way() -> None:
-    """There are as many partial sums as blocks; each of them is a few bytes to MiB."""
+def buffers_of(batch_size: int, rows: int, width: int) -> tuple[int, int]:
+    return reduction_buffers([batch_size, rows, width], [0, 1, 2], 4) or (0, 0)
+
+
+def is_linear(partial: list[int]) -> bool:
+    return 2 * partial[2] == 5 * partial[1] - 3 * partial[0]  # of batch sizes 2, 4 and 7
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["always there", "there from 7 on"])
+def test_the_buffers_of_sums_may_depend_on_the_batch_size_in_any_way(first: bool) -> None:
+    """There are as many partial sums as blocks, and none for a few rows."""
     rows, width = next(
         (rows, width)
         for rows in range(64, 4096, 64)
         for width in (8, 24, 40)
-        if (found := [reduction_buffers([n * rows, width], [0], 4) for n in (2, 4, 7)])
-        and all(found)
-        and 2 * found[2][0] != 5 * found[1][0] - 3 * found[0][0]  # type: ignore[index]
+        if (found := [buffers_of(n, rows, width)[0] for n in (2, 4, 7)])
+        and [bool(partial) for partial in found] == [first, first, True]
+        and not is_linear(found)
     )
 
     def factory() -> Workload:
@@ -69,10 +81,23 @@ def test_the_buffers_of_sums_may_depend_on_the_batch_size_in_any_way() -> None:
         made = OPTIMIZERS["sgd"](model.parameters())
         return Workload(model, lambda model, batch: model(batch).sum(), made, Rows(rows, width))
 
-    variant = Variant(capability=8.0)
-    low, high, larger = Follower(factory).traces([2, 4, 7], variant)
+    low, high, larger, far = Follower(factory).traces([2, 4, 7, 61], Variant(capability=8.0))
+    assert low.is_like(high) and low.is_like(larger)
     family = Family(2, 4, low, high)
-    assert family.at(7).sizes != larger.sizes
     assert family.predicts(larger, 7)
+    assert family.at(61) == far
+    assert max(buffers_of(61, rows, width)) in far.sizes
     wrong = Trace(**(vars(larger) | {"sizes": tuple(size + 1 for size in larger.sizes)}))
     assert not family.predicts(wrong, 7)
+
+
+def test_a_sum_without_buffers_takes_no_memory() -> None:
+    def factory() -> Workload:
+        model = nn.Linear(8, 8)
+        made = OPTIMIZERS["sgd"](model.parameters())
+        return Workload(model, lambda model, batch: model(batch).sum(), made, Rows(1, 8))
+
+    (trace,) = Follower(factory).traces([2], Variant(capability=8.0))
+    assert 0 in trace.sizes
+    without = [e for e in trace.order if trace.sizes[e if e >= 0 else ~e]]
+    assert simulate(trace) == simulate(replace(trace, order=tuple(without), phases=(), sums=()))

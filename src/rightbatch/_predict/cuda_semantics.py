@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from rightbatch._predict.cuda_autocast import register_autocast, to_fp32
 from rightbatch._predict.cuda_rms_norm import IS_FUSED, rms_norm
-from rightbatch._predict.reduction import reduction_buffers
 
 
 @contextmanager
@@ -54,16 +53,15 @@ def as_on_cuda(optimizer: torch.optim.Optimizer) -> None:
             group["foreach"] = True
 
 
-def temporaries(operator: Any, arguments: Any) -> tuple[int, ...]:
-    """Return the bytes of each buffer that CUDA's kernel allocates besides its results."""
+def sum_of(operator: Any, arguments: Any) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
+    """Return shape, summed dimensions and element size of a sum whose kernel may use buffers."""
     if operator._opname != "sum" or not arguments or not arguments[0].is_floating_point():
-        return ()
+        return None
     x = arguments[0]
     dims = arguments[1] if len(arguments) > 1 and arguments[1] else range(x.ndim)
     if not x.is_contiguous() or x.ndim == 0:
-        return ()
-    buffers = reduction_buffers(x.shape, [d % x.ndim for d in dims], x.element_size())
-    return buffers if buffers is not None else ()
+        return None
+    return tuple(x.shape), tuple(d % x.ndim for d in dims), x.element_size()
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from rightbatch._device import is_out_of_memory
 from rightbatch._errors import UsageError
 from rightbatch._predict.build import BUILD_LIMIT, build, build_fake, parameter_bytes
-from rightbatch._predict.cuda_semantics import cuda_semantics, temporaries
+from rightbatch._predict.cuda_semantics import cuda_semantics, sum_of
 from rightbatch._predict.fake_checks import fake_checks_denied
 from rightbatch._predict.fake_mode import FollowMode
 from rightbatch._predict.known_values import KnownValues, fake_with_value
@@ -180,7 +180,7 @@ class Follower:
         unseen = None
         if self._evaluation_examples is not None and not variant.inference:
             unseen = self._batch(self._evaluation_examples, batch_size, has_values)
-        recorder = Recorder(temporaries if variant.capability is not None else None)
+        recorder = Recorder(sum_of if variant.capability is not None else None)
         with ExitStack() as stack:
             # Otherwise reference cycles would be freed at arbitrary events of the trace.
             stack.enter_context(without_collecting())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rightbatch._errors import UsageError
-from rightbatch._predict.cuda_semantics import cuda_semantics, temporaries
+from rightbatch._predict.cuda_semantics import cuda_semantics, sum_of
 from rightbatch._predict.recorded_step import (
     STEPS,
     classify_state,
@@ -94,7 +94,7 @@ class FrameworkFollower:
         optimizer = session.optimizer
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()
-        recorder = Recorder(temporaries if variant.capability is not None else None)
+        recorder = Recorder(sum_of if variant.capability is not None else None)
         with ExitStack() as stack:
             stack.enter_context(without_collecting())
             if variant.capability is not None:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from rightbatch._predict.kernel_limits import limited_use
 from rightbatch._predict.operators import DEVICE, OperatorMode
-from rightbatch._predict.trace import BUFFER, Trace, with_frees_in_order
+from rightbatch._predict.trace import BUFFER, Sum, Trace, with_frees_in_order
 from rightbatch._workload.batch import Batch, map_tensors, tensors
 from rightbatch._workload.leaf import dense_parts
 
@@ -34,21 +34,23 @@ _NORMS = {
 _REDUCED_IN_PLACE = {"mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss"}
 """Their result is allocated as large as the inputs, and then reduced in the same storage."""
 _GEMMS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "_addmm_activation"}
+_Sum = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 class Recorder(OperatorMode):
     """Records inside its context; enter it inside a `FakeTensorMode`, if one is used.
 
     `hold` adds existing tensors, `phase` starts a named phase, `classify` sets the kind of storages
-    once it is known. Keeps no reference to a tensor. `temporaries(operator, arguments)` returns the
-    bytes of each buffer that an operator's kernel allocates and frees.
+    once it is known. Keeps no reference to a tensor. `sum_of(operator, arguments)` returns shape,
+    summed dimensions and element size of a sum whose kernel allocates buffers and frees them.
     """
 
     current: ClassVar[Recorder | None] = None  # the active recorder of this process
 
-    def __init__(self, temporaries: Callable[[Any, Any], Iterable[int]] | None = None) -> None:
+    def __init__(self, sum_of: Callable[[Any, Any], _Sum | None] | None = None) -> None:
         super().__init__()
-        self._temporaries = temporaries
+        self._sum_of = sum_of
+        self._sums: list[Sum] = []
         self.order: list[int] = []
         self._sizes: list[int] = []
         self._kinds: list[str] = []
@@ -87,9 +89,10 @@ class Recorder(OperatorMode):
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 self._add(leaf)
-        if self._temporaries is not None:
-            for size in self._temporaries(func, args):
-                self._add_temporary(size)
+        if self._sum_of is not None:
+            found = self._sum_of(func, args)
+            if found is not None:
+                self._add_buffers(Sum(len(self._sizes), *found))
             use = limited_use(func, args, result)
             if use is not None:
                 self._uses[use[0]] = max(use[1], self._uses.get(use[0], 0))
@@ -175,6 +178,7 @@ class Recorder(OperatorMode):
             tuple(gemms),
             tuple(sorted(self._operators)),
             tuple(sorted(self._uses.items())),
+            tuple(self._sums),
         )
 
     def _push_module(self, name: str) -> Callable[..., None]:
@@ -209,12 +213,14 @@ class Recorder(OperatorMode):
         self.order.append(index)
         weakref.finalize(storage, self._free, key, index)
 
-    def _add_temporary(self, size: int) -> None:
-        index = len(self._sizes)
-        self._sizes.append(size)
-        self._kinds.append("other")
-        self._places.append(BUFFER)
-        self.order += [index, ~index]
+    def _add_buffers(self, of: Sum) -> None:
+        self._sums.append(of)
+        for size in of.buffer_sizes():
+            index = len(self._sizes)
+            self._sizes.append(size)
+            self._kinds.append("other")
+            self._places.append(BUFFER)
+            self.order += [index, ~index]
 
     def _free(self, key: int, index: int) -> None:
         del self._known[key]

@@ -36,10 +36,12 @@ def simulate(
         for index, event in enumerate(trace.order):
             if index in products:
                 malloc(workspace)
-            if event >= 0:
+            if event < 0:
+                address = addresses.pop(~event, None)
+                if address is not None:
+                    free(address)
+            elif sizes[event]:
                 addresses[event] = malloc(sizes[event])
-            else:
-                free(addresses.pop(~event))
     except AllocatorOutOfMemory:
         return None
     return Simulated(allocator.peak_allocated, allocator.peak_reserved, allocator.retries)

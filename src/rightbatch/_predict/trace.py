@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from rightbatch._predict.reduction import reduction_buffers
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "other")
 BUFFER = "(a kernel's buffer)"
 """The place of what a kernel allocates and frees besides its results."""
+
+
+class Sum(NamedTuple):
+    """A sum over `dims` of a tensor of this shape, whose kernel may allocate two buffers.
+
+    They are storages of the trace, the second one after the first, at `buffer`; their sizes are
+    zero if the kernel needs none, so that a step has the same events at every batch size.
+    """
+
+    buffer: int
+    shape: tuple[int, ...]
+    dims: tuple[int, ...]
+    element_size: int
+
+    def buffer_sizes(self) -> tuple[int, int]:
+        """Return the bytes of both buffers."""
+        return reduction_buffers(self.shape, self.dims, self.element_size) or (0, 0)
 
 
 @dataclass(frozen=True)
@@ -20,7 +39,8 @@ class Trace:
     whose forward pass allocated it. `phases` are (index into `order`, name) of each phase's start.
     `gemms` are the indices of the first matrix product of the forward and of the backward pass,
     where cuBLAS allocates its workspaces. `operators` are the names of all operators called.
-    `uses` are the largest values of quantities that kernels limit (`kernel_limits`).
+    `uses` are the largest values of quantities that kernels limit (`kernel_limits`), `sums` are the
+    sums whose buffers are among the storages.
     """
 
     order: tuple[int, ...]
@@ -31,6 +51,7 @@ class Trace:
     gemms: tuple[int, ...]
     operators: tuple[str, ...]
     uses: tuple[tuple[str, int], ...] = ()
+    sums: tuple[Sum, ...] = ()
 
     def live_bytes(self) -> Iterator[int]:
         """Iterate over the bytes alive after each event, not rounded."""
@@ -78,8 +99,13 @@ class Trace:
         """Return the trace of `to_dict`, also after JSON."""
         phases = tuple((int(index), str(name)) for index, name in fields["phases"])
         uses = tuple((str(name), int(value)) for name, value in fields.get("uses", ()))
-        rest = {k: tuple(value) for k, value in fields.items() if k not in ("phases", "uses")}
-        return cls(phases=phases, uses=uses, **rest)
+        sums = tuple(
+            Sum(buffer, tuple(shape), tuple(dims), size)
+            for buffer, shape, dims, size in fields.get("sums", ())
+        )
+        special = ("phases", "uses", "sums")
+        rest = {k: tuple(value) for k, value in fields.items() if k not in special}
+        return cls(phases=phases, uses=uses, sums=sums, **rest)
 
     def settled(self, times: int) -> Trace:
         """Return the trace with its last training step repeated `times` times.
@@ -148,12 +174,14 @@ class Trace:
             "kinds": (*self.kinds[:count], *("activations" for _ in chunks)),
             "places": (*self.places[:count], *("evaluation" for _ in chunks)),
             "gemms": tuple(i for i in self.gemms if i < stop),
+            "sums": tuple(one for one in self.sums if one.buffer < count),
         }
         return Trace(**fields)
 
     def is_like(self, other: Trace) -> bool:
         """Return whether both have the same events in the same order, ignoring sizes."""
-        return self.order == other.order and self.kinds == other.kinds
+        sums, others = ([(s.buffer, len(s.shape), s.dims) for s in t.sums] for t in (self, other))
+        return self.order == other.order and self.kinds == other.kinds and sums == others
 
 
 def with_frees_in_order(order: Sequence[int], boundaries: Iterable[int]) -> tuple[int, ...]:
@@ -183,7 +211,7 @@ class Family:
 
     Two traces with the same events, at the batch sizes `low` and `high`, determine each line. An
     allocation that is smaller at `high` depends on more than the batch size, and is not reduced
-    further.
+    further. Buffers of sums, whose number of partial sums is not linear, follow from the shapes.
     """
 
     low: int
@@ -192,26 +220,29 @@ class Family:
     at_high: Trace
 
     def predicts(self, trace: Trace, batch_size: int) -> bool:
-        """Return whether the lines give the sizes of a trace at `batch_size`, but for buffers.
-
-        A sum has as many partial sums as blocks, which is not linear, and a few KiB to MiB.
-        """
-        pairs = zip(self.at(batch_size).sizes, trace.sizes, trace.places, strict=True)
-        return all(size == found or place == BUFFER for size, found, place in pairs)
+        """Return whether the lines give the sizes of a trace at `batch_size`."""
+        return self.at(batch_size).sizes == trace.sizes
 
     def at(self, batch_size: int) -> Trace:
         """Return the trace at `batch_size`, by linear extrapolation of the two traces."""
         if batch_size == self.low:
             return self.at_low
-        span, offset = self.high - self.low, batch_size - self.low
-        sizes = tuple(
-            max(a + (b - a) * offset // span, min(a, b)) if a != b else a
-            for a, b in zip(self.at_low.sizes, self.at_high.sizes, strict=True)
-        )
         at_high = dict(self.at_high.uses)
         uses = tuple(
-            (name, value + (at_high.get(name, value) - value) * offset // span)
+            (name, self._on_line(value, at_high.get(name, value), batch_size))
             for name, value in self.at_low.uses
         )
-        fields = {name: getattr(self.at_low, name) for name in Trace.__dataclass_fields__}
-        return Trace(**(fields | {"sizes": sizes, "uses": uses}))
+        sizes = [
+            max(self._on_line(a, b, batch_size), min(a, b)) if a != b else a
+            for a, b in zip(self.at_low.sizes, self.at_high.sizes, strict=True)
+        ]
+        sums = []
+        for low, high in zip(self.at_low.sums, self.at_high.sums, strict=True):
+            lengths = zip(low.shape, high.shape, strict=True)
+            shape = tuple(self._on_line(a, b, batch_size) for a, b in lengths)
+            sums.append(low._replace(shape=shape))
+            sizes[low.buffer : low.buffer + 2] = sums[-1].buffer_sizes()
+        return replace(self.at_low, sizes=tuple(sizes), uses=uses, sums=tuple(sums))
+
+    def _on_line(self, at_low: int, at_high: int, batch_size: int) -> int:
+        return at_low + (at_high - at_low) * (batch_size - self.low) // (self.high - self.low)
