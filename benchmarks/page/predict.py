@@ -55,7 +55,9 @@ failed runs out of memory or fails for sure; below it, that is not known. Two th
 from these rows, so they are not a test of them: on the RTX 4090 normalization layers are taken to
 have run in half precision, which the source does not state, and depthwise convolutions in
 channels_last are taken to fail from 2^31 elements on. All steps of a row take one batch that is on
-the GPU, as in that benchmark; `rightbatch predict` counts a new batch for each step. Seconds are
+the GPU, as in that benchmark; `rightbatch predict` counts a new batch for each step. The training
+rows are of CUDA 11.3, which loads all kernels at once: 1,486 MiB outside the allocator, as somebody
+else saw on such a GPU (pytorch #49877), instead of the 500 MiB of today's lazy loading. Seconds are
 those of building and following a step and of its searches, on a machine that other programs used.
 {_beside(hits)}
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from benchmarks.predict_public.rows import GPUS, Row
 from benchmarks.predict_public.workloads import factory_of, family_of
 from rightbatch._predict.build import limit_building
+from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.follow import Follower
 from rightbatch._predict.follow_process import Followed, FollowProcess
 from rightbatch._predict.followed_step import FollowedStep
 from rightbatch._predict.forked_traces import answers
 from rightbatch._predict.gpus import find_gpu
+from rightbatch._predict.overhead import CUBLAS, MIB
 from rightbatch._predict.variant import Variant
 from rightbatch._worker.failure import failure
+
+ALL_KERNELS = Calibration("RTX 3090", 8.6, "1.7", 1486 * MIB, 1486 * MIB, CUBLAS)
+"""A process with torch built for CUDA 11.1 and a tensor of 158 MiB took 1,644 MiB of an RTX 3090
+(pytorch #49877). Before CUDA 11.7 every kernel was loaded at once, in more than 1,000 MB (pytorch
+#107667); the training rows are of torch 1.12 with CUDA 11.3."""
+
+
+def _outside(row: Row) -> Callable[[float], Calibration | None]:
+    """Return what is known of the memory outside the allocator in the row's process."""
+    return (lambda _: ALL_KERNELS) if row.kind == "train" else calibrated
 
 
 class _Following:
@@ -44,7 +56,8 @@ def predictions(rows: Sequence[Row]) -> list[dict[str, Any]]:
     The step is followed once; each GPU gets its own search, as `rightbatch predict` makes it.
     """
     following = cast(FollowProcess, _Following(rows[0]))
-    step = FollowedStep(following, inference=rows[0].kind == "infer")
+    inference = rows[0].kind == "infer"
+    step = FollowedStep(following, inference=inference, calibrated=_outside(rows[0]))
     if rows[0].kind == "peft":
         return [_bytes(step, row) for row in rows]
     found = []

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,10 @@ from rightbatch._web.listening import HttpServer
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
 
 
+SLOW = threading.Semaphore(0)
+"""Released by every request that begins to wait at /slow."""
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the length of the body; waits at /slow; a long answer at /long."""
     body = b""
@@ -37,6 +42,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         if not message.get("more_body"):
             break
     if scope["path"] == "/slow":
+        SLOW.release()
         await asyncio.sleep(1.0)
     content = b"x" * 20_000_000 if scope["path"] == "/long" else b"%d" % len(body)
     headers = [(b"content-length", b"%d" % len(content))]
@@ -116,8 +122,10 @@ def test_requests_that_run_are_not_cut_off_by_new_connections(
     monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     with serving(monkeypatch, protocol, Limits(most=8)) as url, ThreadPoolExecutor(3) as pool:
+        while SLOW.acquire(blocking=False):
+            pass  # those of another test
         running = [pool.submit(status, url, "/slow") for _ in range(3)]
-        time.sleep(0.3)
+        assert all(SLOW.acquire(timeout=30) for _ in running)
         with half_sent(url, 50):
             assert [one.result() for one in running] == [200] * 3
 

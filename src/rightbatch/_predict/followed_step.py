@@ -32,7 +32,8 @@ class FollowedStep:
     """A workload's step, followed once per kind of GPU and simulated for each GPU.
 
     `process` must not have run anything; `processes` is the number of GPUs that train together.
-    `beside_context` says that a limit does not include the CUDA context. After the first trace,
+    `beside_context` says that a limit does not include the CUDA context, `calibrated` returns what
+    was measured outside the allocator on GPUs of a compute capability. After the first trace,
     `examples` is the number of examples in an epoch, `how` is `fake` or `real`, and `notes` are for
     the user.
     """
@@ -44,7 +45,9 @@ class FollowedStep:
         processes: int = 1,
         inference: bool = False,
         beside_context: bool = False,
+        calibrated: Callable[[float], Calibration | None] = calibrated,
     ) -> None:
+        self._calibrated = calibrated
         self._beside_context = beside_context
         self._process = process
         self._processes = processes
@@ -92,7 +95,7 @@ class FollowedStep:
         )
         largest = max(trace.sizes, default=0)
         if capability not in self._calibrations:
-            self._calibrations[capability] = calibrated(capability)
+            self._calibrations[capability] = self._calibrated(capability)
         return process_overhead(
             capability,
             trace.operators,

@@ -106,9 +106,10 @@ def test_it_stops_once_the_share_cannot_be_reached_any_more():
 
 def test_a_share_that_is_just_reached_does_not_stop_it():
     # 1 - 0.9 is a little less than 0.1 for a computer: one of ten may be late all the same.
-    late_once = Answers(lambda item: time.sleep(0.1 if item == "slow" else 0), latency=0.05)
+    late_once = Answers(lambda item: time.sleep(2.1 if item == "slow" else 0), latency=2.0)
     items = ["slow", *["quick"] * 9]
-    result = run(late_once, items, [(number * 0.15, "stream") for number in range(10)], share=0.9)
+    arrivals = [(0.0, "stream"), *((2.2 + number / 1000, "stream") for number in range(9))]
+    result = run(late_once, items, arrivals, share=0.9)
     assert (result.offered, result.in_time) == (10, 9)
     assert result.holds(0.9)
 

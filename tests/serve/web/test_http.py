@@ -43,7 +43,7 @@ def test_what_curl_calls_a_form_without_being_asked_is_an_image(url: str) -> Non
 
 def test_what_comes_together_runs_together_and_each_gets_its_own() -> None:
     def slow(images: list[Any]) -> list[int]:
-        time.sleep(0.03)  # whatever the batch
+        time.sleep(0.15)  # whatever the batch; the others come meanwhile
         return [len(image) for image in images]
 
     with stand_in(slow, latency=2.0) as server, site(server) as url:
@@ -60,10 +60,10 @@ def test_what_comes_together_runs_together_and_each_gets_its_own() -> None:
 
 def test_what_would_be_late_is_refused_and_told_when_to_come_again() -> None:
     def slow(images: list[Any]) -> list[None]:
-        time.sleep(0.05 * len(images))
+        time.sleep(0.2 * len(images))  # much longer than a request takes to come
         return [None] * len(images)
 
-    with stand_in(slow, latency=0.15) as server, site(server) as url:
+    with stand_in(slow, latency=0.6) as server, site(server) as url:
         assert ask(url, "/predict", encoded(picture())).status == 200
         with ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda _: ask(url, "/predict", encoded(picture())), range(20)))

@@ -57,7 +57,7 @@ def served(server: StandIn, stream: str = "http", count: int = 6) -> None:
     waiting = [server.batcher.submit(picture(), stream=stream) for _ in range(count)]
     for one in waiting:
         one.result()
-    assert last.heard.wait(5)  # listeners hear of a batch after those who wait for its results
+    assert last.heard.wait(60)  # listeners hear of a batch after those who wait for its results
 
 
 def test_batches_are_counted_by_size_reason_and_time() -> None:
