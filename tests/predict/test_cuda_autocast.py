@@ -121,6 +121,16 @@ def autocast_of_cuda() -> Iterator[None]:
         torch.set_autocast_enabled("cuda", False)
 
 
+@pytest.fixture(autouse=True)
+def ordinary_algorithms() -> Iterator[None]:
+    """`interpolate` has another formula for deterministic algorithms, which a training may set."""
+    was_set = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(was_set, warn_only=warns)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_results_have_the_types_of_fake_tensors_on_cuda() -> None:
     try:
