@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Before anything imports torch, and for the processes that tests start: the tests run in as many
 # processes as there are cores, and threads that wait for each other's core take many times as long
@@ -19,8 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A contract's failed assertion shows its values, as that of a test does.
 pytest.register_assert_rewrite("rightbatch.testing")
 
-# The first example imports torch's operators, and machines differ: no example has a deadline.
-settings.register_profile("rightbatch", deadline=None)
+# The first example imports torch's operators, and machines differ: no example has a deadline, and
+# drawing examples may take long.
+slow = [HealthCheck.too_slow]
+settings.register_profile("rightbatch", deadline=None, suppress_health_check=slow)
 settings.load_profile("rightbatch")
 
 

@@ -349,7 +349,7 @@ def test_an_interrupted_fit_exits_with_130_and_leaves_no_process_and_no_folder(
     process = place.start(
         "fit", "endless.py:workload", "--memory", "1GiB", "--json", STARTED=str(started)
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not started.exists():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < until
@@ -359,7 +359,7 @@ def test_an_interrupted_fit_exits_with_130_and_leaves_no_process_and_no_folder(
     assert list(place.temporary.glob("rightbatch*"))
 
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
 
     assert process.returncode == 130
     assert "interrupted" in stderr

@@ -22,7 +22,7 @@ from rightbatch.examples.parts import render_frames
 
 SMALL = (160, 96)
 SMALLER = (128, 64)
-PATIENCE = 60.0  # seconds after which a test gives up waiting; a loaded machine may need many
+PATIENCE = 120.0  # seconds after which a test gives up waiting; a loaded machine may need many
 
 
 @cache
@@ -91,9 +91,17 @@ def pieces(count: int = 40, size: tuple[int, int] = SMALL) -> list[bytes]:
     return file.pieces
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port where nobody listens, and which nobody else gets: a bound socket holds it.
+
+    The test's own servers may listen there, since they set SO_REUSEADDR as this one does. A port
+    that was only found free could be given to another process before the test uses it.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str = "") -> None:
@@ -193,10 +201,14 @@ def rtsp_camera() -> Iterator[int]:
     It is a process of its own: PyAV holds Python's lock while it calls, and so would wait for
     itself.
     """
-    port = free_port()
-    with subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE) as process:
-        yield port
-        process.kill()
+    with (
+        reserved_port() as port,
+        subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE) as process,
+    ):
+        try:
+            yield port
+        finally:
+            process.kill()
 
 
 def _show_over_rtsp(port: int, pace: float = 0.02) -> None:

@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from unittest import mock
 from urllib.parse import urlsplit
 
 import numpy as np
+from films import PATIENCE
 from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
+from rightbatch._serve.engine import calibration
 from rightbatch._serve.engine.batcher import Batcher
+from rightbatch._serve.engine.calibration import Calibration
 
 JSON = {"Content_Type": "application/json"}
 
@@ -36,7 +40,7 @@ class Answer(NamedTuple):
 def ask(url: str, path: str, body: Any = None, method: str | None = None, **headers: str) -> Answer:
     """One request. `Host`, `Content_Type` and the like are headers."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         connection.request(method or ("GET" if body is None else "POST"), path, body, named)
@@ -46,14 +50,11 @@ def ask(url: str, path: str, body: Any = None, method: str | None = None, **head
         connection.close()
 
 
-def raw(url: str, text: bytes, *, then: bytes = b"", wait: float = 0.0) -> bytes:
+def raw(url: str, text: bytes) -> bytes:
     """What comes back for bytes on a socket, up to its end."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE) as connection:
         connection.sendall(text)
-        if then:
-            time.sleep(wait)
-            connection.sendall(then)
         answer = b""
         while b"}" not in answer and (part := connection.recv(65536)):
             answer += part
@@ -190,12 +191,20 @@ def site(server: StandIn, port: int = 0, **options: Any) -> Iterator[str]:
 @contextlib.contextmanager
 def stand_in(
     function: Callable[[list[Any]], list[Any]] | None = None,
-    latency: float = 0.5,
+    latency: float = 60.0,
     **options: Any,
 ) -> Iterator[StandIn]:
-    """One whose model says how high the images are."""
-    with Batcher(function or heights, latency, max_batch=8) as batcher:
+    """One whose model says how high the images are, in time however slow this machine is."""
+    with (
+        mock.patch.object(calibration, "estimate_capacity", _conclude),
+        Batcher(function or heights, latency, max_batch=8) as batcher,
+    ):
         yield StandIn(batcher, **options)
+
+
+def _conclude(samples: Any, stopped_by: str, latency: float, **_: Any) -> Calibration:
+    """A made-up conclusion: that of a calibration takes seconds, and these tests do not ask it."""
+    return Calibration(latency, samples, stopped_by, max(samples), 100.0, 50.0, 3, 10.0, 80.0)
 
 
 def heights(images: list[NDArray[np.uint8]]) -> list[Any]:
@@ -203,5 +212,6 @@ def heights(images: list[NDArray[np.uint8]]) -> list[Any]:
     return [{"height": len(image), "mean": image.mean((0, 1))} for image in images]
 
 
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
+def http_threads() -> set[threading.Thread]:
+    """The threads of HTTP servers that run."""
+    return {thread for thread in threading.enumerate() if thread.name == "rightbatch-http"}

@@ -23,6 +23,12 @@ def mean(images):
     return [round(float(image.mean()), 4) for image in images]
 
 
+def threads_of(source: str) -> list[threading.Thread]:
+    return [
+        one for one in threading.enumerate() if one.name in (f"feed {source}", f"reader {source}")
+    ]
+
+
 def numbered(count: int):
     """Frames whose first pixel says which they are."""
     for number in range(count):
@@ -45,7 +51,7 @@ class Gate:
     def __call__(self, images):
         if any(read_number(images)):
             self.entered.set()
-            assert self.open.wait(30)
+            assert self.open.wait(PATIENCE)
         return read_number(images)
 
 
@@ -98,7 +104,9 @@ def test_a_camera_comes_and_goes_while_others_run(film_file: Path) -> None:
         wait_for(lambda: sum(line.source == "belt" for line in lines) == 30, "for the film")
         server.remove(name)
         assert [source["name"] for source in server.status()["sources"]] == ["belt"]
-        time.sleep(0.3)  # a frame was perhaps with the model
+        wait_for(lambda: not threads_of("door"), "for its threads to end")
+        wait_for(lambda: not server.batcher.waiting and not server.batcher._running)
+        wait_for(lambda: server._writer.is_idle, "for the line of a frame that was with the model")
         count = len(lines)
         time.sleep(0.3)
         assert len(lines) == count
@@ -145,7 +153,7 @@ def test_a_file_waits_for_a_reader_and_a_stop_does_not() -> None:
         assert count < 3000
         time.sleep(0.5)
     start = time.monotonic()
-    server.stop(100.0)
+    server.stop(1000.0)
     assert time.monotonic() - start < PATIENCE
     assert [line.frame for line in server] == list(range(server.status()["total"]["served"]))
     assert len(brought) < 3000
@@ -157,10 +165,10 @@ def test_a_stop_finishes_what_was_accepted() -> None:
     model, lines = Gate(), []
     server = Server(model, 100.0, to=lines.append, max_batch=1, progress=False)
     server.add(numbered(10_000))
-    assert model.entered.wait(30)
+    assert model.entered.wait(PATIENCE)
     wait_for(lambda: server.status()["waiting"] == 2, "for the queue to fill")
     threading.Timer(0.3, model.open.set).start()
-    assert server.stop(20.0) == 0
+    assert server.stop(PATIENCE) == 0
     assert [line.result for line in lines] == list(range(len(lines)))
     assert len(lines) >= 3
 
@@ -169,10 +177,12 @@ def test_a_stop_that_runs_out_of_time_says_what_was_left() -> None:
     model, lines = Gate(), []
     server = Server(model, 100.0, to=lines.append, max_batch=1, progress=False)
     server.add(numbered(10_000))
-    assert model.entered.wait(30)
+    assert model.entered.wait(PATIENCE)
     wait_for(lambda: server.status()["waiting"] == 2, "for the queue to fill")
+    wait_for(lambda: server.status()["written"]["lines"] == 1, "for the line of the first")
     assert server.stop(0.3) == 3  # one runs, two wait
     model.open.set()
+    wait_for(lambda: not server.batcher.is_running, "for the model to return")
 
 
 def test_names_are_told_apart_and_may_not_be_taken() -> None:
@@ -193,7 +203,10 @@ def test_names_are_told_apart_and_may_not_be_taken() -> None:
 
 def test_the_status_is_json_and_adds_up(film_file: Path) -> None:
     with rb.serve(mean, film_file, latency=5.0, to=lambda line: None) as server:
-        assert server.wait(30)
+        assert server.wait(PATIENCE)
+        # A batch is counted after its results have gone.
+        wait_for(lambda: server.status()["total"]["served"] == 30, "for the last count")
+        wait_for(lambda: sum(one["size"] for one in server.status()["batches"]) == 30)
         status = json.loads(json.dumps(server.status()))
     (source,) = status["sources"]
     assert (source["name"], source["state"], source["size"]) == ("belt", "ended", list(SMALL))
@@ -207,7 +220,7 @@ def test_the_status_is_json_and_adds_up(film_file: Path) -> None:
 
 def test_a_snapshot_is_the_newest_frame(film_file: Path) -> None:
     with rb.serve(mean, film_file, latency=5.0, to=lambda line: None) as server:
-        assert server.wait(30)
+        assert server.wait(PATIENCE)
         picture = Image.open(io.BytesIO(server.snapshot("belt")))
         assert picture.format == "JPEG"
         assert np.abs(np.asarray(picture, float) - film(30)[-1]).mean() < 8
@@ -229,14 +242,14 @@ def test_sources_are_one_or_several_or_named(film_file: Path) -> None:
 
 
 def test_what_cannot_be_opened_leaves_nothing_running(tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(UsageError, match=r"nothing\.mp4"):
         rb.serve(mean, [numbered(5), tmp_path / "nothing.mp4"], latency=1.0)
     with pytest.raises(UsageError, match="not a duration"):
         rb.serve(mean, numbered(5), latency="soon")
     with pytest.raises(UsageError, match="pass a token"):
         rb.serve(mean, latency=1.0, http=0, host="0.0.0.0")
-    wait_for(lambda: threading.active_count() <= before, "for threads to end")
+    wait_for(lambda: set(threading.enumerate()) <= before, "for threads to end")
 
 
 def test_a_source_in_a_process_of_its_own_gives_the_same(film_file: Path) -> None:
@@ -262,22 +275,34 @@ def test_where_nothing_fits_into_the_memory_it_says_so_once_and_ends() -> None:
         rb.serve(heavy, numbered(5), latency=1.0, memory="much")
 
 
-def test_a_name_can_be_taken_again_once_its_source_has_gone() -> None:
+def test_a_name_can_be_taken_again_once_its_source_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     release = threading.Event()
 
     def hangs():
         yield from numbered(3)
-        release.wait(20)
+        release.wait(PATIENCE)
 
+    def close_stream(name: str) -> None:
+        closing.set()
+        assert may_close.wait(PATIENCE)
+        closes(name)
+
+    closing, may_close = threading.Event(), threading.Event()
     with Server(read_number, 1.0, to=lambda line: None, progress=False) as server:
         server.add(hangs(), name="one")
         wait_for(lambda: server.status()["total"]["served"] == 3, "for its frames")
+        closes = server.batcher.close_stream
+        monkeypatch.setattr(server.batcher, "close_stream", close_stream)
         removal = threading.Thread(target=server.remove, args=["one"])
         removal.start()
-        wait_for(lambda: not server.status()["sources"], "for the removal to begin")
+        assert closing.wait(PATIENCE)
+        assert not server.status()["sources"]
         with pytest.raises(UsageError, match="source 'one' exists already"):
             server.add(numbered(5), name="one")
-        removal.join(30)
+        may_close.set()
+        removal.join(PATIENCE)
         server.add(numbered(5), name="one")
         wait_for(lambda: server.status()["sources"][0]["served"] == 5, "for the new one")
         assert server.status()["total"]["served"] == 8
@@ -295,7 +320,7 @@ def test_a_model_is_closed_only_when_it_has_returned() -> None:
     model = Slow()
     server = Server(model, 100.0, to=lambda line: None, max_batch=1, progress=False)
     server.add(numbered(10))
-    assert model.entered.wait(30)
+    assert model.entered.wait(PATIENCE)
     server.stop(0.2)
     assert not model.closed
     model.open.set()

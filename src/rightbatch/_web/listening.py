@@ -16,7 +16,7 @@ from rightbatch._web.connections import ACCEPTED_AT_ONCE, RareErrors, limited_pr
 if TYPE_CHECKING:
     import uvicorn
 
-_START_TIMEOUT = 10.0  # seconds
+_START_TIMEOUT = 60.0  # seconds
 _STOP_TIMEOUT = 5  # seconds, an integer, for running requests
 _BACKLOG = 2048  # connections that wait to be accepted
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -128,7 +128,7 @@ def test_a_listener_that_raises_keeps_nobody_from_his_result(caplog):
             raise RuntimeError("dropped")
 
     with Batcher(list, 10.0, calibrate_on=0, listeners=[Broken()]) as batcher:
-        assert [batcher.submit(n).result(20).result for n in range(5)] == list(range(5))
+        assert [batcher.submit(n).result(PATIENCE).result for n in range(5)] == list(range(5))
     assert "a listener or an item's callback failed" in caplog.text
 
 
@@ -139,6 +139,6 @@ def test_a_defect_of_the_engine_leaves_nobody_waiting(monkeypatch):
             batcher._scheduler, "next", lambda now: (_ for _ in ()).throw(RuntimeError("defect"))
         )
         with pytest.raises(RuntimeError, match="defect"):
-            batcher.submit(1).result(20)
+            batcher.submit(1).result(PATIENCE)
         with pytest.raises(LateError):
             batcher.submit(2)

@@ -18,7 +18,7 @@ def test_the_first_item_calibrates_and_is_served_after_it():
     def model(items):
         return [("result", item) for item in items]
 
-    with Batcher(model, 10.0, max_batch=4) as batcher:
+    with Batcher(model, LONG, max_batch=4) as batcher:
         assert batcher.calibration is None
         assert batcher.submit("first").result(PATIENCE).result == ("result", "first")
         assert batcher.calibration is not None

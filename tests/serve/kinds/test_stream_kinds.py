@@ -19,7 +19,17 @@ import av
 import numpy as np
 import pytest
 from documented import documented
-from films import Behaviour, Camera, _Pieces, film, free_port, hangs_up, places, shows
+from films import (
+    PATIENCE,
+    Behaviour,
+    Camera,
+    _Pieces,
+    film,
+    hangs_up,
+    places,
+    reserved_port,
+    shows,
+)
 from PIL import Image
 from rtsp_servers import rtsp_server
 
@@ -36,6 +46,7 @@ SMALL = film(20, (128, 64))
 H264 = {"preset": "ultrafast", "tune": "zerolatency", "g": "10", "bf": "0"}
 H265 = {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "keyint=10:log-level=none"}
 Check = Callable[[Path], None]
+PATIENT = Timeouts(open=PATIENCE, read=PATIENCE)
 
 
 def encode(
@@ -80,7 +91,7 @@ def stream(codec: str, **options: Any) -> list[bytes]:
 
 def read(source: Any, most: int = 20) -> list[np.ndarray]:
     """Read at most so many frames; the end of a live source is an error of its connection."""
-    connection = open_source(source).make(Timeouts(open=20.0, read=5.0))
+    connection = open_source(source).make(PATIENT)
     connection.open()
     images: list[np.ndarray] = []
     try:
@@ -155,11 +166,10 @@ def rtmp(folder: Path) -> None:
     """FFmpeg's listener stands in for a server, and a process of its own for the camera: PyAV holds
     Python's lock while it writes."""
     encode(folder / "film.flv", "libx264", **H264)
-    url = f"rtmp://127.0.0.1:{free_port()}/live/film"
     script = """
 import sys, time, av
 with av.open(sys.argv[1]) as film:
-    for _ in range(400):
+    for _ in range(1200):
         try:
             output = av.open(sys.argv[2], "w", format="flv")
             break
@@ -172,13 +182,18 @@ with av.open(sys.argv[1]) as film:
                 packet.stream = stream
                 output.mux(packet)
 """
-    command = [sys.executable, "-c", script, str(folder / "film.flv"), url]
-    with subprocess.Popen(command) as camera:
-        source = VideoSource(url, True, Timeouts(open=30.0, read=5.0), options={"listen": "1"})
-        source.open()
-        images = [found[0] for found in (source.read() for _ in range(15)) if found is not None]
-        source.close()
-        camera.kill()
+    with reserved_port() as port:
+        url = f"rtmp://127.0.0.1:{port}/live/film"
+        command = [sys.executable, "-c", script, str(folder / "film.flv"), url]
+        source = VideoSource(url, True, PATIENT, options={"listen": "1"})
+        with subprocess.Popen(command) as camera:
+            try:
+                source.open()
+                read = (source.read() for _ in range(15))
+                images = [found[0] for found in read if found is not None]
+            finally:
+                source.close()
+                camera.kill()
     assert places(images, FILM) == [*range(15)]
 
 

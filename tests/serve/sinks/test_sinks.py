@@ -280,8 +280,8 @@ def test_lines_that_a_sink_took_and_could_not_deliver_are_left_as_well(gate: Gat
     gate.lost = 3
     writer = Writer([gate])
     writer.put(line(), patient=True)
-    assert writer.close(timeout=2.0) == 3
-    assert 0 < gate.closed_with[0] <= 2.0  # it is told how much time there is
+    assert writer.close(timeout=PATIENCE) == 3
+    assert 0 < gate.closed_with[0] <= PATIENCE  # it is told how much time there is
 
 
 def test_a_writer_is_idle_once_every_line_is_written(gate: Gate) -> None:

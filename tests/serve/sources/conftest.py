@@ -1,4 +1,4 @@
-"""Feeds with short pauses, of which nothing is left after a test, and a taker of frames."""
+"""Feeds that soon try again, of which nothing is left after a test, and a taker of frames."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from films import wait_for
+from films import PATIENCE, wait_for
 from scripted_sources import Taker
 
 from rightbatch._serve.sources.feed import Feed
 from rightbatch._serve.sources.frames import Frame, SourceSpec
 
 QUICK: dict[str, Any] = {
-    "open_timeout": 2.0,
-    "stall_after": 1.0,
+    # A machine may be slow for seconds: tests of sources that stall pass shorter times.
+    "open_timeout": PATIENCE / 2,
+    "stall_after": PATIENCE / 2,
     "first_retry": 0.02,
     "last_retry": 0.05,
 }
@@ -42,6 +43,6 @@ def feeds() -> Iterator[Callable[..., Feed]]:
     for feed in started:
         feed.stop(0)
     for feed in started:
-        feed.stop()
+        feed.stop(PATIENCE)
         assert feed.status().state in ("stopped", "ended", "failed")
     wait_for(lambda: set(threading.enumerate()) <= before, "for threads to end")

@@ -107,9 +107,13 @@ class ClosesOnlyWhatIsOpen(Ideal):
 class ReadsOn(Ideal):
     """Closing does not reach a read that hangs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
     def read(self) -> Any:
         if self.left == 1:
-            threading.Event().wait(3 * PATIENCE)
+            self.released.wait()
         return super().read()
 
 
@@ -145,5 +149,10 @@ def test_a_source_that_breaks_a_promise_fails_the_contract(
     kind: type[Ideal], test: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_frame_source, "_PATIENCE", PATIENCE)
-    with pytest.raises(AssertionError):
-        getattr(TestTheIdealSource(), test)(kind())
+    source = kind()
+    try:
+        with pytest.raises(AssertionError):
+            getattr(TestTheIdealSource(), test)(source)
+    finally:
+        if isinstance(source, ReadsOn):
+            source.released.set()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import av
 import numpy as np
 import pytest
-from films import _write, encode, film
+from films import PATIENCE, _write, encode, film
 from PIL import Image
 
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
@@ -169,7 +169,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def opened(url: str) -> HttpSource:
-    source = open_source(url).make(Timeouts())
+    source = open_source(url).make(Timeouts(open=PATIENCE, read=PATIENCE))
     assert isinstance(source, HttpSource)
     source.open()
     return source
@@ -228,14 +228,14 @@ def test_a_playlist_is_read_as_far_as_it_stays_on_the_host(url: str) -> None:
 
 
 def test_a_film_on_a_web_server_is_read_after_a_redirect_on_the_same_host(url: str) -> None:
-    source = open_source(url + "/to-film.mp4").make(Timeouts())
+    source = open_source(url + "/to-film.mp4").make(Timeouts(open=PATIENCE, read=PATIENCE))
     source.open()
     frames = 0
     while source.read() is not None:
         frames += 1
     source.close()
     assert frames == 20
-    away = open_source(url + "/away.mp4").make(Timeouts())
+    away = open_source(url + "/away.mp4").make(Timeouts(open=PATIENCE, read=PATIENCE))
     with pytest.raises(OSError, match="another host"):
         away.open()
 

@@ -6,6 +6,7 @@ import io
 import urllib.request
 
 import pytest
+from films import PATIENCE
 from rtsp_servers import rtsp_server
 
 from rightbatch._serve.sources import http
@@ -50,7 +51,7 @@ def test_a_location_elsewhere_is_refused(url: str, location: str, said: str) -> 
 def test_a_camera_that_redirects_by_a_path_is_followed() -> None:
     with rtsp_server("TCP", location="film") as server:
         with pytest.raises(OSError, match="redirects more than"):
-            follow_redirects(f"rtsp://me:pw@{server.address}/a/b", 5)
+            follow_redirects(f"rtsp://me:pw@{server.address}/a/b", PATIENCE)
         assert [one.split()[1] for one in server.requests] == [
             f"rtsp://{server.address}/a/b",
             *[f"rtsp://{server.address}/a/film"] * 4,
@@ -63,7 +64,7 @@ def test_a_camera_that_redirects_to_an_invalid_url_is_refused(location: str) -> 
         rtsp_server("TCP", location=location) as server,
         pytest.raises(OSError, match="redirects to an invalid URL"),
     ):
-        follow_redirects(f"rtsp://{server.address}/a", 5)
+        follow_redirects(f"rtsp://{server.address}/a", PATIENCE)
 
 
 def test_http_keeps_its_encryption(monkeypatch: pytest.MonkeyPatch) -> None:

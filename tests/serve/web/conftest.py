@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from films import PATIENCE
 from sites import StandIn, encoded, picture, site, source, stand_in
 
 
@@ -19,6 +20,6 @@ def server() -> Iterator[StandIn]:
 def url(server: StandIn) -> Iterator[str]:
     from rightbatch._serve.web.http import Limits
 
-    limits = Limits(body_bytes=100_000, pixels=1_000_000, upload_seconds=1.0)
+    limits = Limits(body_bytes=100_000, pixels=1_000_000, upload_seconds=PATIENCE)
     with site(server, limits=limits) as url:
         yield url

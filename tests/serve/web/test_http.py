@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from films import PATIENCE, wait_for
 from sites import JSON, StandIn, ask, encoded, form, picture, site, stand_in
 
 pytest.importorskip("fastapi")
@@ -42,34 +44,53 @@ def test_what_curl_calls_a_form_without_being_asked_is_an_image(url: str) -> Non
 
 
 def test_what_comes_together_runs_together_and_each_gets_its_own() -> None:
+    go = threading.Event()
+    go.set()
+
     def slow(images: list[Any]) -> list[int]:
-        time.sleep(0.15)  # whatever the batch; the others come meanwhile
+        assert go.wait(PATIENCE)
+        time.sleep(0.05)  # whatever the batch
         return [len(image) for image in images]
 
-    with stand_in(slow, latency=2.0) as server, site(server) as url:
+    with stand_in(slow) as server, site(server) as url:
         ask(url, "/predict", encoded(picture()))
+        go.clear()  # the first one is held, until the others have come
         with ThreadPoolExecutor(24) as pool:
-            answers = list(
-                pool.map(
-                    lambda height: ask(url, "/predict", encoded(picture(height))), range(5, 53)
-                )
-            )
+            asked = [
+                pool.submit(ask, url, "/predict", encoded(picture(height)))
+                for height in range(5, 53)
+            ]
+            try:
+                wait_for(lambda: server.batcher.waiting >= 8, "for requests to queue")
+            finally:
+                go.set()
+            answers = [one.result() for one in asked]
     assert [answer.content["result"] for answer in answers] == list(range(5, 53))
     assert max(answer.content["batch_size"] for answer in answers) > 3
 
 
 def test_what_would_be_late_is_refused_and_told_when_to_come_again() -> None:
+    go = threading.Event()
+    go.set()
+
     def slow(images: list[Any]) -> list[None]:
-        time.sleep(0.2 * len(images))  # much longer than a request takes to come
+        time.sleep(0.2 * len(images))
+        assert go.wait(PATIENCE)
         return [None] * len(images)
 
     with stand_in(slow, latency=0.6) as server, site(server) as url:
         assert ask(url, "/predict", encoded(picture())).status == 200
+        go.clear()  # what runs now is held: of the target's three images no more than three wait
         with ThreadPoolExecutor(20) as pool:
-            answers = list(pool.map(lambda _: ask(url, "/predict", encoded(picture())), range(20)))
+            asked = [pool.submit(ask, url, "/predict", encoded(picture())) for _ in range(20)]
+            try:
+                wait_for(lambda: sum(one.done() for one in asked) >= 16, "for the refusals")
+            finally:
+                go.set()
+            answers = [one.result() for one in asked]
     refused = [answer for answer in answers if answer.status == 503]
     assert {answer.status for answer in answers} <= {200, 503}
-    assert len(refused) >= 10
+    assert len(refused) >= 16
     for answer in refused:
         assert int(answer.headers["Retry-After"]) >= 1
         assert answer.content["cause"] in ("refused", "late")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from films import PATIENCE
 from sites import Answer, StandIn, ask, encoded, form, picture, raw, site
 
 pytest.importorskip("fastapi")
@@ -68,7 +69,7 @@ def test_a_body_without_a_length_is_refused_once_it_is_too_long(url: str) -> Non
 
 def until(status: int, question: Callable[[], Answer]) -> Answer:
     """The first answer with that status: the server may not have read all of a body yet."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + PATIENCE
     while (answer := question()).status != status:
         assert time.monotonic() < give_up, answer
     return answer
@@ -81,26 +82,27 @@ def test_who_waits_to_be_told_to_go_on_is_not_told_to_send_what_is_too_long(url:
     assert b"100 Continue" not in answer
 
 
-def test_a_body_that_does_not_come_is_not_waited_for_without_end(url: str) -> None:
+def test_a_body_that_does_not_come_is_not_waited_for_without_end(server: StandIn) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-    began = time.monotonic()
-    assert raw(url, head + b"abc").startswith(b"HTTP/1.1 408")
-    assert time.monotonic() - began > 0.9
+    with site(server, limits=Limits(upload_seconds=1.0)) as url:
+        began = time.monotonic()
+        assert raw(url, head + b"abc").startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began > 0.9
 
 
 def test_a_sender_that_goes_leaves_the_others_alone(server: StandIn) -> None:
-    with site(server, limits=Limits(held_bytes=200_000)) as url:
+    # The time limit of uploads is not what frees their bytes.
+    with site(server, limits=Limits(held_bytes=200_000, upload_seconds=1000.0)) as url:
         parts = urlsplit(url)
         for _ in range(5):
             with socket.create_connection((parts.hostname, parts.port)) as connection:
                 head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n"
                 connection.sendall(head + bytes(80_000))
-        time.sleep(0.1)
-        assert ask(url, "/predict", encoded(picture())).status == 200
+        until(200, lambda: ask(url, "/predict", encoded(picture())))
 
 
 def test_all_requests_together_hold_no_more_than_is_allowed(server: StandIn) -> None:
-    with site(server, limits=Limits(held_bytes=100_000)) as url:
+    with site(server, limits=Limits(held_bytes=100_000, upload_seconds=1000.0)) as url:
         parts = urlsplit(url)
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000\r\n\r\n"
         with socket.create_connection((parts.hostname, parts.port)) as connection:
@@ -111,6 +113,7 @@ def test_all_requests_together_hold_no_more_than_is_allowed(server: StandIn) -> 
 
 
 def test_a_large_body_is_not_kept(url: str) -> None:
+    ask(url, "/predict", bytes(200_000))  # what is imported or made once is not of the body
     tracemalloc.start()
     try:
         ask(url, "/predict", (bytes(10_000) for _ in range(40)))
@@ -130,4 +133,4 @@ def test_a_form_made_to_be_slow_does_not_hold_up_others(server: StandIn) -> None
             assert ask(url, "/health").status == 200
             waits.append(time.monotonic() - began)
         assert slow.result().status == 422
-        assert not waits or max(waits) < 10
+        assert not waits or max(waits) < 30

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sites import JSON, StandIn, ask, encoded, heights, picture, site, stand_in, threads
+from films import PATIENCE, reserved_port, wait_for
+from sites import JSON, StandIn, ask, encoded, heights, http_threads, picture, site, stand_in
 
 from rightbatch._errors import UsageError
 
@@ -44,16 +45,18 @@ def test_where_nothing_can_listen_is_said(host: str, port: int, text: str) -> No
 
 
 def test_it_stops_and_the_port_is_free_again(server: StandIn) -> None:
-    listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
-    port = urlsplit(listening.url).port or 0
-    assert ask(listening.url, "/health").status == 200
-    listening.stop()
-    listening.stop()
-    assert "rightbatch-http" not in threads()
-    with pytest.raises(OSError, match="refused"):
-        ask(listening.url, "/health")
-    with site(server, port=port) as url:
-        assert ask(url, "/health").status == 200
+    before = http_threads()
+    with reserved_port() as port:
+        listening = HttpServer().start(make_app(server), "127.0.0.1", port)
+        assert http_threads() - before
+        assert ask(listening.url, "/health").status == 200
+        listening.stop(PATIENCE)
+        listening.stop(PATIENCE)
+        assert not http_threads() - before
+        with pytest.raises(OSError, match="refused"):
+            ask(listening.url, "/health")
+        with site(server, port=port) as url:
+            assert ask(url, "/health").status == 200
 
 
 def test_what_is_being_answered_when_it_stops_is_answered() -> None:
@@ -64,12 +67,12 @@ def test_what_is_being_answered_when_it_stops_is_answered() -> None:
         time.sleep(0.1)
         return [1] * len(images)
 
-    with stand_in(slow, latency=1.0) as server:
+    with stand_in(slow) as server:
         listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
-            assert is_running.wait(10)
-            listening.stop(60.0)  # the calibration takes several seconds
+            assert is_running.wait(PATIENCE)
+            listening.stop(PATIENCE)  # the calibration takes several seconds
             assert asked.result().status == 200
 
 
@@ -88,7 +91,7 @@ def test_the_real_server_is_asked(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encoded(picture(40)))
     options = {"progress": False, "allow_source": [str(tmp_path)]}
-    with Server(heights, "500ms", to=lambda line: None, **options) as server:
+    with Server(heights, "60s", to=lambda line: None, **options) as server:
         url = server.listen(0, token="secret")
         bearer = {"Authorization": "Bearer secret"}
         order = json.dumps({"source": str(tmp_path), "name": "belt"})
@@ -96,13 +99,18 @@ def test_the_real_server_is_asked(tmp_path: Path) -> None:
         assert ask(url, "/sources", order, **JSON, **bearer).content == {"name": "belt"}
         again = ask(url, "/sources", order, **JSON, **bearer)
         assert (again.status, list(again.content)) == (422, ["error"])
-        assert server.wait(20)
+        assert server.wait(PATIENCE)
         assert (
             ask(url, "/predict", encoded(picture(17)), **bearer).content["result"]["height"] == 17
         )
-        status = ask(url, "/status", **bearer).content
-        assert [one["served"] for one in status["sources"]] == [3]
-        assert status["requests"]["served"] == 1
+
+        def served() -> list[int]:  # which is counted after who asked has the result
+            status = ask(url, "/status", **bearer).content
+            groups = [*status["sources"], status["requests"]]
+            return [one["served"] for one in groups if one is not None]
+
+        wait_for(lambda: sum(served()) >= 4)
+        assert served() == [3, 1]
         assert ask(url, "/snapshot/belt", **bearer).body[:2] == b"\xff\xd8"
         figures = ask(url, "/metrics", **bearer).body.decode()
         assert 'rightbatch_served_total{source="belt"} 3.0' in figures

@@ -6,7 +6,6 @@ import io
 import struct
 import subprocess
 import sys
-import tempfile
 import textwrap
 import zlib
 from pathlib import Path
@@ -181,7 +180,7 @@ def test_bombs_cost_no_memory() -> None:
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 50, "MiB more, for images of 500"
@@ -257,7 +256,7 @@ def test_a_photo_in_print_colours_is_converted() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_what_decoding_needs_is_known_before(mode: str, orientation: int) -> None:
+def test_what_decoding_needs_is_known_before(mode: str, orientation: int, tmp_path: Path) -> None:
     """Measured with Pillow's own blocks: a child decodes an image of 16 million pixels."""
     exif = Pillow.Exif()
     exif[0x0112] = orientation
@@ -275,12 +274,12 @@ def test_what_decoding_needs_is_known_before(mode: str, orientation: int) -> Non
         assert used <= 1.1 * needed + 8e6, (used, needed)
         assert needed <= 15 * 4000 * 4000, needed
     """
-    small = Path(tempfile.mkdtemp()) / "small.png"
+    small = tmp_path / "small.png"
     small.write_bytes(encoded(picture()))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(small)],
         input=body,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode()

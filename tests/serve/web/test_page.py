@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from films import PATIENCE, reserved_port, wait_for
 from sites import StandIn, encoded, picture, site, source, stand_in
 
 from page_checks import HAS_NAME, LOW_CONTRASTS
@@ -41,14 +42,16 @@ def batch(number: int, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
+        expect.set_options(timeout=1000 * PATIENCE)
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+        expect.set_options(timeout=5_000)
 
 
 @pytest.fixture
 def server() -> Iterator[StandIn]:
-    with stand_in(sources=[source("line1"), source("line2")]) as server:
+    with stand_in(latency=0.5, sources=[source("line1"), source("line2")]) as server:
         server.pictures["line1"] = encoded(picture(90), "JPEG")
         yield server
 
@@ -73,7 +76,7 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
     page.on("request", asked)
     page.on("console", said)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(1000 * PATIENCE)
     try:
         page.goto(url)
         yield page
@@ -162,7 +165,7 @@ def test_a_narrow_screen_shows_as_many_batches_as_it_has_room_for(
     with site(server) as url, opened(browser, url, viewport=narrow) as page:
         bars = page.locator("#chart rect.size")
         expect(bars.first).to_be_attached()
-        assert 50 < bars.count() < 100
+        wait_for(lambda: 50 < bars.count() < 100)
         page.set_viewport_size({"width": 1400, "height": 800})
         expect(bars).to_have_count(200)
 
@@ -282,13 +285,14 @@ def test_requests_have_a_row_of_their_own(browser: Any) -> None:
 
 def test_a_lost_connection_is_said_and_comes_back(browser: Any, server: StandIn) -> None:
     with contextlib.ExitStack() as stack:
-        with site(server) as url:
+        port = stack.enter_context(reserved_port())
+        with site(server, port=port) as url:
             page = stack.enter_context(opened(browser, url))
             expect(row(page, "line1")).to_be_visible()
         expect(page.get_by_role("status").first).to_contain_text("The server does not answer.")
         expect(page.get_by_text("no connection")).to_be_visible()
         expect(row(page, "line1")).to_be_visible()  # what was known stays
-        with site(server, port=urlsplit(url).port or 0):
+        with site(server, port=port):
             expect(page.get_by_text("The server does not answer.")).to_be_hidden()
             expect(page.locator("#state")).to_have_text("serving")
 
@@ -381,7 +385,7 @@ def test_the_real_server_is_shown(browser: Any) -> None:
     from rightbatch._serve.server import Server
 
     def frames() -> Iterator[Any]:
-        for _ in range(2000):
+        while True:
             time.sleep(0.02)
             yield picture(60)
 

@@ -15,11 +15,11 @@ def look() -> Iterator[Look]:
     if CHROMIUM is None:
         pytest.skip("there is no chromium")
     server: dict[str, MadeUp] = {}
-    playwright.expect.set_options(timeout=15_000)
+    playwright.expect.set_options(timeout=60_000)
     with playwright.sync_playwright() as started, site(Behind(server)) as url:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         yield Look(page, url, server)
         browser.close()
     playwright.expect.set_options(timeout=5_000)

@@ -54,7 +54,7 @@ def test_it_opens_from_a_file_with_the_network_off(browser: Any, tmp_path: Path)
     wrong: list[str] = []
     context = browser.new_context(offline=True, viewport={"width": 400, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     page.on("request", lambda request: wrong.append(request.url))
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -345,7 +345,8 @@ class Engine:
     def _run(self, dispatch: Dispatch) -> None:
         started, clock = time.monotonic(), time.perf_counter()
         outcomes = self._run_items(dispatch.items, dispatch.is_probe)
-        now, seconds = time.monotonic(), time.perf_counter() - clock
+        seconds = time.perf_counter() - clock  # first, so that no latency is below it
+        now = time.monotonic()
         served: list[tuple[str, float, bool]] = []
         size = len(dispatch.items)
         for item, outcome in zip(dispatch.items, outcomes, strict=True):

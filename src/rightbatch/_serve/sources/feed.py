@@ -280,12 +280,12 @@ class Feed:
         try:
             self._deliver(frame)
         finally:
-            attempt.delivering = False
             self._expect(attempt, within=self._stall_after)
 
     def _expect(self, attempt: _Attempt, within: float) -> None:
-        """Set the time limit for the next frame."""
+        """Set the time limit for the next frame; the last one is no longer being delivered."""
         with self._changed:
+            attempt.delivering = False
             until = time.monotonic() + within
             if until < attempt.until:
                 self._changed.notify_all()  # the watcher sleeps until the old limit
