@@ -235,16 +235,17 @@ def test_long_bodies_and_many_requests_on_one_connection_are_no_headers(
 def test_an_attack_costs_little_memory(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
     """In a process of its own: headers without an end on many connections."""
     script = f"""
-        import resource, socket, sys, threading, time
+        import socket, sys, threading, time
         sys.path.insert(0, {__file__.rpartition("/")[0]!r})
         import test_connections as here
         import pytest
+        from rightbatch._device.proc import peak_resident
         from rightbatch._web.connections import limits_here
         limits = limits_here()
         with pytest.MonkeyPatch.context() as patch:
             with here.serving(patch, {protocol!r}, limits) as url:
                 assert here.status(url) == 200
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                before = peak_resident()
                 clients = []
                 for _ in range(400):
                     clients.append(here.connected(url, here.HALF))
@@ -255,7 +256,7 @@ def test_an_attack_costs_little_memory(monkeypatch: pytest.MonkeyPatch, protocol
                         except OSError:
                             pass
                 assert here.status(url) == 200
-                print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+                print((peak_resident() - before) / 2**20)
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],

@@ -40,14 +40,22 @@ _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 338, 339
 _COPY_OR_MASK = 1 | 4  # of _SUBFILE
 _SIGNED, _FLOAT = 2, 3  # of _SAMPLE_FORMAT
 _BYTES = {"L": 1, "P": 1, "1": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "La": 4}
+_DECODERS = {"WEBP": 9, "HEIF": 9}
+"""Bytes a pixel of a decoder's own pictures: measured for WEBP, and assumed for HEIF."""
+_PROGRESSIVE = 6
+"""Of a progressive JPEG, whose coefficients have two bytes for each of three channels."""
+_STRIP = 2**19
+"""Pixels that are converted at a time: a conversion of the whole would hold it three times."""
 
 
 def decoded_bytes(picture: Any) -> int:
     """Return the most bytes that `to_rgb` holds at once; decodes nothing."""
     own = _BYTES.get(picture.mode, 4)  # Pillow stores RGB in four bytes a pixel
     rotated = own if _is_rotated(picture) else 0
-    converted = 0 if picture.mode == "RGB" else 4
-    return int(picture.width * picture.height * (own + max(rotated, converted) + 3))
+    decoder = _DECODERS.get(picture.format, 0)
+    if picture.info.get("progressive"):
+        decoder += _PROGRESSIVE
+    return int(picture.width * picture.height * (own + rotated + decoder + 3)) + 32 * _STRIP
 
 
 def open_picture(file: Any, formats: tuple[str, ...]) -> Any:
@@ -113,7 +121,6 @@ def to_rgb(picture: Any) -> Image:
         ValueError: if it has values for which there is no such rule.
         Exception: what the decoder raises for a damaged file.
     """
-    from PIL import Image as Pillow
     from PIL import ImageOps
 
     is_inverted = picture.format == "TIFF" and _check_tiff(picture.tag_v2)
@@ -121,6 +128,18 @@ def to_rgb(picture: Any) -> Image:
     if _is_rotated(picture):
         with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
             picture = ImageOps.exif_transpose(picture)
+    width, height = picture.size
+    image = np.empty((height, width, 3), np.uint8)
+    rows = max(_STRIP // width, 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        image[top:bottom] = _strip_to_rgb(picture.crop((0, top, width, bottom)), is_inverted)
+    return image
+
+
+def _strip_to_rgb(picture: Any, is_inverted: bool) -> Image:
+    from PIL import Image as Pillow
+
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < 2**16:
@@ -134,7 +153,7 @@ def to_rgb(picture: Any) -> Image:
                 "its pixels are floating-point numbers beyond 0 to 1; save it with 8 bits"
             )
         picture = Pillow.fromarray(np.round(values * 255).astype(np.uint8))
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _check_tiff(tags: Any) -> bool:
