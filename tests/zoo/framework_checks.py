@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 import rightbatch as rb
+from rightbatch._predict.follow import Follower
+from rightbatch._predict.variant import Variant
 from rightbatch._training.resolve import resolve
 
 SIZES = (2, 5)
@@ -46,6 +48,20 @@ def check_training(kinds: Any, name: str, train: Callable[..., rb.TrainResult]) 
     result = train(kinds.KINDS[name])
     assert result.steps
     assert not any(map(math.isnan, result.metrics.values())), result.metrics
+
+
+def check_followed(kinds: Any, name: str) -> None:
+    """Its step is followed without its memory, which grows with the batch."""
+    follower = Follower(kinds.KINDS[name])
+    assert follower.trace(4, Variant()).peak_bytes > follower.trace(2, Variant()).peak_bytes
+    assert follower.how == "fake"
+
+
+def check_fit(module: Any, name: str, most: int) -> None:
+    """`fit` takes the name of a function in a file, and finds that `most` examples fit."""
+    spec = f"{module.__file__}:{name}"
+    found = rb.fit(spec, max_batch=most, memory="1GiB", device="cpu", progress=False)
+    assert found.batch_size == most
 
 
 def train(factory: Callable[[], Any], folder: Path, **options: Any) -> rb.TrainResult:

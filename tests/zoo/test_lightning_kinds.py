@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 import rightbatch as rb
-from rightbatch._predict.follow import Follower
-from rightbatch._predict.variant import Variant
 from rightbatch._training.resolve import resolve
 
 pytest.importorskip("lightning")
 import kinds_lightning as kinds
 import kinds_lightning_data
 import lightning as L
-from framework_checks import check_steps, check_training, weights
+from framework_checks import check_fit, check_followed, check_steps, check_training, weights
 from kinds_lightning_data import Odd
 from kinds_lightning_modules import Dictionary, Skipping, Teacher
 from lightning_parts import EXAMPLES, Module, data, loader
@@ -206,16 +204,12 @@ def test_a_missing_metric_of_a_schedule_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "data_module", "other_validation_collate"])
 def test_its_step_can_be_followed_without_its_memory(name: str) -> None:
-    follower = Follower(kinds.KINDS[name])
-    assert follower.trace(4, Variant()).peak_bytes > follower.trace(2, Variant()).peak_bytes
-    assert follower.how == "fake"
+    check_followed(kinds, name)
 
 
 @pytest.mark.slow
 def test_fit_answers_by_the_name_of_a_function() -> None:
-    spec = f"{kinds_lightning_data.__file__}:weighted_sampler"
-    found = rb.fit(spec, max_batch=16, memory="1GiB", device="cpu", progress=False)
-    assert found.batch_size == 16
+    check_fit(kinds_lightning_data, "weighted_sampler", 16)
 
 
 def _fitted(module: Any, callbacks: Sequence[Any]) -> list[Tensor]:

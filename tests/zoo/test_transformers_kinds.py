@@ -11,12 +11,10 @@ import pytest
 import torch
 
 import rightbatch as rb
-from rightbatch._predict.follow import Follower
-from rightbatch._predict.variant import Variant
 
 pytest.importorskip("transformers")
 import kinds_transformers as kinds
-from framework_checks import check_steps, check_training, weights
+from framework_checks import check_fit, check_followed, check_steps, check_training, weights
 from transformers import Trainer
 
 from rightbatch.integrations.transformers import ElasticMixin
@@ -251,16 +249,12 @@ def test_a_loss_that_takes_the_labels_out_leaves_the_batch_as_it_was() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "classifier"])
 def test_its_step_can_be_followed_without_its_memory(name: str) -> None:
-    follower = Follower(kinds.KINDS[name])
-    assert follower.trace(4, Variant()).peak_bytes > follower.trace(2, Variant()).peak_bytes
-    assert follower.how == "fake"
+    check_followed(kinds, name)
 
 
 @pytest.mark.slow
 def test_fit_answers_by_the_name_of_a_function() -> None:
-    spec = f"{kinds.__file__}:group_by_length"
-    found = rb.fit(spec, max_batch=8, memory="1GiB", device="cpu", progress=False)
-    assert found.batch_size == 8
+    check_fit(kinds, "group_by_length", 8)
 
 
 @pytest.mark.parametrize("name", ["plain", "label_smoothing", "own_loss", "extra_string_columns"])

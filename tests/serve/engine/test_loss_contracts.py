@@ -65,17 +65,20 @@ def test_every_does_not_drop_what_is_late(batcher_of):
     assert (counted["served"], counted["in_time"], counted["dropped"]) == (50, 0, {})
 
 
-def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
-    batcher_of, calibrated, monkeypatch
-):
+@pytest.fixture
+def clock(monkeypatch):
+    """The engine's time, which a test sets."""
     clock = SimpleNamespace(now=50.0)
-    monkeypatch.setattr(
-        engine,
-        "time",
-        SimpleNamespace(
-            monotonic=lambda: clock.now, time=time.time, perf_counter=time.perf_counter
-        ),
+    stand_in = SimpleNamespace(
+        monotonic=lambda: clock.now, time=time.time, perf_counter=time.perf_counter
     )
+    monkeypatch.setattr(engine, "time", stand_in)
+    return clock
+
+
+def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
+    batcher_of, calibrated, clock
+):
     calibrated({1: 400.0})  # seconds, of a target of 1000
     model, heard = Gated(), Heard()
     batcher = batcher_of(model, listeners=[heard])
@@ -98,15 +101,7 @@ def test_deadline_refuses_what_would_be_late_and_says_when_to_come_again(
     assert third.result(PATIENCE).in_time
 
 
-def test_deadline_drops_what_has_become_late(batcher_of, calibrated, monkeypatch):
-    clock = SimpleNamespace(now=50.0)
-    monkeypatch.setattr(
-        engine,
-        "time",
-        SimpleNamespace(
-            monotonic=lambda: clock.now, time=time.time, perf_counter=time.perf_counter
-        ),
-    )
+def test_deadline_drops_what_has_become_late(batcher_of, calibrated, clock):
     calibrated({1: 100.0})
     model = Gated()
     batcher = batcher_of(model)
