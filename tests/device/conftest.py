@@ -31,7 +31,6 @@ class Held(Dataset):  # what a worker reads stays in the worker
 
     def __getitem__(self, index):
         self.cache = b"1" * (150 * MIB)
-        time.sleep(0.2)
         return index
 
 def failing(action):
@@ -70,8 +69,14 @@ del untouched, held
 
 device.reset_peak()
 found["no worker"] = device.read().__dict__
-next(iter(DataLoader(Held(), num_workers=1)))
+batches = iter(DataLoader(Held(), num_workers=1))  # whose worker lives as long as it
+next(batches)
+for _ in range(1200):  # a minute: the sampling thread may have to wait for a processor
+    if device.read().detail["children_bytes"] >= 150 * MIB:
+        break
+    time.sleep(0.05)
 found["worker"] = device.read().__dict__
+del batches
 
 device.reset_peak()
 before = status("VmData")

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rightbatch._device import Device
+from rightbatch._device import cpu as cpu_module
 from rightbatch._device.cpu import CPU, cgroup_headroom
 from rightbatch.testing import DeviceContract
 
@@ -28,10 +29,20 @@ V1_UNLIMITED = 2**63 - 4096
 
 class TestCPU(DeviceContract):
     @pytest.fixture
-    def device(self) -> Iterator[Device]:
+    def device(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+        """One that measures this test only: what others left in this process, which may be freed
+        at any moment, and processes that others started do not count."""
         resource = pytest.importorskip("resource")
         before = resource.getrlimit(resource.RLIMIT_DATA)
+        children_of_all = cpu_module._children
+        others = set(children_of_all()) if sys.platform.startswith("linux") else set()
+        monkeypatch.setattr(
+            cpu_module, "_children", lambda: [c for c in children_of_all() if c not in others]
+        )
+        gc.collect()
+        gc.disable()
         yield CPU()
+        gc.enable()
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
@@ -40,7 +51,8 @@ def test_the_thread_that_samples_children_ends_with_its_device() -> None:
     cpu = CPU()
     before = set(threading.enumerate())
     cpu._children.start()
-    [sampler] = set(threading.enumerate()) - before
+    started = set(threading.enumerate()) - before  # perhaps with one of something else
+    [sampler] = [thread for thread in started if thread.name == "children's memory"]
     del cpu
     gc.collect()
     sampler.join(30)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +100,23 @@ def slow() -> rb.Workload:
         return loss(model, batch)
 
     return rb.Workload(**vars(w) | {"loss": slowly})
+
+
+def in_turns() -> rb.Workload:
+    """The first run of a study trains at once, any other waits for a file `go`.
+
+    `RIGHTBATCH_TEST_TURNS` is the folder of that file.
+    """
+    w, turns, mine = regression(), Path(os.environ["RIGHTBATCH_TEST_TURNS"]), uuid.uuid4().hex
+
+    def waiting(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with suppress(FileExistsError), (turns / "first").open("x") as file:
+            file.write(mine)
+        while (turns / "first").read_text() != mine and not (turns / "go").exists():
+            time.sleep(0.01)
+        return loss(model, batch)
+
+    return rb.Workload(**vars(w) | {"loss": waiting})
 
 
 def measured() -> rb.Workload:

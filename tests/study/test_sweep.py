@@ -15,7 +15,7 @@ from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent
 from rightbatch._study.sweep import Sweep
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def plans(*sizes: int) -> list[RunPlan]:

@@ -40,7 +40,7 @@ def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,  # of what hangs
     )
 
 

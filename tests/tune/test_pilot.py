@@ -23,6 +23,28 @@ from rightbatch._tune.pilot import WINDOWS, Pilot, PilotPlan, PilotReport, is_be
 Factory = Callable[[], rb.Workload]
 
 
+class Clock:
+    """Half a millisecond passes whenever it is read, which is once or more for each step or part.
+
+    What a pilot can do in its seconds is then the same on every machine, however busy it is.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    for module in ("_tune.pilot", "_noise.window", "_training.observers"):
+        monkeypatch.setattr(f"rightbatch.{module}.time", clock)
+    torch.manual_seed(0)  # parts of their own draw from it, after whatever other tests drew
+
+
 @contextmanager
 def piloted(
     factory: Factory, seconds: float = 2.0, **fields: Any

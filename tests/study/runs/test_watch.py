@@ -16,6 +16,7 @@ from torch import nn
 
 import rightbatch as rb
 from rightbatch._study.records import Point, Target
+from rightbatch._study.runs import measurements as module
 from rightbatch._study.runs.measurements import (
     EVALUATIONS,
     DivergedError,
@@ -95,7 +96,10 @@ def test_there_is_one_point_at_a_step() -> None:
     assert {12, 24, 36, 48} <= {p.steps for p in points if "evaluation_loss" in p.values}
 
 
-def test_points_lie_some_percent_apart_however_long_the_run() -> None:
+def test_points_lie_some_percent_apart_however_long_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "period", lambda seconds: math.inf)  # none for a slow step
     few, _, _ = trained(study_workloads.regression, batch_size=8, epochs=5)
     many, _, _ = trained(study_workloads.regression, batch_size=8, epochs=50)
     steps = sorted({point.steps for point in many})
@@ -104,6 +108,13 @@ def test_points_lie_some_percent_apart_however_long_the_run() -> None:
     assert len(many) < len(few) + math.log(10) / math.log(SPACING) + 50 + 10
 
 
+@pytest.fixture
+def cheap_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine takes for one, as where it has to wait."""
+    monkeypatch.setattr(module, "FREE", math.inf)
+
+
+@pytest.mark.usefixtures("cheap_evaluations")
 def test_evaluations_lie_some_percent_apart_where_they_are_cheap() -> None:
     points, _, _ = trained(study_workloads.regression, epochs=20)
     steps = [point.steps for point in points if "evaluation_loss" in point.values]
@@ -156,6 +167,7 @@ def test_without_a_folder_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("cheap_evaluations")
 def test_evaluations_do_not_count_as_training() -> None:
     w, spent = study_workloads.regression(), []
 
@@ -177,8 +189,11 @@ def test_a_loss_that_is_no_number_is_told_before_the_run_ends_for_it() -> None:
         trained(study_workloads.diverging)
 
 
-def test_the_noise_scale_is_that_of_the_examples_at_the_weights_of_now() -> None:
+def test_the_noise_scale_is_that_of_the_examples_at_the_weights_of_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At the first weights, against the gradients of all examples by themselves."""
+    monkeypatch.setattr(module, "LEAST_WINDOW", 1e9)  # it ends after half of the examples
     points, _, _ = trained(study_workloads.regression, batch_size=8)
     found = next(point for point in points if "gradient_variance" in point.values)
     torch.manual_seed(0)

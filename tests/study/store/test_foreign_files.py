@@ -112,7 +112,7 @@ def test_report_refuses_it_in_one_line(tmp_path: Path) -> None:
     browser(tmp_path / "cookies.sqlite")
     before = everything(tmp_path)
     command = [sys.executable, "-m", "rightbatch", "report", "cookies.sqlite"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 2
     assert "not one of MLflow's" in done.stderr
     assert "Traceback" not in done.stderr
@@ -235,7 +235,7 @@ class TestAFoldersStoreJson:
         environment.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, "-m", "rightbatch", "report", "given"]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
         )
         assert done.returncode == 2
         assert f"http://127.0.0.1:{port}" in done.stderr

@@ -274,13 +274,13 @@ class TestWhatCannotBeOpened:
                 Reader(source)
 
     def test_a_server_that_does_not_answer(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        with pytest.raises(
-            UsageError, match=f"127.0.0.1:{port}.*`mlflow server` starts one"
-        ) as error:
-            Reader(f"http://me:secret@127.0.0.1:{port}")
+        with socket.socket() as silent:  # it keeps the port from others, and does not listen
+            silent.bind(("127.0.0.1", 0))
+            port = silent.getsockname()[1]
+            with pytest.raises(
+                UsageError, match=f"127.0.0.1:{port}.*`mlflow server` starts one"
+            ) as error:
+                Reader(f"http://me:secret@127.0.0.1:{port}")
         assert "secret" not in str(error.value)
 
     def test_a_store_that_went_away(self, tmp_path: Path) -> None:
