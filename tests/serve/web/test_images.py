@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rightbatch._serve.sources.decoding import _STRIP, PHOTOS
+from rightbatch._serve.sources.decoding import _PART, PHOTOS
 from rightbatch._serve.web.images import BadImageError, Limits, decode
 
 Pillow = pytest.importorskip("PIL.Image")
@@ -255,11 +255,12 @@ def test_a_photo_in_print_colours_is_converted() -> None:
     assert np.abs(image.astype(int) - (255, 0, 0)).max() < 12
 
 
+@pytest.mark.parametrize("shape", [(1301, 1100), (2, 700_000)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
-def test_a_picture_of_many_strips_is_the_whole_one(mode: str) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (1301, 1100, 3), np.uint8)
+def test_a_picture_of_many_parts_is_the_whole_one(mode: str, shape: tuple[int, int]) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     picture = Pillow.fromarray(noise).convert(mode)
-    assert noise[..., 0].size > 2 * _STRIP
+    assert noise[..., 0].size > 2 * _PART
     expected = np.asarray(picture.convert("RGB"))
     assert np.array_equal(decode(saved(picture, "PNG")), expected)
 

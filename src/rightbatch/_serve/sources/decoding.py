@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ _DECODERS = {"WEBP": 9, "HEIF": 9}
 """Bytes a pixel of a decoder's own pictures: measured for WEBP, and assumed for HEIF."""
 _PROGRESSIVE = 6
 """Of a progressive JPEG, whose coefficients have two bytes for each of three channels."""
-_STRIP = 2**19
+_PART = 2**19
 """Pixels that are converted at a time: a conversion of the whole would hold it three times."""
 
 
@@ -55,7 +56,7 @@ def decoded_bytes(picture: Any) -> int:
     decoder = _DECODERS.get(picture.format, 0)
     if picture.info.get("progressive"):
         decoder += _PROGRESSIVE
-    return int(picture.width * picture.height * (own + rotated + decoder + 3)) + 32 * _STRIP
+    return int(picture.width * picture.height * (own + rotated + decoder + 3)) + 32 * _PART
 
 
 def open_picture(file: Any, formats: tuple[str, ...]) -> Any:
@@ -129,15 +130,20 @@ def to_rgb(picture: Any) -> Image:
         with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
             picture = ImageOps.exif_transpose(picture)
     width, height = picture.size
+    if width * height <= _PART:  # the most frequent, without a copy of the picture
+        return np.array(_part_to_rgb(picture, is_inverted))
     image = np.empty((height, width, 3), np.uint8)
-    rows = max(_STRIP // width, 1)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        image[top:bottom] = _strip_to_rgb(picture.crop((0, top, width, bottom)), is_inverted)
+    columns = min(width, _PART)
+    rows = _PART // columns
+    for top, left in product(range(0, height, rows), range(0, width, columns)):
+        box = (left, top, min(left + columns, width), min(top + rows, height))
+        image[top : top + rows, left : left + columns] = _part_to_rgb(
+            picture.crop(box), is_inverted
+        )
     return image
 
 
-def _strip_to_rgb(picture: Any, is_inverted: bool) -> Image:
+def _part_to_rgb(picture: Any, is_inverted: bool) -> Image:
     from PIL import Image as Pillow
 
     if picture.mode.startswith("I"):
