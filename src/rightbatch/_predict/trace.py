@@ -145,13 +145,13 @@ class Trace:
                     order.append(~now[follows[~event]])
             now = new
         ends = [~now.get(~e, ~e) if e < 0 else e for e in self.order[stop:]]
-        fields = {name: getattr(self, name) for name in Trace.__dataclass_fields__} | {
-            "order": (*order, *ends),
-            "sizes": tuple(sizes),
-            "kinds": tuple(kinds),
-            "places": tuple(places),
-        }
-        return Trace(**fields)
+        return replace(
+            self,
+            order=(*order, *ends),
+            sizes=tuple(sizes),
+            kinds=tuple(kinds),
+            places=tuple(places),
+        )
 
     def condensed(self, parts: int = 32) -> Trace:
         """Return the trace with the evaluation replaced by `parts` equal storages of its peak.
@@ -168,15 +168,15 @@ class Trace:
         made = {e for e in self.order[:stop] if e >= 0}
         count = max(made, default=-1) + 1
         chunks = tuple(range(count, count + parts))
-        fields = {name: getattr(self, name) for name in Trace.__dataclass_fields__} | {
-            "order": (*self.order[:stop], *chunks, *(~chunk for chunk in chunks)),
-            "sizes": (*self.sizes[:count], *(rise // parts for _ in chunks)),
-            "kinds": (*self.kinds[:count], *("activations" for _ in chunks)),
-            "places": (*self.places[:count], *("evaluation" for _ in chunks)),
-            "gemms": tuple(i for i in self.gemms if i < stop),
-            "sums": tuple(one for one in self.sums if one.buffer < count),
-        }
-        return Trace(**fields)
+        return replace(
+            self,
+            order=(*self.order[:stop], *chunks, *(~chunk for chunk in chunks)),
+            sizes=(*self.sizes[:count], *(rise // parts for _ in chunks)),
+            kinds=(*self.kinds[:count], *("activations" for _ in chunks)),
+            places=(*self.places[:count], *("evaluation" for _ in chunks)),
+            gemms=tuple(i for i in self.gemms if i < stop),
+            sums=tuple(one for one in self.sums if one.buffer < count),
+        )
 
     def is_like(self, other: Trace) -> bool:
         """Return whether both have the same events in the same order, ignoring sizes."""
