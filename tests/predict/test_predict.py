@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import fit_workloads as made
@@ -81,6 +82,25 @@ def test_remedies_are_followed_and_not_guessed(predicted: rb.Prediction) -> None
     assert predicted.trace.peak_bytes - in_half.trace.peak_bytes == saved
     assert "activation checkpointing" in predicted.remedies
     assert "accumulation over 2 micro-batches" in predicted.remedies
+
+
+def test_a_step_with_real_tensors_is_run_with_few_examples_only(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        with (tmp_path / "sizes").open("a") as file:
+            file.write(f"{len(batch[0])}\n")
+        found = model(batch[0]).square().mean()
+        return found * found.item()  # a fake tensor has no value
+
+    def factory() -> rb.Workload:
+        model = nn.Linear(512, 512)  # too large for its values to be known
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return rb.Workload(model, loss, optimizer, made.Examples(10_000, 512))
+
+    found = predict(factory, batch=4096, memory="1GiB")
+    assert found.how == "real" and found.remedies == {}
+    assert "ways to save memory are not followed with real tensors" in found.notes
+    sizes = {int(size) for size in (tmp_path / "sizes").read_text().split()}
+    assert {2, 4, 7} <= sizes and max(sizes) == 7
 
 
 def test_a_prediction_has_a_readable_text_and_serializes(predicted: rb.Prediction) -> None:

@@ -120,8 +120,15 @@ class FollowedStep:
         return self._largest[capability, limit]
 
     def bytes_saved(self, batch_size: int, capability: float, remedies: Remedies) -> dict[str, int]:
-        """Return the bytes that each remedy saves of the peak at this size, if it saves any."""
+        """Return the bytes that each remedy saves of the peak at this size, if it saves any.
+
+        With real tensors nothing is followed, and a note says so: a batch of any size may not fit
+        into this machine, and half precision takes minutes on a CPU.
+        """
         peak = self.at(batch_size, capability).peak_bytes
+        if self.how == "real":
+            self.notes.append("ways to save memory are not followed with real tensors")
+            return {}
         answers = self._request(tasks_of(remedies, batch_size), capability)
         return bytes_saved(peak, remedies, answers)
 
