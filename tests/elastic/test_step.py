@@ -371,7 +371,7 @@ def test_auto_stays_within_the_given_memory() -> None:
     model, loss, batch = _wide()
     step = rb.Elastic(model, OPTIMIZERS["SGD"](model), loss, memory="128MiB")
     report = step(batch)
-    assert 4 <= report.micro_batch_size <= 16
+    assert 2 <= report.micro_batch_size <= 12  # 11 MiB an example; the process has other memory too
     assert report.attempts == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 import tracemalloc
@@ -19,6 +20,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from rightbatch._serve.web.http import Limits
+from rightbatch._serve.web.images import bytes_to_decode
 
 
 def noise() -> bytes:
@@ -90,26 +92,43 @@ def test_a_body_that_does_not_come_is_not_waited_for_without_end(server: StandIn
         assert time.monotonic() - began > 0.9
 
 
+def send_most(url: str, length: int) -> socket.socket:
+    """Send a body without its last bytes; the server may refuse it before it has come."""
+    parts = urlsplit(url)
+    connection = socket.create_connection((parts.hostname, parts.port))
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(head.encode() + bytes(length - 1))
+    return connection
+
+
 def test_a_sender_that_goes_leaves_the_others_alone(server: StandIn) -> None:
     # The time limit of uploads is not what frees their bytes.
-    with site(server, limits=Limits(held_bytes=200_000, upload_seconds=1000.0)) as url:
-        parts = urlsplit(url)
+    with site(server, limits=Limits(held_bytes=1_000_000, upload_seconds=1000.0)) as url:
         for _ in range(5):
-            with socket.create_connection((parts.hostname, parts.port)) as connection:
-                head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n\r\n"
-                connection.sendall(head + bytes(80_000))
+            send_most(url, 400_000).close()
         until(200, lambda: ask(url, "/predict", encoded(picture())))
 
 
 def test_all_requests_together_hold_no_more_than_is_allowed(server: StandIn) -> None:
-    with site(server, limits=Limits(held_bytes=100_000, upload_seconds=1000.0)) as url:
-        parts = urlsplit(url)
-        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000\r\n\r\n"
-        with socket.create_connection((parts.hostname, parts.port)) as connection:
-            connection.sendall(head + bytes(98_999))
-            answer = until(503, lambda: ask(url, "/predict", encoded(picture(300))))
-            assert answer.headers["Retry-After"] == "1"
+    limits = Limits(held_bytes=500_000, upload_seconds=1000.0)
+    with site(server, limits=limits) as url, contextlib.ExitStack() as connections:
+
+        def while_others_send() -> Answer:
+            # A picture that is served while this body arrives has the body refused instead.
+            connections.enter_context(send_most(url, 499_000))
+            return ask(url, "/predict", encoded(picture(300)))
+
+        answer = until(503, while_others_send)
+        assert answer.headers["Retry-After"] == "1"
+        connections.close()
         until(200, lambda: ask(url, "/predict", encoded(picture(300))))
+
+
+def test_small_pictures_are_not_counted_as_large_ones() -> None:
+    for height in (1, 20, 300):
+        image = picture(height)
+        assert bytes_to_decode(encoded(image)) < 20 * image.nbytes
 
 
 def test_a_large_body_is_not_kept(url: str) -> None:

@@ -56,7 +56,8 @@ def decoded_bytes(picture: Any) -> int:
     decoder = _DECODERS.get(picture.format, 0)
     if picture.info.get("progressive"):
         decoder += _PROGRESSIVE
-    return int(picture.width * picture.height * (own + rotated + decoder + 3)) + 32 * _PART
+    pixels = picture.width * picture.height
+    return int(pixels * (own + rotated + decoder + 3)) + 32 * min(pixels, _PART)
 
 
 def open_picture(file: Any, formats: tuple[str, ...]) -> Any:
