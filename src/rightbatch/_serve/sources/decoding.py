@@ -56,8 +56,8 @@ def decoded_bytes(picture: Any) -> int:
     decoder = _DECODERS.get(picture.format, 0)
     if picture.info.get("progressive"):
         decoder += _PROGRESSIVE
-    pixels = picture.width * picture.height
-    return int(pixels * (own + rotated + decoder + 3)) + 32 * min(pixels, _PART)
+    pixels = int(picture.width * picture.height)
+    return pixels * (own + rotated + decoder + 3) + 32 * min(pixels, _PART)
 
 
 def open_picture(file: Any, formats: tuple[str, ...]) -> Any:
