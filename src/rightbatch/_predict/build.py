@@ -18,9 +18,9 @@ from rightbatch._workload.workload import Workload
 BUILD_LIMIT = 5 * 2**29
 """Bytes (2.5 GiB) that building may take besides unfilled weights, which take none."""
 _UNSUPPORTED = {
-    "FullyShardedDataParallel": "what FSDP gathers depends on its processes; give the bare model",
-    "FSDPModule": "what FSDP gathers depends on its processes; give the bare model",
-    "DistributedDataParallel": "give the bare model; --processes adds the memory of DDP",
+    "FullyShardedDataParallel": "give the bare model; --processes N --sharding zero3 shards it",
+    "FSDPModule": "give the bare model; --processes N --sharding zero3 shards it",
+    "DistributedDataParallel": "give the bare model; --processes N adds the memory of DDP",
     "bitsandbytes": "its 8-bit kernels run on CUDA only; run rightbatch fit on the GPU",
     "torchao": "its optimizers compile their step; run rightbatch fit on the GPU",
     "deepspeed": "it shards and moves state itself; run rightbatch fit on the GPU",

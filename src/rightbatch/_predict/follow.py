@@ -41,8 +41,9 @@ from rightbatch._predict.shaped_batch import (
     grows_in_steps,
     shaped_batch,
 )
+from rightbatch._predict.sharding import free_gathered, shard, state_of
 from rightbatch._predict.trace import Trace
-from rightbatch._predict.unknown_values import UnknownValueError, as_refusal, cause
+from rightbatch._predict.unknown_values import SHARDED, UnknownValueError, as_refusal, cause
 from rightbatch._predict.variant import (
     Variant,
     checkpointed,
@@ -52,6 +53,7 @@ from rightbatch._predict.variant import (
 from rightbatch._workload.batch import Batch, count_examples, map_tensors
 from rightbatch._workload.lazy import materialize
 from rightbatch._workload.order import drawn_indices, epoch_length
+from rightbatch._workload.workload import Workload
 from rightbatch._workload.worst import WorstExamples, check_items
 
 REAL_LIMIT = 2**30
@@ -80,6 +82,7 @@ class Follower:
         self.notes: list[str] = []
         mode = FollowMode()
         self._mode: FollowMode | None = mode
+        self._is_sharded = False
         self.workload = build_fake(factory, mode)
 
     @cached_property
@@ -136,6 +139,8 @@ class Follower:
             # After a success, a failure is due to the variant, which real tensors do not fix.
             if self.how == "real" or self.is_followed:
                 raise
+            if variant.sharding is not None:
+                raise as_refusal(error, SHARDED) from error
             if self.at_least > BUILD_LIMIT:
                 raise as_refusal(error) from error
             try:
@@ -173,9 +178,9 @@ class Follower:
 
     def _trace(self, batch_size: int, variant: Variant, *, has_values: bool = False) -> Trace:
         """With `has_values`, batches of any size are collated, for steps that read their values."""
-        w = self.workload
+        w = self._sharded(variant)
         w.optimizer.zero_grad(set_to_none=True)
-        w.optimizer.state.clear()
+        state_of(w.optimizer).clear()
         batch = self._batch(self._examples, batch_size, has_values)
         unseen = None
         if self._evaluation_examples is not None and not variant.inference:
@@ -207,6 +212,8 @@ class Follower:
                 unseen = None if unseen is None else w.split(unseen, size)[0]
             stack.enter_context(recorder.naming(w.model))
             stack.enter_context(recorder)
+            if variant.sharding is not None:
+                stack.enter_context(recorder.sharded())
             for tensor in list(in_order_of_moving(w.model)):
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
                 recorder.hold([tensor], kind)
@@ -214,8 +221,18 @@ class Follower:
             record_step(w, parts, unseen, variant, recorder, move=move)
             trace = recorder.trace()
         w.optimizer.zero_grad(set_to_none=True)
-        w.optimizer.state.clear()
+        state_of(w.optimizer).clear()
+        if self._is_sharded:
+            free_gathered(w.model)
         return trace
+
+    def _sharded(self, variant: Variant) -> Workload:
+        """Return the workload as this process has it; sharded once, for all later traces."""
+        if variant.sharding is not None and not self._is_sharded:
+            assert self._mode is not None  # `traces` refuses real tensors
+            self.workload = shard(self.workload, variant.sharding, variant.ranks, self._mode)
+            self._is_sharded = True
+        return self.workload
 
     def _assume(self, operator: str) -> None:
         """Note that a number that depends on unknown values is assumed.

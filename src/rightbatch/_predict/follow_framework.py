@@ -75,6 +75,11 @@ class FrameworkFollower:
             variant.checkpointing or variant.halved or variant.accumulation > 1
         ):
             raise UsageError("an integration's step is followed as the framework runs it")
+        if variant.sharding is not None:
+            raise UsageError(
+                f"{variant.sharding} is predicted for a Workload: the framework of this training "
+                "shards with its own strategy"
+            )
         return self._trace(self._opened(variant.inference), batch_size, variant)
 
     def _opened(self, inference: bool) -> FollowableSession:

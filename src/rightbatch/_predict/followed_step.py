@@ -11,6 +11,7 @@ from rightbatch._predict.by_phase import by_phase
 from rightbatch._predict.calibrate import Calibration, calibrated
 from rightbatch._predict.follow_process import FollowProcess
 from rightbatch._predict.kernel_limits import exceeded
+from rightbatch._predict.options import Sharding
 from rightbatch._predict.overhead import Overhead, process_overhead
 from rightbatch._predict.remedies import Remedies, bytes_saved, tasks_of
 from rightbatch._predict.simulate import Simulated, simulate
@@ -31,7 +32,8 @@ _FAR = 4
 class FollowedStep:
     """A workload's step, followed once per kind of GPU and simulated for each GPU.
 
-    `process` must not have run anything; `processes` is the number of GPUs that train together.
+    `process` must not have run anything; `processes` is the number of GPUs that train together,
+    over which `sharding` shards.
     `beside_context` says that a limit does not include the CUDA context, `calibrated` returns what
     was measured outside the allocator on GPUs of a compute capability. After the first trace,
     `examples` is the number of examples in an epoch, `how` is `fake` or `real`, and `notes` are for
@@ -43,6 +45,7 @@ class FollowedStep:
         process: FollowProcess,
         *,
         processes: int = 1,
+        sharding: Sharding | None = None,
         inference: bool = False,
         beside_context: bool = False,
         calibrated: Callable[[float], Calibration | None] = calibrated,
@@ -51,6 +54,7 @@ class FollowedStep:
         self._beside_context = beside_context
         self._process = process
         self._processes = processes
+        self._sharding = sharding
         self._inference = inference
         self._families: dict[str, Family | None] = {}
         self._single: dict[tuple[str, int], Trace] = {}
@@ -102,6 +106,7 @@ class FollowedStep:
             largest,
             gradients,
             self._processes,
+            self._sharding,
             self._calibrations[capability],
         )
 
@@ -219,7 +224,9 @@ class FollowedStep:
         return traces
 
     def _request(self, tasks: list[dict[str, Any]], capability: float) -> list[dict[str, Any]]:
-        more = {"capability": capability, "inference": self._inference}
+        more: dict[str, Any] = {"capability": capability, "inference": self._inference}
+        if self._sharding is not None:
+            more |= {"sharding": self._sharding, "ranks": self._processes}
         followed = self._process.follow([task | more for task in tasks])
         self.examples = followed.examples
         self.how = followed.how

@@ -29,6 +29,7 @@ _MOST_ASSUMED = 10_000
 """Assumed values in a trace; more are a loop that waits for a value."""
 _DRAWS = 101
 _ATTRIBUTE = "_rightbatch_value"
+_COLLECTIVE = ("c10d", "_c10d_functional", "fsdp")
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 aten = torch.ops.aten
 _MASKED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
@@ -80,7 +81,7 @@ class KnownValues(OperatorMode):
             # Fake sparse tensors lose their elements, and so the weights' gradients their sizes.
             raise UnknownValueError(str(func))
         values: dict[int, Value] = {}
-        is_known = True
+        is_known = func.namespace not in _COLLECTIVE  # what other processes send is unknown
         for leaf in tensors_in((args, kwargs)):
             value = self._value(leaf)
             if value is None:

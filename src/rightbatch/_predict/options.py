@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from rightbatch._errors import UsageError
 from rightbatch._units import parse_bytes
 from rightbatch._workload.options import Help, Inference, Options, Seed, check_at_least_one
+
+Sharding = Literal["zero1", "zero2", "zero3"]
+"""What is sharded over processes: the optimizer's state; gradients as well; parameters as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,10 @@ class PredictOptions(Options):
     gpu: Annotated[str | None, Help('its name, for example "RTX 4090", or all')] = None
     memory: Annotated[int | str | None, Help("a GPU of this size, for example 24GiB")] = None
     processes: Annotated[int, Help("GPUs that train together")] = 1
+    sharding: Annotated[
+        Sharding | None,
+        Help("over the processes: zero1 the optimizer, zero2 gradients too, zero3 (FSDP2) all"),
+    ] = None
     inference: Inference = False
     remedies: Annotated[bool, Help("also predict what ways to save memory would save")] = True
     seed: Seed = 0
@@ -28,6 +35,15 @@ class PredictOptions(Options):
         if self.gpu is not None and self.memory is not None:
             raise UsageError("give a GPU or a memory, not both")
         _ = self.memory_bytes
+        if self.sharding is None:
+            return
+        if self.sharding not in get_args(Sharding):
+            known = ", ".join(get_args(Sharding))
+            raise UsageError(f"unknown sharding {self.sharding!r}; there are {known}")
+        if self.processes == 1:
+            raise UsageError(f"{self.sharding} shards over GPUs; say over how many (--processes)")
+        if self.inference and self.sharding != "zero3":
+            raise UsageError(f"{self.sharding} shards what inference does not have; take zero3")
 
     @property
     def memory_bytes(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rightbatch._predict.calibrate import Calibration
+from rightbatch._predict.options import Sharding
 
 MIB = 2**20
 
@@ -69,9 +70,12 @@ def process_overhead(
     largest_tensor: int,
     gradient_bytes: int,
     processes: int,
+    sharding: Sharding | None = None,
     measured: Calibration | None = None,
 ) -> Overhead:
     """Return the overhead of a step that calls `operators`, on one of `processes` GPUs.
+
+    FSDP2, which `zero2` and `zero3` of `sharding` are, has its buffers among the tensors.
 
     `measured` replaces the table's values of context and workspace.
     """
@@ -90,8 +94,12 @@ def process_overhead(
         )
     communication = 0
     if processes > 1:
-        communication = COMMUNICATOR + gradient_bytes + BUCKET
-        notes.append("several GPUs: includes one NCCL communicator and DDP's buckets (assumed)")
+        communication = COMMUNICATOR
+        if sharding in (None, "zero1"):
+            communication += gradient_bytes + BUCKET
+            notes.append("several GPUs: includes one NCCL communicator and DDP's buckets (assumed)")
+        else:
+            notes.append("several GPUs: includes one NCCL communicator (assumed)")
     context, cublas = CONTEXT, CUBLAS_FROM_HOPPER if capability >= 9 else CUBLAS
     if measured is not None:
         context = (measured.context_low_bytes, measured.context_high_bytes)

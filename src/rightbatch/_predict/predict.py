@@ -45,6 +45,8 @@ class GPUFit:
 class Prediction:
     """The predicted memory of a training step at `batch_size`, in bytes; nothing ran on the GPU.
 
+    With several `processes`, sharded as `sharding` says, it is that of one of them.
+
     `allocated_peak_bytes` is the memory of the tensors, `reserved_peak_bytes` that of the caching
     allocator, `process_bytes` that of the process in the driver's account, with context and
     workspaces; `allocated_band` and `reserved_band` are bounds of the first two. `breakdown` is the
@@ -56,6 +58,8 @@ class Prediction:
 
     batch_size: int
     gpu: str | None
+    processes: int
+    sharding: str | None
     limit_bytes: int | None
     allocated_peak_bytes: int
     allocated_band: Mapping[str, int]
@@ -76,8 +80,10 @@ class Prediction:
 
     def __str__(self) -> str:
         process = self.process_bytes
+        each = f" on each of {self.processes} GPUs" if self.processes > 1 else ""
+        each += f", sharded by {self.sharding}" if self.sharding is not None else ""
         lines = [
-            f"batch size {self.batch_size}: allocated {format_bytes(self.allocated_peak_bytes)}, "
+            f"batch size {self.batch_size}{each}: allocated {format_bytes(self.allocated_peak_bytes)}, "
             f"reserved {format_bytes(self.reserved_peak_bytes)}, process "
             f"{format_bytes(process['low'])} to {format_bytes(process['high'])}",
             self.reason,
@@ -123,9 +129,11 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     """Predict the memory of a training step of `batch` examples on a GPU you don't have.
 
     `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` describes a GPU by its size only.
-    With more than one of `processes`, the memory of DDP and NCCL on each GPU is added. With
-    `inference` the batch only runs forward; with `remedies` the bytes that each way to save memory
-    would save are predicted as well.
+    With more than one of `processes`, `batch` is that of each of them, and the memory of DDP and
+    NCCL is added; `sharding` shards over them instead: `zero1` the optimizer's state, `zero2` the
+    gradients as well, `zero3` (FSDP2) the parameters as well. With `inference` the batch only runs
+    forward; with `remedies` the bytes that each way to save memory would save are predicted as
+    well.
 
     Raises:
         UsageError: if the GPU is unknown (the nearest are listed), or the workload not supported.
@@ -142,7 +150,12 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     with Live("predict", enabled=options.progress) as live, FollowProcess(header) as process:
         live.stage("following a step")
-        step = FollowedStep(process, processes=options.processes, inference=inference)
+        step = FollowedStep(
+            process,
+            processes=options.processes,
+            sharding=options.sharding,
+            inference=inference,
+        )
         trace = step.at(batch, capability)
         simulated = step.simulated(batch, capability)
         assert simulated is not None  # without a limit it cannot run out
@@ -169,6 +182,8 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     prediction = Prediction(
         batch_size=batch,
         gpu=chosen.name if chosen else None,
+        processes=options.processes,
+        sharding=options.sharding,
         limit_bytes=limit,
         allocated_peak_bytes=simulated.allocated_bytes,
         allocated_band=within(simulated.allocated_bytes, ALLOCATED),

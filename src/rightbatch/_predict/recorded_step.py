@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._predict.recorder import Recorder
+from rightbatch._predict.sharding import state_of
 from rightbatch._predict.variant import Variant, autocast
 from rightbatch._training.step import PlainStep
 from rightbatch._workload.batch import Batch, map_tensors
@@ -92,7 +93,7 @@ class OneBatch:
 
 def classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder: Recorder) -> None:
     """Classify the optimizer's state, and hide the tensors that CUDA keeps on the CPU."""
-    state = list(optimizer.state.values())
+    state = list(state_of(optimizer).values())
     recorder.classify(
         (v for one in state for v in one.values() if isinstance(v, Tensor)), "optimizer"
     )

@@ -21,6 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from rightbatch._predict.kernel_limits import limited_use
 from rightbatch._predict.operators import DEVICE, OperatorMode
+from rightbatch._predict.sharding import (
+    StreamNumbers,
+    is_sharded_call,
+    local_part,
+    only_memory_shown,
+)
 from rightbatch._predict.trace import BUFFER, Sum, Trace, with_frees_in_order
 from rightbatch._workload.batch import Batch, map_tensors, tensors
 from rightbatch._workload.leaf import dense_parts
@@ -59,17 +65,22 @@ class Recorder(OperatorMode):
         self._gemms: list[int] = []
         self._known: dict[int, int] = {}  # storage -> its index
         self._hidden: set[int] = set()
-        self._batches: set[int] = set()
+        self._classified: set[int] = set()  # what `classify_since` leaves unchanged
         self._modules: list[str] = []  # the modules whose forward pass is running
         self._gemm_threads: set[str] = set()
         self._operators: set[str] = set()
         self._uses: dict[str, int] = {}
+        self._streams: list[int] = []
+        self._stream_of: Callable[[], int] | None = None
+        self._emptied: set[int] = set()  # storages that exist and have no memory
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is DEVICE and isinstance(args[0], FakeTensor):  # the most frequent by far
             return args[0].fake_device
+        if self._stream_of is not None and is_sharded_call(types):
+            return NotImplemented  # it calls operators on this process's parts, which are recorded
         self._operators.add(func._opname)
         if func._opname in _GEMMS:
             # cuBLAS has a workspace per thread, and the backward pass runs in its own thread.
@@ -130,11 +141,11 @@ class Recorder(OperatorMode):
     def mark_batch(self, tensors: Iterable[Tensor]) -> None:
         """Mark tensors as a batch, which `classify_since` leaves unchanged."""
         for tensor in tensors:
-            self._batches.update(self._indices(tensor))
+            self._classified.update(self._indices(tensor))
 
     def classify_since(self, start: int, kind: str) -> None:
         """Set the kind of the storages allocated since event `start` that are still alive."""
-        alive = set(self._known.values()) - self._batches
+        alive = set(self._known.values()) - self._classified
         for event in self.order[start:]:
             if event in alive and event >= 0:
                 self._kinds[event] = kind
@@ -152,6 +163,13 @@ class Recorder(OperatorMode):
             for handle in handles:
                 handle.remove()
             self._modules.clear()
+
+    @contextmanager
+    def sharded(self) -> Iterator[None]:
+        """Record a sharded step: its streams, and storages that are emptied and filled again."""
+        with only_memory_shown(self._resized):
+            self._stream_of = StreamNumbers()
+            yield
 
     def trace(self) -> Trace:
         """Return the recording without the hidden tensors."""
@@ -179,6 +197,7 @@ class Recorder(OperatorMode):
             tuple(sorted(self._operators)),
             tuple(sorted(self._uses.items())),
             tuple(self._sums),
+            tuple(self._streams) if any(self._streams) else (),
         )
 
     def _push_module(self, name: str) -> Callable[..., None]:
@@ -190,11 +209,11 @@ class Recorder(OperatorMode):
 
     def _indices(self, tensor: Tensor) -> list[int]:
         """Return the indices of the allocations of a tensor that are known."""
-        keys = [part.untyped_storage()._cdata for part in dense_parts(tensor)]
+        keys = [part.untyped_storage()._cdata for part in dense_parts(local_part(tensor))]
         return [self._known[key] for key in keys if key in self._known]
 
     def _add(self, tensor: Tensor, kind: str = "other", size: int | None = None) -> None:
-        for part in dense_parts(tensor):
+        for part in dense_parts(local_part(tensor)):
             self._add_dense(part, kind, size)
 
     def _add_dense(self, tensor: Tensor, kind: str, size: int | None) -> None:
@@ -205,26 +224,40 @@ class Recorder(OperatorMode):
         size = storage.nbytes() if size is None else size
         if size == 0:
             return
-        index = len(self._sizes)
-        self._known[key] = index
-        self._sizes.append(size)
-        self._kinds.append(kind)
-        self._places.append(self._modules[-1] if self._modules else "")
-        self.order.append(index)
-        weakref.finalize(storage, self._free, key, index)
+        self._known[key] = self._allocate(size, kind, self._modules[-1] if self._modules else "")
+        weakref.finalize(storage, self._free, key)
 
     def _add_buffers(self, of: Sum) -> None:
         self._sums.append(of)
         for size in of.buffer_sizes():
-            index = len(self._sizes)
-            self._sizes.append(size)
-            self._kinds.append("other")
-            self._places.append(BUFFER)
-            self.order += [index, ~index]
+            self.order.append(~self._allocate(size, "other", BUFFER))
 
-    def _free(self, key: int, index: int) -> None:
-        del self._known[key]
-        self.order.append(~index)
+    def _allocate(self, size: int, kind: str, place: str) -> int:
+        index = len(self._sizes)
+        self._sizes.append(size)
+        self._kinds.append(kind)
+        self._places.append(place)
+        self._streams.append(0 if self._stream_of is None else self._stream_of())
+        self.order.append(index)
+        return index
+
+    def _free(self, key: int) -> None:
+        self._emptied.discard(key)
+        if key in self._known:
+            self.order.append(~self._known.pop(key))
+
+    def _resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
+        if key in self._known and size == 0:
+            self._kinds[self._known[key]] = "parameters"
+            self._free(key)
+            self._emptied.add(key)
+        elif key not in self._known and size:
+            if key not in self._emptied:  # emptied before this recording
+                weakref.finalize(storage, self._free, key)
+            self._emptied.discard(key)
+            self._known[key] = self._allocate(size, "parameters", "")
+            self._classified.add(self._known[key])
 
 
 def transfer_batch(make: Callable[[], Batch]) -> Batch:

@@ -31,7 +31,7 @@ def simulate(
     trace = trace.settled(STEADY)
     products = set(trace.gemms) if workspace else set()
     addresses: dict[int, int] = {}
-    malloc, free, sizes = allocator.malloc, allocator.free, trace.sizes
+    malloc, free, sizes, streams = allocator.malloc, allocator.free, trace.sizes, trace.streams
     try:
         for index, event in enumerate(trace.order):
             if index in products:
@@ -41,7 +41,7 @@ def simulate(
                 if address is not None:
                     free(address)
             elif sizes[event]:
-                addresses[event] = malloc(sizes[event])
+                addresses[event] = malloc(sizes[event], streams[event] if streams else 0)
     except AllocatorOutOfMemory:
         return None
     return Simulated(allocator.peak_allocated, allocator.peak_reserved, allocator.retries)

@@ -40,7 +40,8 @@ class Trace:
     `gemms` are the indices of the first matrix product of the forward and of the backward pass,
     where cuBLAS allocates its workspaces. `operators` are the names of all operators called.
     `uses` are the largest values of quantities that kernels limit (`kernel_limits`), `sums` are the
-    sums whose buffers are among the storages.
+    sums whose buffers are among the storages. `streams[i]` is the stream on which storage `i` is
+    allocated; empty if all are on one.
     """
 
     order: tuple[int, ...]
@@ -52,6 +53,7 @@ class Trace:
     operators: tuple[str, ...]
     uses: tuple[tuple[str, int], ...] = ()
     sums: tuple[Sum, ...] = ()
+    streams: tuple[int, ...] = ()
 
     def live_bytes(self) -> Iterator[int]:
         """Iterate over the bytes alive after each event, not rounded."""
@@ -129,6 +131,7 @@ class Trace:
         follows = {e: rest.pop(0) for e in older if (rest := waiting.get(self.sizes[e]))}
         order = list(self.order[:stop])
         sizes, kinds, places = list(self.sizes), list(self.kinds), list(self.places)
+        streams = list(self.streams)
         now = {e: e for e in made}  # allocation of the step -> its index in the last repetition
         for _ in range(times):
             new: dict[int, int] = {}
@@ -139,6 +142,7 @@ class Trace:
                     sizes.append(self.sizes[event])
                     kinds.append(self.kinds[event])
                     places.append(self.places[event])
+                    streams += self.streams[event : event + 1]
                 elif ~event in new:
                     order.append(~new[~event])
                 elif ~event in follows:
@@ -151,6 +155,7 @@ class Trace:
             sizes=tuple(sizes),
             kinds=tuple(kinds),
             places=tuple(places),
+            streams=tuple(streams),
         )
 
     def condensed(self, parts: int = 32) -> Trace:

@@ -20,11 +20,16 @@ def cause(error: BaseException) -> str:
     return text.splitlines()[0][:200]
 
 
-def as_refusal(error: Exception) -> Exception:
-    """Return what to raise if a large model's step does not run on fake tensors."""
+TOO_LARGE = (
+    "the model is too large to be followed with real ones; run `rightbatch fit` on the device"
+)
+SHARDED = "a sharded step is not followed with real ones; predict it without sharding"
+
+
+def as_refusal(error: Exception, why: str = TOO_LARGE) -> Exception:
+    """Return what to raise if a step does not run on fake tensors, and must; `why` says why."""
     if getattr(error, "func", None) is None:
         return error  # the workload's own
     return UsageError(
-        f"the step reads values that tensors without memory do not have ({cause(error)}), and the "
-        "model is too large to be followed with real ones; run `rightbatch fit` on the device"
+        f"the step reads values that tensors without memory do not have ({cause(error)}), and {why}"
     )

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rightbatch._errors import UsageError
 from rightbatch._predict.cuda_semantics import as_on_cuda
+from rightbatch._predict.options import Sharding
 from rightbatch._workload.batch import Batch, map_tensors, tensors
 from rightbatch._workload.workload import Workload
 
@@ -23,7 +24,8 @@ class Variant:
 
     `capability` is the GPU's compute capability, None for the CPU's own behaviour. `optimizer` is
     `default` (all parameters in one call on CUDA), `fused` or `loop`. `accumulation` is the number
-    of micro-batches. `halved` halves the sides of images.
+    of micro-batches. `halved` halves the sides of images. `sharding` is what is sharded over
+    `ranks` processes, and the step is that of the first of them.
     """
 
     capability: float | None = None
@@ -33,6 +35,8 @@ class Variant:
     accumulation: int = 1
     halved: bool = False
     inference: bool = False
+    sharding: Sharding | None = None
+    ranks: int = 1
 
 
 def autocast(w: Workload, variant: Variant) -> torch.autocast:
