@@ -80,10 +80,11 @@ class Prediction:
 
     def __str__(self) -> str:
         process = self.process_bytes
-        each = f" on each of {self.processes} GPUs" if self.processes > 1 else ""
-        each += f", sharded by {self.sharding}" if self.sharding is not None else ""
+        size = f"batch size {self.batch_size}"
+        size += f" on each of {self.processes} GPUs" if self.processes > 1 else ""
+        size += f", sharded by {self.sharding}" if self.sharding is not None else ""
         lines = [
-            f"batch size {self.batch_size}{each}: allocated {format_bytes(self.allocated_peak_bytes)}, "
+            f"{size}: allocated {format_bytes(self.allocated_peak_bytes)}, "
             f"reserved {format_bytes(self.reserved_peak_bytes)}, process "
             f"{format_bytes(process['low'])} to {format_bytes(process['high'])}",
             self.reason,
