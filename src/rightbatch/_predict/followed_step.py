@@ -33,7 +33,8 @@ class FollowedStep:
     """A workload's step, followed once per kind of GPU and simulated for each GPU.
 
     `process` must not have run anything; `processes` is the number of GPUs that train together,
-    over which `sharding` shards.
+    over which `sharding` shards. `at_one_size` says that only one size is asked for, which is then
+    followed itself.
     `beside_context` says that a limit does not include the CUDA context, `calibrated` returns what
     was measured outside the allocator on GPUs of a compute capability. After the first trace,
     `examples` is the number of examples in an epoch, `how` is `fake` or `real`, and `notes` are for
@@ -47,12 +48,14 @@ class FollowedStep:
         processes: int = 1,
         sharding: Sharding | None = None,
         inference: bool = False,
+        at_one_size: bool = False,
         beside_context: bool = False,
         calibrated: Callable[[float], Calibration | None] = calibrated,
     ) -> None:
         self._calibrated = calibrated
         self._beside_context = beside_context
         self._process = process
+        self._at_one_size = at_one_size
         self._processes = processes
         self._sharding = sharding
         self._inference = inference
@@ -73,7 +76,7 @@ class FollowedStep:
         """
         kind = _kind(capability)
         if kind not in self._families:
-            self._families[kind] = self._family(capability)
+            self._families[kind] = None if self._at_one_size else self._family(capability)
         family = self._families[kind]
         if family is not None:
             return family.at(batch_size)
@@ -118,6 +121,18 @@ class FollowedStep:
         workspace = self.overhead(trace, capability).cublas
         return simulate(trace, AllocatorSettings(capacity=capacity), workspace)
 
+    def room(self, batch_size: int, limit: int, capability: float) -> int:
+        """Return the bytes of `limit` that a step of this size leaves; negative if it fails."""
+        available = self._available(batch_size, limit, capability)
+        simulated = self.simulated(batch_size, capability)
+        assert simulated is not None  # without a limit it cannot run out
+        left = available - simulated.reserved_bytes
+        if self.exceeded_limit(batch_size, capability) is not None:
+            return min(left, -1)
+        if left < 0 and self._has_memory(batch_size, limit, capability):
+            return 0  # the allocator returns what it keeps in reserve, and tries again
+        return left
+
     def largest(self, limit: int, capability: float) -> int | None:
         """Return the largest batch that fits into `limit` bytes with the overhead; by bisection."""
         if (capability, limit) not in self._largest:
@@ -138,26 +153,30 @@ class FollowedStep:
         return bytes_saved(peak, remedies, answers)
 
     def _search(self, limit: int, capability: float) -> int | None:
-        def room(size: int) -> int:
-            overhead = self.overhead(self.at(size, capability), capability)
-            return limit - overhead.kept + (overhead.context[1] if self._beside_context else 0)
-
-        def has_memory(size: int) -> bool:
-            available = room(size)
-            return available > 0 and self.simulated(size, capability, available) is not None
-
         def survives(size: int) -> bool:
-            return self.exceeded_limit(size, capability) is None and has_memory(size)
+            is_limited = self.exceeded_limit(size, capability) is not None
+            return not is_limited and self._has_memory(size, limit, capability)
 
         most = self.examples or _UNBOUNDED
-        largest = _largest_surviving(survives, self._guess(room, most, capability), most)
+        guess = self._guess(lambda size: self._available(size, limit, capability), most, capability)
+        largest = _largest_surviving(survives, guess, most)
         if largest != most:
             failing = (largest or 0) + 1
             limited = self.exceeded_limit(failing, capability)
             note = f"{limited}: a batch of {failing} fails with memory left"
-            if limited is not None and note not in self.notes and has_memory(failing):
-                self.notes.append(note)
+            if limited is not None and note not in self.notes:
+                if self._has_memory(failing, limit, capability):
+                    self.notes.append(note)
         return largest
+
+    def _available(self, size: int, limit: int, capability: float) -> int:
+        """Return the bytes for the allocator."""
+        overhead = self.overhead(self.at(size, capability), capability)
+        return limit - overhead.kept + (overhead.context[1] if self._beside_context else 0)
+
+    def _has_memory(self, size: int, limit: int, capability: float) -> bool:
+        available = self._available(size, limit, capability)
+        return available > 0 and self.simulated(size, capability, available) is not None
 
     def _guess(self, room: Callable[[int], int], most: int, capability: float) -> int:
         """Return about the largest size, by the line through the peaks of two sizes.

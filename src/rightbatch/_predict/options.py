@@ -25,6 +25,10 @@ class PredictOptions(Options):
         Sharding | None,
         Help("over the processes: zero1 the optimizer, zero2 gradients too, zero3 (FSDP2) all"),
     ] = None
+    solve: Annotated[
+        str | None,
+        Help("find the largest value of this argument of the factory that fits"),
+    ] = None
     inference: Inference = False
     remedies: Annotated[bool, Help("also predict what ways to save memory would save")] = True
     seed: Seed = 0
@@ -35,6 +39,10 @@ class PredictOptions(Options):
         if self.gpu is not None and self.memory is not None:
             raise UsageError("give a GPU or a memory, not both")
         _ = self.memory_bytes
+        if self.solve is not None and (self.limit_is_unknown or self.gpu == "all"):
+            raise UsageError(f"--solve {self.solve} needs one GPU (--gpu) or a memory (--memory)")
+        if self.solve == "batch":
+            raise UsageError("the largest batch is part of every answer; leave --solve batch out")
         if self.sharding is None:
             return
         if self.sharding not in get_args(Sharding):
@@ -44,6 +52,11 @@ class PredictOptions(Options):
             raise UsageError(f"{self.sharding} shards over GPUs; say over how many (--processes)")
         if self.inference and self.sharding != "zero3":
             raise UsageError(f"{self.sharding} shards what inference does not have; take zero3")
+
+    @property
+    def limit_is_unknown(self) -> bool:
+        """Whether there is no GPU and no memory to fit into."""
+        return self.gpu is None and self.memory is None
 
     @property
     def memory_bytes(self) -> int | None:

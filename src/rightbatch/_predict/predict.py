@@ -18,6 +18,7 @@ from rightbatch._predict.overhead import Overhead
 from rightbatch._predict.remedies import IN_STEP
 from rightbatch._predict.replay import ReplayResult, read_recording
 from rightbatch._predict.replay import replay as replay_recording
+from rightbatch._predict.solve import solve, with_value
 from rightbatch._predict.trace import Trace
 from rightbatch._progress import Live
 from rightbatch._training.protocol import Ability, require
@@ -52,8 +53,9 @@ class Prediction:
     workspaces; `allocated_band` and `reserved_band` are bounds of the first two. `breakdown` is the
     tensors' memory at the peak by kind, `activations` by module. `remedies` are the bytes that each
     way to save memory saves at this batch size. `largest_batch_size` is None without a GPU or
-    memory limit, or if nothing fits. `how` says whether fake or real tensors were followed, `trace`
-    has all allocations.
+    memory limit, or if nothing fits. `solved` is the largest value at which the batch fits, by the
+    parameter's name, if one was asked for. `how` says whether fake or real tensors were followed,
+    `trace` has all allocations.
     """
 
     batch_size: int
@@ -70,6 +72,7 @@ class Prediction:
     activations: Mapping[str, int]
     workspace_bytes: int
     largest_batch_size: int | None
+    solved: Mapping[str, int]
     remedies: Mapping[str, int]
     gpus: tuple[GPUFit, ...]
     notes: tuple[str, ...]
@@ -80,13 +83,14 @@ class Prediction:
 
     def __str__(self) -> str:
         process = self.process_bytes
-        size = f"batch size {self.batch_size}"
-        size += f" on each of {self.processes} GPUs" if self.processes > 1 else ""
-        size += f", sharded by {self.sharding}" if self.sharding is not None else ""
+        step = f"batch size {self.batch_size}"
+        step += f" on each of {self.processes} GPUs" if self.processes > 1 else ""
+        step += f", sharded by {self.sharding}" if self.sharding is not None else ""
         lines = [
-            f"{size}: allocated {format_bytes(self.allocated_peak_bytes)}, "
+            f"{step}: allocated {format_bytes(self.allocated_peak_bytes)}, "
             f"reserved {format_bytes(self.reserved_peak_bytes)}, process "
             f"{format_bytes(process['low'])} to {format_bytes(process['high'])}",
+            *(f"the largest {name} that fits is {value}" for name, value in self.solved.items()),
             self.reason,
             "at the peak: "
             + ", ".join(f"{kind} {format_bytes(size)}" for kind, size in self.breakdown.items())
@@ -106,13 +110,23 @@ class Prediction:
             size = "nothing fits" if fit.largest_batch_size is None else fit.largest_batch_size
             mark = "" if fit.is_verified else "  (unverified)"
             lines.append(f"{fit.gpu:28} {format_bytes(fit.usable_bytes):>9}  {size}{mark}")
+        if self.gpus:
+            smallest = self.smallest_gpu or "none"
+            lines.append(f"the smallest that holds a batch of {self.batch_size}: {smallest}")
         return "\n".join(lines)
+
+    @property
+    def smallest_gpu(self) -> str | None:
+        """The name of the smallest of `gpus` that holds the batch; None if none does."""
+        holding = [g for g in self.gpus if (g.largest_batch_size or 0) >= self.batch_size]
+        return min(holding, key=lambda g: g.usable_bytes).gpu if holding else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `rightbatch predict --json`."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del fields["trace"]
-        return fields | {"gpus": [asdict(fit) for fit in self.gpus]}
+        smallest = {"smallest_gpu": self.smallest_gpu}
+        return fields | smallest | {"gpus": [asdict(fit) for fit in self.gpus]}
 
     def plot(self) -> Any:
         """Return a plotly figure of the memory over the step by kind, with the peak and the limit.
@@ -132,9 +146,10 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     `gpu` is a name ("RTX 4090"), or `"all"` for a table; `memory` describes a GPU by its size only.
     With more than one of `processes`, `batch` is that of each of them, and the memory of DDP and
     NCCL is added; `sharding` shards over them instead: `zero1` the optimizer's state, `zero2` the
-    gradients as well, `zero3` (FSDP2) the parameters as well. With `inference` the batch only runs
-    forward; with `remedies` the bytes that each way to save memory would save are predicted as
-    well.
+    gradients as well, `zero3` (FSDP2) the parameters as well. `solve` names an argument of the
+    factory, such as `length`: the step is predicted at the largest multiple of 32 at which the
+    batch fits, within 2%. With `inference` the batch only runs forward; with `remedies` the bytes
+    that each way to save memory would save are predicted as well.
 
     Raises:
         UsageError: if the GPU is unknown (the nearest are listed), or the workload not supported.
@@ -145,10 +160,15 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
     chosen = find_gpu(gpu) if gpu is not None and gpu != "all" else None
     limit = chosen.usable_bytes if chosen else options.memory_bytes
     started = time.perf_counter()
+    capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     training = resolve(workload, **spec)
     require(training, Ability.FOLLOW, "predict")
+    solved: dict[str, int] = {}
+    if options.solve is not None:
+        assert limit is not None  # the options say so
+        solved = {options.solve: solve(workload, options, spec, limit, capability)}
+        training = with_value(workload, options.solve, solved[options.solve], spec)
     header = header_for(training, device="cpu", margin=0.0, seed=options.seed, inference=inference)
-    capability = chosen.capability if chosen else DEFAULT_CAPABILITY
     with Live("predict", enabled=options.progress) as live, FollowProcess(header) as process:
         live.stage("following a step")
         step = FollowedStep(
@@ -199,6 +219,7 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         activations=trace.activations(),
         workspace_bytes=len(trace.gemms) * overhead.cublas,
         largest_batch_size=largest,
+        solved=solved,
         remedies=dict(sorted(saved.items(), key=lambda item: -item[1])),
         gpus=fits,
         notes=notes,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch._errors import UsageError
 from rightbatch._training.protocol import Ability, LoopPlan, Observer, Session, Training
-from rightbatch._workload.factory import Factory, FileFactory
+from rightbatch._workload.factory import CalledWith, Factory, FileFactory
 
 if TYPE_CHECKING:
     from rightbatch._training.distributed import Processes
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class WorkloadTraining(Training):
     """The training of a `Workload` that a factory builds: a function, or one in a file."""
 
-    factory: Factory | FileFactory
+    factory: Factory | FileFactory | CalledWith
 
     integration = "a Workload"
     abilities = frozenset(Ability) - {Ability.SETTINGS, Ability.TRIAL, Ability.WATCH}
 
     def load(self) -> WorkloadTraining:
         """Import the factory from its file, if it has one."""
-        if isinstance(self.factory, FileFactory):
+        if isinstance(self.factory, FileFactory | CalledWith):
             return WorkloadTraining(self.factory.load())
         return self
 

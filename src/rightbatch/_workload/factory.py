@@ -6,6 +6,7 @@ Does not import torch, so that verbs start fast.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,37 @@ class FileFactory:
 
     def __call__(self) -> Any:
         return self.load()()
+
+
+@dataclass(frozen=True)
+class CalledWith:
+    """A factory that is called with one of its arguments."""
+
+    factory: Factory | FileFactory
+    name: str
+    value: Any
+
+    def load(self) -> CalledWith:
+        """Import the factory from its file, if it has one."""
+        if isinstance(self.factory, FileFactory):
+            return CalledWith(self.factory.load(), self.name, self.value)
+        return self
+
+    def __call__(self) -> Any:
+        """Call it.
+
+        Raises:
+            UsageError: if it has no argument of this name; the message says which it has.
+        """
+        factory: Callable[..., Any] = self.factory
+        if isinstance(self.factory, FileFactory):
+            factory = self.factory.load()
+        taken = inspect.signature(factory).parameters
+        if self.name not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            known = ", ".join(taken) or "none"
+            called = getattr(factory, "__name__", "the factory")
+            raise UsageError(f"{called}() has no argument {self.name!r}; it has {known}")
+        return factory(**{self.name: self.value})
 
 
 def _is_own_function(value: object, module: str) -> bool:
