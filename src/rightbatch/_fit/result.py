@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rightbatch._units import format_bytes
+from rightbatch._workload.notebook import ShownInNotebooks
 from rightbatch._workload.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(ShownInNotebooks):
     """The largest batch size that fits, and the measurements behind it.
 
     `peak_bytes` is the peak at `batch_size`, `limit_bytes` what the device may use, both without
@@ -58,6 +60,13 @@ class FitResult:
                 *(f"- {note}" for note in self.notes),
             ]
         )
+
+    def _table(self) -> Sequence[Sequence[object]]:
+        rows = []
+        for probe in sorted(self.probes, key=lambda probe: probe.batch_size):
+            peak = "" if probe.peak_bytes is None else format_bytes(probe.peak_bytes)
+            rows.append((probe.batch_size, probe.outcome.replace("_", " "), peak))
+        return [("batch", "outcome", "peak"), *rows]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `rightbatch fit --json`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rightbatch._training.protocol import Ability, require
 from rightbatch._training.resolve import resolve
 from rightbatch._units import format_bytes
 from rightbatch._worker import header_for
+from rightbatch._workload.notebook import ShownInNotebooks
 from rightbatch._workload.verb import takes
 
 DEFAULT_CAPABILITY = 8.0
@@ -43,7 +44,7 @@ class GPUFit:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(ShownInNotebooks):
     """The predicted memory of a training step at `batch_size`, in bytes; nothing ran on the GPU.
 
     With several `processes`, sharded as `sharding` says, it is that of one of them.
@@ -114,6 +115,10 @@ class Prediction:
             smallest = self.smallest_gpu or "none"
             lines.append(f"the smallest that holds a batch of {self.batch_size}: {smallest}")
         return "\n".join(lines)
+
+    def _table(self) -> Sequence[Sequence[object]]:
+        parts = [(kind, format_bytes(size)) for kind, size in self.breakdown.items()]
+        return [("at the peak", "bytes"), *parts]
 
     @property
     def smallest_gpu(self) -> str | None:

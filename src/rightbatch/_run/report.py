@@ -11,13 +11,14 @@ from rightbatch._run.headroom import Headroom, headroom
 from rightbatch._training.sampled_noise import noise_scale
 from rightbatch._training.watched import Watched
 from rightbatch._units import format_bytes, format_step
+from rightbatch._workload.notebook import ShownInNotebooks
 
 _WARM_UP = 2  # steps that are slower than the others
 _WAITING = 0.1  # share of waiting for data above which there is advice
 
 
 @dataclass(frozen=True)
-class RunReport:
+class RunReport(ShownInNotebooks):
     """What a training did with its memory and its batch.
 
     `step_seconds` is the median with the 5th and 95th percentile, `loading_share` the part of the

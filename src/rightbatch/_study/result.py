@@ -9,10 +9,11 @@ from rightbatch._errors import MissingExtraError
 from rightbatch._study.analysis.summary import COSTS, Summary, summarize
 from rightbatch._study.records import Axis, Run, Target
 from rightbatch._units import format_bytes
+from rightbatch._workload.notebook import ShownInNotebooks
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(ShownInNotebooks):
     """The `runs` of a study, newest try of each first, and the `summary` of them by batch size.
 
     `out` is the folder, which `rightbatch ui OUT` shows and `rightbatch report OUT` writes into one

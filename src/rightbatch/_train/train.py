@@ -31,12 +31,13 @@ from rightbatch._training.resolve import resolve
 from rightbatch._tune.plan import Plan
 from rightbatch._tune.tune import tune
 from rightbatch._units import format_seconds
+from rightbatch._workload.notebook import ShownInNotebooks
 from rightbatch._workload.verb import takes
 from rightbatch._workload.workload import StepSeconds
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(ShownInNotebooks):
     """A finished training of `steps` updates and `examples` examples, in `seconds`.
 
     `batch_size` and `micro_batch_size` are those at the end. `out_of_memory_events` counts the

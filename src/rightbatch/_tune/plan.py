@@ -11,6 +11,7 @@ from rightbatch._training.updates import DEFAULT_BATCH
 from rightbatch._tune.advice import Advice
 from rightbatch._tune.decision import Expected
 from rightbatch._units import format_seconds
+from rightbatch._workload.notebook import ShownInNotebooks
 from rightbatch._workload.workload import StepSeconds
 
 
@@ -25,7 +26,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ShownInNotebooks):
     """The size to train at, and why.
 
     Each update has `batch_size` examples, in `accumulation` micro-batches of `micro_batch_size` on
