@@ -66,5 +66,5 @@ def test_sharded_and_distributed_models_raise_an_error_with_their_names() -> Non
 
     with pytest.raises(UsageError, match=r"not support .*FSDPModule"):
         Follower(lambda: workload(sharded()))
-    with pytest.raises(UsageError, match="--processes adds the memory of DDP"):
+    with pytest.raises(UsageError, match="--processes N adds the memory of DDP"):
         Follower(lambda: workload(DistributedDataParallel(nn.Linear(WIDTH, WIDTH))))

@@ -109,8 +109,8 @@ class FollowedStep:
             largest,
             gradients,
             self._processes,
-            self._sharding,
             self._calibrations[capability],
+            self._sharding,
         )
 
     def simulated(

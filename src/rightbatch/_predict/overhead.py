@@ -70,8 +70,8 @@ def process_overhead(
     largest_tensor: int,
     gradient_bytes: int,
     processes: int,
-    sharding: Sharding | None = None,
     measured: Calibration | None = None,
+    sharding: Sharding | None = None,
 ) -> Overhead:
     """Return the overhead of a step that calls `operators`, on one of `processes` GPUs.
 
