@@ -26,6 +26,7 @@ LAYERS = (
     ("_worker",),
     ("_training",),
     ("_predict",),
+    ("_check",),
     ("_fit",),
     ("_run",),
     ("_tune",),

@@ -4,6 +4,7 @@ import rightbatch as rb
 
 rb.fit(factory)     the largest batch that survives on this device
 rb.predict(factory) its memory, and the largest batch, on a GPU you don't have
+rb.check(factory)   whether a change still fits there, against a stored budget
 rb.run(command)     what a command, unchanged, does with its memory and its batch
 rb.tune(factory)    the size that reaches the target soonest, with its learning rate and reasons
 rb.Elastic          one update by a batch of any size, in parts that fit, in your own loop
@@ -31,6 +32,8 @@ from rightbatch._errors import (
 )
 
 if TYPE_CHECKING:
+    from rightbatch._check.check import check
+    from rightbatch._check.result import CheckResult
     from rightbatch._elastic.events import Event
     from rightbatch._elastic.exactness import Exactness
     from rightbatch._elastic.report import StepReport
@@ -64,6 +67,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Batcher": "_serve.engine.batcher",
     "Calibration": "_predict.calibrate",
+    "CheckResult": "_check.result",
     "Command": "integrations.command.command",
     "Elastic": "_elastic.step",
     "Event": "_elastic.events",
@@ -85,6 +89,7 @@ _LAZY = {
     "TrainResult": "_train.train",
     "Workload": "_workload.workload",
     "calibrate": "_predict.calibrate",
+    "check": "_check.check",
     "count_examples": "_workload.batch",
     "fit": "_fit.fit",
     "predict": "_predict.predict",
@@ -101,6 +106,7 @@ _LAZY = {
 __all__ = [
     "Batcher",
     "Calibration",
+    "CheckResult",
     "Command",
     "Elastic",
     "Event",
@@ -128,6 +134,7 @@ __all__ = [
     "Workload",
     "WorkloadError",
     "calibrate",
+    "check",
     "count_examples",
     "fit",
     "predict",

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rightbatch import __version__
 from rightbatch._cli.bench import bench
+from rightbatch._cli.check import check
 from rightbatch._cli.fit import fit
 from rightbatch._cli.options import Command
 from rightbatch._cli.output import document
@@ -34,7 +35,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` handles it
 )
-COMMANDS = (fit, run, predict, tune, train, study, ui, report, serve, bench)
+COMMANDS = (fit, run, predict, check, tune, train, study, ui, report, serve, bench)
 for command in COMMANDS:
     app.command(command)
 

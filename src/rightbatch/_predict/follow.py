@@ -214,9 +214,9 @@ class Follower:
             stack.enter_context(recorder)
             if variant.sharding is not None:
                 stack.enter_context(recorder.sharded())
-            for tensor in list(in_order_of_moving(w.model)):
+            for name, tensor in list(in_order_of_moving(w.model)):
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
-                recorder.hold([tensor], kind)
+                recorder.hold([tensor], kind, name)
             move = OneBatch() if self._reuses_batch else None
             record_step(w, parts, unseen, variant, recorder, move=move)
             trace = recorder.trace()

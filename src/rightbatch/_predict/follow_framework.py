@@ -110,9 +110,9 @@ class FrameworkFollower:
             stack.enter_context(recorder.naming(model))
             stack.enter_context(recorder)
             for module in session.modules():
-                for tensor in in_order_of_moving(module):
+                for name, tensor in in_order_of_moving(module):
                     is_trained = module is model and isinstance(tensor, nn.Parameter)
-                    recorder.hold([tensor], "parameters" if is_trained else "other")
+                    recorder.hold([tensor], "parameters" if is_trained else "other", name)
             if not variant.inference:
                 stack.enter_context(_phases(recorder, model, optimizer, variant))
                 for _ in range(STEPS):

@@ -161,6 +161,19 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         NothingFitsError: if a GPU or memory was given and not even one example fits into it.
         WorkloadError: if the workload failed with an error other than out-of-memory.
     """
+    prediction = prediction_of(workload, options, spec)
+    if prediction.limit_bytes is not None and prediction.largest_batch_size is None:
+        raise NothingFitsError(
+            f"nothing fits: {prediction.reason}",
+            error_type="OutOfMemory",
+            error_message="the simulated allocator ran out of memory",
+            measured=prediction.to_dict(),
+        )
+    return prediction
+
+
+def prediction_of(workload: object, options: PredictOptions, spec: dict[str, Any]) -> Prediction:
+    """Do as `predict`, also where nothing fits."""
     batch, gpu, inference = options.batch, options.gpu, options.inference
     chosen = find_gpu(gpu) if gpu is not None and gpu != "all" else None
     limit = chosen.usable_bytes if chosen else options.memory_bytes
@@ -205,7 +218,7 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         notes = (*notes, f"the figures of {chosen.name} are unverified")
     reserved = simulated.reserved_bytes
     band = within(reserved, RESERVED)
-    prediction = Prediction(
+    return Prediction(
         batch_size=batch,
         gpu=chosen.name if chosen else None,
         processes=options.processes,
@@ -233,14 +246,6 @@ def predict(workload: object, options: PredictOptions, **spec: Any) -> Predictio
         reason=_reason(limit, chosen, largest, step, overhead),
         trace=trace,
     )
-    if limit is not None and largest is None:
-        raise NothingFitsError(
-            f"nothing fits: {prediction.reason}",
-            error_type="OutOfMemory",
-            error_message="the simulated allocator ran out of memory",
-            measured=prediction.to_dict(),
-        )
-    return prediction
 
 
 def replay(path: str | Path) -> ReplayResult:

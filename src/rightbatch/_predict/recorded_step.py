@@ -103,12 +103,15 @@ def classify_state(optimizer: torch.optim.Optimizer, variant: Variant, recorder:
         recorder.hide(step for step in steps if isinstance(step, Tensor) and step.ndim == 0)
 
 
-def in_order_of_moving(module: nn.Module) -> Iterator[Tensor]:
-    """Iterate over parameters and buffers in the order in which `Module.to` moves them."""
-    for child in module.children():
-        yield from in_order_of_moving(child)
-    yield from (p for p in module._parameters.values() if p is not None)
-    yield from (b for b in module._buffers.values() if b is not None)
+def in_order_of_moving(module: nn.Module, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Iterate over parameters and buffers in the order in which `Module.to` moves them.
+
+    Each comes with the name of its module, as `naming` has it.
+    """
+    for own, child in module.named_children():
+        yield from in_order_of_moving(child, f"{name}.{own}" if name else own)
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    yield from ((name or "model", tensor) for tensor in tensors if tensor is not None)
 
 
 @contextmanager

@@ -118,10 +118,12 @@ class Recorder(OperatorMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         Recorder.current = None
 
-    def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Add existing tensors, in the order in which they were allocated."""
+    def hold(self, tensors: Iterable[Tensor], kind: str, place: str = "") -> None:
+        """Add existing tensors of a module, in the order in which they were allocated."""
+        self._modules.append(place)
         for tensor in tensors:
             self._add(tensor, kind)
+        self._modules.pop()
 
     def phase(self, name: str) -> None:
         """Start a phase."""

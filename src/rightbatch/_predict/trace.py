@@ -36,9 +36,10 @@ class Trace:
 
     `order` has one entry per event: `i` if storage `i` is allocated, `~i` if it is freed.
     `sizes[i]` is its size in bytes, `kinds[i]` its purpose (one of `KINDS`), `places[i]` the module
-    whose forward pass allocated it. `phases` are (index into `order`, name) of each phase's start.
-    `gemms` are the indices of the first matrix product of the forward and of the backward pass,
-    where cuBLAS allocates its workspaces. `operators` are the names of all operators called.
+    whose parameter it is, or whose forward pass allocated it. `phases` are (index into `order`,
+    name) of each phase's start. `gemms` are the indices of the first matrix product of the forward
+    and of the backward pass, where cuBLAS allocates its workspaces. `operators` are the names of
+    all operators called.
     `uses` are the largest values of quantities that kernels limit (`kernel_limits`), `sums` are the
     sums whose buffers are among the storages. `streams[i]` is the stream on which storage `i` is
     allocated; empty if all are on one.
@@ -80,12 +81,27 @@ class Trace:
                 found[self.places[i]] = found.get(self.places[i], 0) + self.sizes[i]
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def by_module(self) -> dict[str, int]:
+        """Return the bytes of each module's parameters, and of what it keeps for the backward pass.
+
+        Without a backward pass, of what it keeps at the peak.
+        """
+        first = self.phases[0][0] if self.phases else len(self.order)
+        held = {e for e in self.order[:first] if e >= 0 and self.kinds[e] == "parameters"}
+        backward = [index for index, name in self.phases if name == "backward"]
+        alive = self._alive_after(backward[-1]) if backward else self._alive_at_peak()
+        found: dict[str, int] = {}
+        for i in sorted(held | {i for i in alive if self.kinds[i] == "activations"}):
+            found[self.places[i]] = found.get(self.places[i], 0) + self.sizes[i]
+        return {name or "outside modules": size for name, size in found.items()}
+
     def _alive_at_peak(self) -> set[int]:
         levels = list(self.live_bytes())
-        if not levels:
-            return set()
+        return self._alive_after(levels.index(max(levels)) + 1) if levels else set()
+
+    def _alive_after(self, events: int) -> set[int]:
         alive: set[int] = set()
-        for event in self.order[: levels.index(max(levels)) + 1]:
+        for event in self.order[:events]:
             if event >= 0:
                 alive.add(event)
             else:
