@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from costly_files import COSTLY
 from films import PATIENCE
 from sites import Answer, StandIn, ask, encoded, form, picture, raw, site
 
@@ -153,3 +154,14 @@ def test_a_form_made_to_be_slow_does_not_hold_up_others(server: StandIn) -> None
             waits.append(time.monotonic() - began)
         assert slow.result().status == 422
         assert not waits or max(waits) < 30
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_picture_made_to_be_costly_is_refused_before_it_is_decoded(
+    server: StandIn, name: str
+) -> None:
+    make, message = COSTLY[name]
+    with site(server) as url:
+        answer = ask(url, "/predict", make())
+    assert answer.status == 422
+    assert message in answer.content["error"]

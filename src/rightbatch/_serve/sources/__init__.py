@@ -3,5 +3,5 @@
 frames       the `FrameSource` protocol          open        a URL, path or iterable to a source
 video        cameras and video files, by PyAV    pictures    picture files and iterables
 connection   closed safely by another thread     isolated    a source in its own process
-feed         reconnects and detects stalls
+feed         reconnects and detects stalls       structure   refuses files that are costly to decode
 """

@@ -29,6 +29,7 @@ from rightbatch._serve.sources.decoding import (
 )
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
 from rightbatch._serve.sources.jpegs import JPEG_START, JpegStream
+from rightbatch._serve.sources.structure import inspect
 from rightbatch._serve.sources.urls import resolve, with_login, without_login
 from rightbatch._serve.sources.video import VideoSource
 
@@ -246,6 +247,7 @@ def _shows_jpegs(start: bytes) -> bool:
 
 
 def _decode(file: bytes) -> NDArray[np.uint8]:
+    inspect(file)
     with open_picture(io.BytesIO(file), PHOTOS) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width}×{picture.height} pixels exceed {MAX_PIXELS}")
