@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import socket
-import ssl
 import threading
 import time
 import urllib.error
@@ -17,7 +15,6 @@ import urllib.request
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from rightbatch._serve.sources.connection import Connection
 from rightbatch._serve.sources.decoding import (
@@ -28,6 +25,8 @@ from rightbatch._serve.sources.decoding import (
     to_rgb,
 )
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
+from rightbatch._serve.sources.http_lines import Lines
+from rightbatch._serve.sources.http_login import login_handlers
 from rightbatch._serve.sources.jpegs import JPEG_START, JpegStream
 from rightbatch._serve.sources.structure import inspect
 from rightbatch._serve.sources.urls import resolve, with_login, without_login
@@ -61,6 +60,7 @@ class HttpSource(Connection):
         self._timeouts = timeouts
         self._video: VideoSource | None = None
         self._response: Any = None
+        self._lines = Lines()
         self._is_stream = False
         self._parser = JpegStream(_MOST_BYTES)
         self._found: deque[bytes | None] = deque()
@@ -84,14 +84,19 @@ class HttpSource(Connection):
         else:
             url = self._response.geturl()  # after redirects on the same host
             self._release()
-            is_playlist = kind in _PLAYLISTS or start.startswith((b"#EXTM3U", b"<?xml"))
-            self._video = VideoSource(
-                with_login(url, self._url),
-                True,
-                self._timeouts,
-                io_open=_SameHostFiles(url, self._url, self._timeouts) if is_playlist else None,
-            )
+            self._video = self._video_at(url, kind, start)
+            self._check_open()  # after the assignment: `close` closes the video that it finds
             self._video.open()
+
+    def _video_at(self, url: str, kind: str, start: bytes) -> VideoSource:
+        """Return the video at `url`, not opened, by the media type and the start of its answer."""
+        container, io_open = None, None
+        if kind in _PLAYLISTS or start.startswith((b"#EXTM3U", b"<?xml")):
+            io_open = _SameHostFiles(url, self._url, self._timeouts, self._lines)
+            # FFmpeg takes a playlist for one only if the path ends with .m3u8.
+            container = "hls" if start.startswith(b"#EXTM3U") else None
+        login = with_login(url, self._url)
+        return VideoSource(login, True, self._timeouts, container=container, io_open=io_open)
 
     def _read(self) -> tuple[NDArray[np.uint8], float] | None:
         if self._video is not None:
@@ -130,8 +135,7 @@ class HttpSource(Connection):
         """Fetch the next snapshot."""
         self._response.close()
         self._interrupted.wait(self._fetched + _SNAPSHOT_EVERY - time.monotonic())
-        if self._closed:
-            raise ValueError("the source is closed")
+        self._check_open()
         self._count = 0
         kind = self._request()
         if kind.startswith("image/") and kind != "image/jpeg":
@@ -141,18 +145,20 @@ class HttpSource(Connection):
     def _request(self) -> str:
         """Send the request; return the media type of the response, in lower case."""
         self._fetched = time.monotonic()
-        self._response = _get(self._url, self._timeouts)
+        self._response = _get(self._url, self._timeouts, self._lines)
         with suppress(AttributeError):
             self._response.fp.raw._sock.settimeout(self._timeouts.read)
         return str(self._response.headers.get_content_type()).lower()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the source is closed")
 
     def _interrupt(self) -> None:
         self._interrupted.set()
         if self._video is not None:
             self._video.close()
-        response = self._response
-        with suppress(AttributeError, OSError):
-            response.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # ends a read in another thread
+        self._lines.cut()  # ends a request or a read in another thread
 
     def _release(self) -> None:
         if self._video is not None:
@@ -168,32 +174,55 @@ class HttpFile(VideoSource):
 
     def __init__(self, url: str, timeouts: Timeouts) -> None:
         super().__init__(url, False, timeouts)
+        self._lines = Lines()
 
     def _open(self) -> None:
-        with _get(self._url, self._timeouts) as response:
+        with _get(self._url, self._timeouts, self._lines) as response:
             self._url = with_login(response.geturl(), self._url)
         super()._open()
+
+    def _interrupt(self) -> None:
+        self._lines.cut()
 
 
 class _SameHostFiles:
     """Opens a playlist and what it names on the same host, for FFmpeg."""
 
-    def __init__(self, url: str, login: str, timeouts: Timeouts) -> None:
-        self._url, self._login, self._timeouts = url, login, timeouts
+    def __init__(self, url: str, login: str, timeouts: Timeouts, lines: Lines) -> None:
+        self._url, self._login, self._timeouts, self._lines = url, login, timeouts, lines
 
     def __call__(self, url: str, flags: int, options: Any) -> Any:
         found = resolve(self._url, url, sent="the playlist names")
-        return _get(with_login(found, self._login), self._timeouts)
+        return _Arriving(_get(with_login(found, self._login), self._timeouts, self._lines))
 
 
-def _get(url: str, timeouts: Timeouts) -> Any:
+class _Arriving:
+    """A response, for FFmpeg: `read` returns what has come, and does not wait for all of it.
+
+    FFmpeg looks between two reads whether it should give up.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self, count: int) -> bytes:
+        return bytes(self._response.read1(count))
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _get(url: str, timeouts: Timeouts, lines: Lines) -> Any:
     """Send a GET request that follows redirects on the same host only; return the response.
+
+    Each part of it may take `timeouts.open`; all together end when `lines` are cut.
 
     Raises:
         OSError: if there is none, its status is an error, or it redirects elsewhere.
     """
     try:
-        return _opener(url).open(urllib.request.Request(without_login(url)), timeout=timeouts.open)
+        request = urllib.request.Request(without_login(url))
+        return _opener(url, lines).open(request, timeout=timeouts.open)
     except TimeoutError:
         raise TimeoutError(f"no answer within {timeouts.open:g} s") from None
     except urllib.error.HTTPError as error:
@@ -223,23 +252,8 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, url)
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    # As FFmpeg: cameras have certificates that they signed themselves.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    handlers: list[Any] = [_SameHost(), urllib.request.HTTPSHandler(context=context)]
-    parts = urlsplit(url)
-    if parts.username is not None:
-        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        passwords.add_password(
-            None, without_login(url), unquote(parts.username), unquote(parts.password or "")
-        )
-        handlers += [
-            urllib.request.HTTPBasicAuthHandler(passwords),
-            urllib.request.HTTPDigestAuthHandler(passwords),
-        ]
-    return urllib.request.build_opener(*handlers)
+def _opener(url: str, lines: Lines) -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_SameHost(), *lines.handlers(), *login_handlers(url))
 
 
 def _shows_jpegs(start: bytes) -> bool:

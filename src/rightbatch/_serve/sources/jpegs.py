@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 JPEG_START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in compressed data; 00 is an escaped FF
+_FILL = re.compile(rb"\xff+")  # before a marker, as many as the camera likes
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 
@@ -68,8 +69,8 @@ class JpegStream:
             if data[self._place] != 0xFF:
                 return "cut"
             kind = data[self._place + 1]
-            if kind == 0xFF:  # fill byte
-                self._place += 1
+            if kind == 0xFF and (fill := _FILL.match(data, self._place)) is not None:
+                self._place = fill.end() - 1
             elif kind == _EOI:
                 self._place += 2
                 return "whole"
