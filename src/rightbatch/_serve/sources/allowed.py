@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import url2pathname
 
 from rightbatch._errors import UsageError
@@ -42,7 +42,10 @@ class _Address:
     def is_below(self, other: _Address) -> bool:
         if (self.scheme, self.host, self.port) != (other.scheme, other.host, other.port):
             return False
-        if ".." in re.split(r"[/\\]|%2f", self.path.replace("%2e", "."), flags=re.IGNORECASE):
+        if other.query:  # one picture of a program, whose others may do anything
+            return (self.path, self.query) == (other.path, other.query)
+        # Servers decode the path, and some take \ for / and ignore what follows a semicolon.
+        if any(part.partition(";")[0] == ".." for part in re.split(r"[/\\]", unquote(self.path))):
             return False
         folder = other.path.rstrip("/")
         return self.path in (other.path, folder) or self.path.startswith(folder + "/")
@@ -50,6 +53,8 @@ class _Address:
 
 class AllowedSources:
     """A list of folders, files, schemes (`rtsp:`) and URLs (`http://hall/`, with what is below).
+
+    A URL with a query is allowed alone.
 
     Raises:
         UsageError: if an entry is none of these.
