@@ -61,6 +61,8 @@ class Predictor:
             return answer(503, {"error": "too many images at once"}, retry_after=1)
         except ClientDisconnect:
             return answer(400, {"error": "the client has disconnected"})
+        except asyncio.CancelledError:  # by the HTTP server, when its time to stop is over
+            return answer(503, {"error": "the server has stopped"}, retry_after=1)
         except Exception as error:  # of the model
             return answer(500, {"error": f"the model failed: {type(error).__name__}: {error}"})
 
