@@ -103,7 +103,7 @@ class AllowedSources:
             self._addresses.append(address)
         else:
             path = Path(entry).expanduser()
-            if not path.exists():
+            if not _exists(path):
                 raise UsageError(
                     f"--allow-source {entry}: there is no such folder, and it is not a scheme; the "
                     f"schemes are {', '.join(SCHEMES)}"
@@ -133,6 +133,13 @@ class AllowedSources:
         except (OSError, ValueError, RuntimeError):
             return False
         return any(found.is_relative_to(allowed) for allowed in self._paths)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no permission, or a name that is too long
+        return False
 
 
 def _key(source: str | int | Path) -> str:
