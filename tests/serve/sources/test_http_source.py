@@ -381,6 +381,14 @@ def test_a_camera_that_sends_a_byte_now_and_then_keeps_no_thread(name: str) -> N
         thread.join()
 
 
+@pytest.mark.parametrize("name", ["headers", "interim responses"])
+def test_a_film_of_a_web_server_that_sends_a_byte_now_and_then_fails(name: str) -> None:
+    with TcpCamera(*DRIPS[name]) as camera:
+        source = open_source(f"http://127.0.0.1:{camera.port}/film.mp4").make(Timeouts(open=0.3))
+        with pytest.raises((OSError, av.error.FFmpegError)):
+            source.open()
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_files_are_found_however_the_stream_is_cut(size: int) -> None:
     files = [picture(value) for value in (10, 20, 30)]

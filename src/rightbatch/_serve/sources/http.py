@@ -177,8 +177,14 @@ class HttpFile(VideoSource):
         self._lines = Lines()
 
     def _open(self) -> None:
-        with _get(self._url, self._timeouts, self._lines) as response:
-            self._url = with_login(response.geturl(), self._url)
+        # Nobody watches a file: `timeouts.open` holds for all parts of the answer together.
+        timer = threading.Timer(self._timeouts.open, self._lines.cut)
+        timer.start()
+        try:
+            with _get(self._url, self._timeouts, self._lines) as response:
+                self._url = with_login(response.geturl(), self._url)
+        finally:
+            timer.cancel()
         super()._open()
 
     def _interrupt(self) -> None:
