@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import io
 import re
@@ -74,6 +75,24 @@ def progressive(value: int) -> bytes:
     return b"--cam\r\n\r\n" + picture(value, progressive=True)
 
 
+def several(value: int) -> bytes:
+    """A photo as telephones write it: a smaller picture follows in the same file."""
+    file = io.BytesIO()
+    images = [Image.fromarray(np.full((side, 64, 3), value, np.uint8)) for side in (48, 24)]
+    images[0].save(file, "MPO", save_all=True, append_images=images[1:])
+    return file.getvalue()
+
+
+def several_in_parts(value: int) -> bytes:
+    return b"--cam\r\n" + HEAD + b"\r\n" + several(value) + b"\r\n"
+
+
+def first_of_several(value: int) -> bytes:
+    """Its header says that a picture follows, which the camera leaves out."""
+    file = several(value)
+    return b"--cam\r\n\r\n" + file[: file.rindex(b"\xff\xd8\xff")] + b"\r\n"
+
+
 MULTIPART = "multipart/x-mixed-replace; boundary="
 STREAMS: dict[str, tuple[str | None, Callable[[int], bytes]]] = {
     "/plain": (MULTIPART + "cam", plain),
@@ -87,9 +106,22 @@ STREAMS: dict[str, tuple[str | None, Callable[[int], bytes]]] = {
     "/late": (MULTIPART + "cam", late_boundary),
     "/none": (MULTIPART + "cam", no_boundary),
     "/progressive": (MULTIPART + "cam", progressive),
+    "/several": (MULTIPART + "cam", several_in_parts),
+    "/several-alone": (None, several),
+    "/first-of-several": (MULTIPART + "cam", first_of_several),
     "/octets": ("application/octet-stream", plain),
     "/typeless": (None, plain),
     "/motion": ("video/x-motion-jpeg", no_boundary),
+}
+
+
+SNAPSHOTS: dict[str, tuple[str | None, Callable[[int], bytes]]] = {
+    "/snapshot.jpg": ("image/jpeg", picture),
+    "/snapshot.png": ("image/png", lambda value: picture(value, "PNG")),
+    "/snapshot-of-several": ("image/jpeg", several),
+    "/snapshot-of-octets": ("application/octet-stream", lambda value: picture(value, "PNG")),
+    "/snapshot-webp": (None, lambda value: picture(value, "WEBP", quality=100)),
+    "/snapshot-bmp": ("text/plain", lambda value: picture(value, "BMP")),
 }
 
 
@@ -117,11 +149,14 @@ class Camera(BaseHTTPRequestHandler):
         if path in STREAMS:
             kind, part = STREAMS[path]
             self.answer(kind, b"".join(part(value) for value in VALUES))
-        elif path in ("/snapshot.jpg", "/snapshot.png"):
+        elif path in SNAPSHOTS:
             Camera.snapshots += 1
-            format = "JPEG" if path.endswith("jpg") else "PNG"
-            body = picture(10 * Camera.snapshots, format)
-            self.answer(f"image/{format.lower()}", body, Content_Length=str(len(body)))
+            kind, make = SNAPSHOTS[path]
+            body = make(10 * Camera.snapshots)
+            self.answer(kind, body, Content_Length=str(len(body)))
+        elif path == "/gzip":
+            body = gzip.compress(picture(10))
+            self.answer("image/jpeg", body, Content_Encoding="gzip", Content_Length=str(len(body)))
         elif path == "/login":
             wanted = "Basic " + base64.b64encode(b"me:p@ss/1#").decode()
             if self.headers.get("Authorization") == wanted:
@@ -240,7 +275,7 @@ def test_every_picture_of_a_stream_is_read_whatever_its_boundaries(url: str, pat
     assert values(opened(url + path), 100) == [*VALUES]
 
 
-@pytest.mark.parametrize("path", ["/snapshot.jpg", "/snapshot.png"])
+@pytest.mark.parametrize("path", SNAPSHOTS)
 def test_a_snapshot_is_fetched_again_and_again(url: str, path: str) -> None:
     Camera.snapshots = 0
     assert values(opened(url + path), 4) == [10, 20, 30, 40]
@@ -322,6 +357,11 @@ def test_a_film_on_a_web_server_is_read_after_a_redirect_on_the_same_host(url: s
     away = open_source(url + "/away.mp4").make(Timeouts(open=PATIENCE, read=PATIENCE))
     with pytest.raises(OSError, match="another host"):
         away.open()
+
+
+def test_an_encoding_that_was_not_asked_for_is_told(url: str) -> None:
+    with pytest.raises(OSError, match="Content-Encoding gzip"):
+        opened(url + "/gzip")
 
 
 def test_an_error_of_the_camera_is_told(url: str) -> None:

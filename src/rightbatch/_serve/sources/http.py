@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import threading
 import time
 import urllib.error
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _MOST_BYTES = 20_000_000  # of a picture
 _PART = 65_536
 _SNIFFED = 2048  # bytes in which a stream of pictures shows itself, whatever its header says
+_SIGNATURE = 12  # bytes
+_PICTURES = rb"\x89PNG\r\n|RIFF....WEBP|BM"  # besides JPEG
 _PLAYLISTS = (
     "application/vnd.apple.mpegurl",
     "application/x-mpegurl",
@@ -70,17 +73,13 @@ class HttpSource(Connection):
 
     def _open(self) -> None:
         kind = self._request()
-        first = self._receive()
-        while 0 < len(first) < 4 and (more := self._receive()):
-            first += more
+        first = self._start()
         self._is_stream = kind.startswith("multipart/")
         start = first[:_SNIFFED]
-        if self._is_stream or kind == "image/jpeg" or _shows_jpegs(start):
+        if self._is_file(kind, start):
+            self._take(first)
+        elif self._is_stream or kind == "image/jpeg" or _shows_jpegs(start):
             self._feed(first)
-        elif kind.startswith("image/"):
-            rest = self._response.read(_MOST_BYTES + 1)
-            self._found.append(first + rest)
-            self._count = 1
         else:
             url = self._response.geturl()  # after redirects on the same host
             self._release()
@@ -126,6 +125,32 @@ class HttpSource(Connection):
         except http.client.HTTPException as error:
             raise OSError(f"the answer ended early: {type(error).__name__}") from None
 
+    def _start(self) -> bytes:
+        """Receive the first bytes of the answer, enough to tell what it is."""
+        first = self._receive()
+        while 0 < len(first) < _SIGNATURE and (more := self._receive()):
+            first += more
+        return first
+
+    def _is_file(self, kind: str, start: bytes) -> bool:
+        """Whether the answer is one picture, and nothing comes behind it but what belongs to it.
+
+        A JPEG file may have more pictures behind the first (MPO), as a stream has.
+        """
+        if self._is_stream:
+            return False
+        length = self._response.headers.get("Content-Length", "")
+        has_end = length.isdecimal() and int(length[:20]) <= _MOST_BYTES
+        if start.startswith(JPEG_START):
+            return has_end
+        is_picture = re.match(_PICTURES, start, re.DOTALL) is not None
+        return (has_end and is_picture) or (kind.startswith("image/") and kind != "image/jpeg")
+
+    def _take(self, first: bytes) -> None:
+        """Receive the rest of a file."""
+        self._found.append(first + self._response.read(_MOST_BYTES + 1 - len(first)))
+        self._count = 1
+
     def _feed(self, part: bytes) -> None:
         files = [*self._parser.feed(part)]
         self._count += len(files)
@@ -138,9 +163,11 @@ class HttpSource(Connection):
         self._check_open()
         self._count = 0
         kind = self._request()
-        if kind.startswith("image/") and kind != "image/jpeg":
-            self._found.append(self._response.read(_MOST_BYTES + 1))
-            self._count = 1
+        first = self._start()
+        if self._is_file(kind, first):
+            self._take(first)
+        else:
+            self._feed(first)
 
     def _request(self) -> str:
         """Send the request; return the media type of the response, in lower case."""
@@ -148,6 +175,9 @@ class HttpSource(Connection):
         self._response = _get(self._url, self._timeouts, self._lines)
         with suppress(AttributeError):
             self._response.fp.raw._sock.settimeout(self._timeouts.read)
+        encoding = str(self._response.headers.get("Content-Encoding", "identity")).lower()
+        if encoding != "identity":
+            raise OSError(f"the camera sends Content-Encoding {encoding[:20]}; switch it off there")
         return str(self._response.headers.get_content_type()).lower()
 
     def _check_open(self) -> None:
