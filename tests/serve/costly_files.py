@@ -93,6 +93,21 @@ def webp(parts: int) -> bytes:
     return file[:4] + struct.pack("<I", len(file) - 8) + file[8:]
 
 
+def long_exif() -> bytes:
+    """EXIF data with as many entries as there may be."""
+    entries = b"".join(struct.pack("<HHII", 1 + number, 3, 1, 1) for number in range(65_535))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 65_535) + entries + bytes(4)
+
+
+def _in_segments(exif: bytes) -> bytes:
+    parts = [b"Exif\0\0" + exif[start : start + 60_000] for start in range(0, len(exif), 60_000)]
+    return b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts)
+
+
+def _webp_with_exif(exif: bytes) -> bytes:
+    return saved(Pillow.new("RGB", (64, 48)), "WEBP", exif=exif)
+
+
 COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
     "PNG, chunks before": (lambda: png(64, 48, before=chunk(b"noNe") * 20_000), "10000 parts"),
     "PNG, chunks behind": (lambda: png(64, 48, after=chunk(b"noNe") * 20_000), "10000 parts"),
@@ -110,6 +125,9 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
         "10000 parts",
     ),
     "BMP, run lengths": (lambda: bmp_run_length(1250, 1000), "run-length encoded"),
+    "PNG, EXIF": (lambda: png(64, 48, after=chunk(b"eXIf", long_exif())), "200000 bytes of EXIF"),
+    "JPEG, EXIF": (lambda: jpeg(_in_segments(long_exif())), "200000 bytes of EXIF"),
+    "WebP, EXIF": (lambda: _webp_with_exif(long_exif()), "200000 bytes of EXIF"),
     "WebP, chunks": (lambda: webp(20_000), "10000 parts"),
 }
 """By name: what makes the file, and what its refusal says."""

@@ -37,6 +37,16 @@ class UnsupportedPictureError(ValueError):
 
 
 _ROTATION = 0x0112  # EXIF
+# By its value, Pillow's operation. `ImageOps.exif_transpose` writes all EXIF data anew besides.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES = 254, 258, 262, 277  # TIFF tags
 _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 338, 339
 _COPY_OR_MASK = 1 | 4  # of _SUBFILE
@@ -138,13 +148,12 @@ def to_rgb(picture: Any) -> Image:
         ValueError: if it has values for which there is no such rule.
         Exception: what the decoder raises for a damaged file.
     """
-    from PIL import ImageOps
+    from PIL import Image as Pillow
 
     is_inverted = picture.format == "TIFF" and _check_tiff(picture.tag_v2)
     picture.load()
-    if _is_rotated(picture):
-        with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
-            picture = ImageOps.exif_transpose(picture)
+    if (turn := _TURNS.get(_orientation(picture))) is not None:
+        picture = picture.transpose(Pillow.Transpose[turn])
     width, height = picture.size
     if width * height <= _PART:  # the most frequent, without a copy of the picture
         return np.array(_part_to_rgb(picture, is_inverted))
@@ -212,6 +221,12 @@ def _start_of(file: Any) -> bytes:
 
 
 def _is_rotated(picture: Any) -> bool:
+    return _orientation(picture) in _TURNS
+
+
+def _orientation(picture: Any) -> Any:
+    """Return the EXIF orientation; 1, upright, where the EXIF data are damaged."""
     with contextlib.suppress(Exception):
-        return bool(picture.getexif().get(_ROTATION, 1) != 1)
-    return False
+        found = picture.getexif().get(_ROTATION, 1)
+        return found if isinstance(found, int) else 1
+    return 1

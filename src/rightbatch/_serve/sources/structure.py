@@ -17,6 +17,8 @@ MOST_SCANS = 100
 """Of a JPEG file: each goes through the whole picture. Programs write about ten."""
 MOST_TEXT = 8_000_000
 """Bytes of the compressed texts and profiles of a PNG file, unpacked; Pillow takes 64 million."""
+MOST_EXIF = 200_000
+"""Bytes of EXIF data, which Pillow parses in Python; JPEG files have 65,533 at most."""
 MOST_RUN_LENGTH_PIXELS = 1_000_000
 """Of a run-length encoded BMP file, which Pillow decodes in Python."""
 
@@ -33,7 +35,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # in compressed d
 _ALONE = frozenset((0x01, *range(0xD0, 0xDA)))  # markers without a length
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-_EOI, _SOS = 0xD9, 0xDA
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 
 _RUN_LENGTH = (1, 2)  # BMP compression
 
@@ -83,13 +85,14 @@ def _inspect_png(file: bytes) -> Structure:
             text += min(_PIECE, _EXPANSION * length)
             if text > MOST_TEXT:
                 raise CostlyFileError(f"its texts may unpack to more than {MOST_TEXT} bytes")
+        _check_exif(length if kind == b"eXIf" else 0)
         may_be_rotated = may_be_rotated or kind in _WITH_ROTATION
         place += 12 + length
     return Structure(may_be_rotated=may_be_rotated)
 
 
 def _inspect_jpeg(file: bytes) -> Structure:
-    place, parts = 2, 0
+    place, parts, exif = 2, 0, 0
     components, is_progressive = 0, False
     while place + 5 <= len(file):
         parts += 1  # Pillow skips what is no marker byte by byte
@@ -105,6 +108,9 @@ def _inspect_jpeg(file: bytes) -> Structure:
                 _check_scans(file, place, parts)
             return Structure(is_buffered=is_buffered)
         else:
+            if kind == _APP1 and file.startswith(b"Exif", place + 4):
+                exif += _length(file, place)
+                _check_exif(exif)  # Pillow joins them
             if kind in _FRAMES and place + 9 < len(file):
                 components, is_progressive = file[place + 9], kind in _PROGRESSIVE
             place += 2 + max(2, _length(file, place))
@@ -133,6 +139,7 @@ def _check_webp(file: bytes) -> None:
         parts += 1
         _check_parts(parts)
         length = int.from_bytes(file[place + 4 : place + 8], "little")
+        _check_exif(length if file.startswith(b"EXIF", place) else 0)
         place += 8 + length + length % 2
 
 
@@ -152,6 +159,11 @@ def _check_bmp(file: bytes) -> None:
 
 def _length(file: bytes, place: int) -> int:
     return int.from_bytes(file[place + 2 : place + 4], "big")
+
+
+def _check_exif(length: int) -> None:
+    if length > MOST_EXIF:
+        raise CostlyFileError(f"it has more than {MOST_EXIF} bytes of EXIF data")
 
 
 def _check_parts(count: int) -> None:
