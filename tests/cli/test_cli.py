@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rightbatch._cli.app import app, main
+from rightbatch._cli.app import app, join_dash, main
 
 MIB = 2**20
 
@@ -401,3 +401,11 @@ def test_a_recording_is_replayed(place: Place) -> None:
     assert (document["allocations"], document["address_matches"]) == (2, 2)
     assert (document["segments"], document["segment_matches"]) == (1, 1)
     assert document["peak_reserved_bytes"] == 2**21
+
+
+def test_a_dash_is_the_value_of_the_option_before_it() -> None:
+    assert join_dash(["serve", "m", "--to", "-", "--http", "0"]) == [
+        *["serve", "m", "--to=-", "--http", "0"]
+    ]
+    for tokens in (["-"], ["fit", "-"], ["tune", "--", "cat", "--to", "-"], []):
+        assert join_dash(tokens) == tokens

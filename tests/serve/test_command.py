@@ -66,8 +66,11 @@ def serve(model: str, *arguments: str) -> list[str]:
     return ["serve", f"model.py:{model}", "--latency", "10s", "--no-page", *arguments]
 
 
-def test_stdout_has_a_line_of_json_for_every_frame_and_nothing_else(folder: Path) -> None:
-    code, out, err = rightbatch(folder, *serve("detect", "--source", "belt.mp4"))
+@pytest.mark.parametrize("to", [[], ["--to", "-"], ["--to=-"]])
+def test_stdout_has_a_line_of_json_for_every_frame_and_nothing_else(
+    folder: Path, to: list[str]
+) -> None:
+    code, out, err = rightbatch(folder, *serve("detect", "--source", "belt.mp4", *to))
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0, err
     assert [line["frame"] for line in lines] == list(range(20))
@@ -86,6 +89,16 @@ def test_with_a_file_for_the_lines_json_is_one_document(folder: Path) -> None:
     assert document["total"]["served"] == document["written"]["lines"] == 20
     assert document["left"] == 0
     assert len((folder / "out/lines.jsonl").read_text().splitlines()) == 20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_said_and_is_no_success(folder: Path) -> None:
+    asked = serve("detect", "--source", "belt.mp4", "--to", "/dev/full")
+    code, _, err = rightbatch(folder, *asked)
+    assert code == 2
+    assert "20 line(s) were not written: /dev/full: No space left on device" in err
+    assert "no result was written" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

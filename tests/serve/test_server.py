@@ -7,6 +7,8 @@ import itertools
 import json
 import threading
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 import rightbatch as rb
 from rightbatch._errors import UsageError
 from rightbatch._serve.server import Server
+from rightbatch._serve.snapshots import Snapshots
 
 
 def mean(images):
@@ -226,6 +229,33 @@ def test_a_snapshot_is_the_newest_frame(film_file: Path) -> None:
         assert np.abs(np.asarray(picture, float) - film(30)[-1]).mean() < 8
         with pytest.raises(UsageError, match="no source 'other'"):
             server.snapshot("other")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((4000, 6000), (640, 427)), ((1, 5_000_000), (640, 1)), ((300, 100), (100, 300))],
+)
+def test_a_snapshot_is_small_and_costs_little(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """However many ask for it at a time: the copies of all would be gigabytes."""
+    frame = np.zeros((*shape, 3), np.uint8)
+    frame[:, shape[1] // 2 :] = 200
+    snapshots = Snapshots()
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            files = [*pool.map(lambda _: snapshots.of(frame), range(16))]
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert len({id(file) for file in files}) == 1
+    found = Image.open(io.BytesIO(files[0]))
+    assert found.size == size
+    means = np.asarray(found, float).mean((0, 2))
+    assert means[: size[0] // 3].mean() < 10
+    assert abs(means[-size[0] // 3 :].mean() - 200) < 10
+    assert snapshots.of(frame[:1, :1].copy()) != files[0]
 
 
 def test_sources_are_one_or_several_or_named(film_file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import logging
 import resource
 import socket
 import subprocess
@@ -23,7 +24,13 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from rightbatch._web.access import AccessControl, Guesses
-from rightbatch._web.connections import Limits, RareErrors, _limited_h11, limited_protocol
+from rightbatch._web.connections import (
+    Limits,
+    RareErrors,
+    RareWarnings,
+    _limited_h11,
+    limited_protocol,
+)
 from rightbatch._web.listening import HttpServer
 
 HALF = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
@@ -216,6 +223,82 @@ def test_headers_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch, pro
             pass
         assert sent < 8_000_000, "what the sockets' buffers hold, not ten megabytes"
         assert status(url) == 200
+
+
+@pytest.mark.parametrize("piece", [b"A: b\r\n" * 2000, b"a" * 10_000], ids=["many", "one"])
+def test_trailers_without_an_end_are_refused(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, piece: bytes
+) -> None:
+    """What follows the last chunk of a body are headers, too, which uvicorn collects."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    with serving(monkeypatch, protocol, Limits()) as url, closing(connected(url, head)) as client:
+        sent = 0
+        try:
+            for _ in range(1000):
+                sent += client.send(piece)
+        except ConnectionError:
+            pass
+        assert sent < 8_000_000, "what the sockets' buffers hold, not ten megabytes"
+        assert status(url) == 200
+
+
+def test_trailers_do_not_change_the_headers(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    """They come when access was granted; a proxy checks them for less than headers."""
+    seen: list[Any] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        seen.extend(name for name, _ in scope["headers"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    body = (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3;extension=1\r\nabc\r\n0\r\nX-Late: 1\r\n\r\n"
+    )
+    with (
+        serving(monkeypatch, protocol, Limits(), noting) as url,
+        closing(connected(url, body)) as client,
+    ):
+        assert b" 204 " in client.recv(1000)
+    assert seen == [b"host", b"transfer-encoding"]
+
+
+def test_requests_sent_ahead_are_answered_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Each that waits holds some kilobytes, and 64 KiB of them are 3000 requests."""
+    one = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    slow = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(monkeypatch, protocol, Limits()) as url:
+        with closing(connected(url, one * 10)) as client:
+            answers = b""
+            while answers.count(b" 200 ") < 10:
+                part = client.recv(65536)
+                assert part
+                answers += part
+        with closing(connected(url, slow + one * 1000)) as client:
+            if protocol == "httptools":  # h11 parses a request when the one before is answered
+                assert is_closed(client)
+            else:
+                assert begun(1)
+                GO.set()
+        assert status(url) == 200
+
+
+def test_what_is_no_http_is_logged_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("rightbatch.http")
+    monkeypatch.setattr(logger, "filters", [RareWarnings()])
+    with serving(monkeypatch, protocol, Limits()) as url:
+        for _ in range(20):
+            with closing(connected(url, b"\x16\x03\x01 what TLS begins with\r\n\r\n")) as client:
+                assert is_closed(client)
+    assert [record.getMessage() for record in caplog.records if "Invalid" in record.msg] == [
+        "Invalid HTTP request received."
+    ]
 
 
 def test_long_bodies_and_many_requests_on_one_connection_are_no_headers(

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app(
-            join_command(with_required(tokens)),
+            join_command(with_required(join_dash(tokens))),
             exit_on_error=False,
             error_console=stderr,
             result_action="return_value",
@@ -71,6 +71,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def join_dash(tokens: list[str]) -> list[str]:
+    """Make `--to=-` of `--to -`: cyclopts takes a dash for an option."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    found: list[str] = []
+    for place, token in enumerate(tokens):
+        if token == "-" and 0 < place < end and found[-1].startswith("--"):
+            found[-1] += "=-"
+        else:
+            found.append(token)
+    return found
 
 
 def with_required(tokens: list[str]) -> list[str]:

@@ -88,11 +88,14 @@ def run(
                 f"last error: {source['error']}"
             )
     written = status["written"]
-    if written["left_out"] and not server.reader_gone.is_set():
-        say(f"{written['left_out']} line(s) were not written: {written['error'] or 'queue full'}")
+    left_out = 0 if server.reader_gone.is_set() else written["left_out"]
+    if left_out:
+        say(f"{left_out} line(s) were not written: {written['error'] or 'queue full'}")
     if left:
         say(f"stopped with {left} accepted frame(s) unfinished after {stop_within}")
     _raise_failure(server, status)
+    if written["error"] and left_out and not written["lines"]:
+        raise UsageError(f"no result was written: {written['error']}")
     if signalled.number == signal.SIGINT:
         raise KeyboardInterrupt("interrupted" if left else "interrupted; all frames are finished")
     return status | {"left": left}

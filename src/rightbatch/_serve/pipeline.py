@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from rightbatch._serve.engine.records import Contract, Served
 from rightbatch._serve.redaction import describe_error
 from rightbatch._serve.sinks.line import Line
 from rightbatch._serve.sinks.writer import Writer
+from rightbatch._serve.snapshots import Snapshots
 from rightbatch._serve.sources.feed import Feed
 from rightbatch._serve.sources.frames import Frame, SourceSpec, SourceStopped
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SNAPSHOT_SIZE = (640, 480)  # pixels, at most
 _POLL = 0.2  # seconds between two checks of whether it was stopped
 
 
@@ -62,6 +61,7 @@ class SourcePipeline:
         self._pending = 0  # frames without an outcome
         self._stopping = False
         self._newest: NDArray[np.uint8] | None = None
+        self._snapshots = Snapshots()
         self._feed = Feed(spec, self._deliver, name=name, **options)
         batcher.open_stream(name, contract=self.contract, weight=weight)
 
@@ -98,16 +98,7 @@ class SourcePipeline:
 
     def snapshot(self) -> bytes | None:
         """Return the newest frame as a small JPEG, if there is one."""
-        image = self._newest
-        if image is None:
-            return None
-        from PIL import Image
-
-        picture = Image.fromarray(image)
-        picture.thumbnail(_SNAPSHOT_SIZE)
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=80)
-        return file.getvalue()
+        return None if self._newest is None else self._snapshots.of(self._newest)
 
     def _deliver(self, frame: Frame) -> None:
         """Queue a frame; called on the reader's thread, blocks if no frame may be lost."""

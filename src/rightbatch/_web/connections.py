@@ -22,10 +22,13 @@ WAIT_SECONDS = 10.0
 body that is no longer wanted."""
 UNREAD_SECONDS = 30.0
 """While a client does not read the response."""
+MOST_AHEAD = 16
+"""Requests that a connection sends before the first one is answered; each holds memory."""
 ACCEPTED_AT_ONCE = 64
 """Connections that asyncio accepts before the first of them is counted."""
 
 _RESERVED_FILES = 64  # for sources, sinks and the model
+_LOG_EVERY = 60.0  # seconds
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
     b'Connection: close\r\nContent-Length: 33\r\n\r\n{"error": "too many connections"}'
@@ -34,6 +37,10 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n"
     b'Connection: close\r\nContent-Length: 37\r\n\r\n{"error": "the headers are too long"}'
 )
+
+
+_LOG = logging.getLogger("rightbatch.http")
+"""Uvicorn's messages about connections."""
 
 
 @dataclass
@@ -88,9 +95,11 @@ class _Limited:
     flow: Any
     loop: asyncio.AbstractEventLoop
     cycle: Any
+    logger: logging.Logger
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)  # type: ignore[misc]
+        self.logger = _LOG
         limits = self.limits
         self._address = self.client[0] if self.client else ""
         self._header_bytes = 0
@@ -128,7 +137,7 @@ class _Limited:
             self._wait()
 
     def _awaits_headers(self) -> bool:
-        """Whether what comes next belongs to a request's headers."""
+        """Whether what comes next belongs to a request's headers, or may do."""
         raise NotImplementedError
 
     def _is_waiting(self) -> bool:
@@ -190,17 +199,38 @@ def _limited_httptools(limits: Limits, base: Any) -> type[asyncio.Protocol]:
     class LimitedHttpTools(_Limited, base):  # type: ignore[misc]
         _in_body = False
 
+        def on_message_begin(self) -> None:
+            if len(self.pipeline) >= MOST_AHEAD:
+                self._end(b"")
+                raise _TooManyAheadError  # ends the parsing, which uvicorn answers with status 400
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self._in_body:  # else a trailer, which uvicorn would add to the headers
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
             self._in_body = True
             self._header_bytes = 0
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._header_bytes = 0
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
             self._in_body = False
             super().on_message_complete()
 
+        def send_400_response(self, msg: str) -> None:
+            if self._is_counted:  # else it was closed while its data was parsed
+                super().send_400_response(msg)
+
         def _awaits_headers(self) -> bool:
-            return not self._in_body
+            return True  # also between the parts of a body: sizes of chunks, and trailers
+
+        def _has_fields(self) -> bool:
+            return True  # of a body: the sizes and extensions of its chunks, and trailers
 
     LimitedHttpTools.limits = limits
     return LimitedHttpTools
@@ -218,6 +248,27 @@ def _limited_h11(limits: Limits) -> type[asyncio.Protocol]:
     return LimitedH11
 
 
+class _TooManyAheadError(Exception):
+    """A client sends requests without waiting for responses."""
+
+
+class RareWarnings(logging.Filter):
+    """Lets each warning through once a minute: a stranger may cause thousands in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        message, now = str(record.msg), time.monotonic()  # not its arguments, which are many
+        if now < self._next.get(message, 0.0):
+            return False
+        self._next[message] = now + _LOG_EVERY
+        return True
+
+
 class RareErrors:
     """Handles errors of an event loop: each message is logged once a minute.
 
@@ -231,7 +282,7 @@ class RareErrors:
         message = str(context.get("message"))
         now = time.monotonic()
         if now >= self._next.get(message, 0.0):
-            self._next[message] = now + 60.0
+            self._next[message] = now + _LOG_EVERY
             exception = context.get("exception")
             logging.getLogger("rightbatch").error(
                 "%s: %s",
@@ -239,3 +290,7 @@ class RareErrors:
                 "no exception" if exception is None else exception,
                 exc_info=exception,
             )
+
+
+_LOG.setLevel(logging.WARNING)
+_LOG.addFilter(RareWarnings())

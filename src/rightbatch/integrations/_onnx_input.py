@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch._errors import UsageError
+from rightbatch._serve.sources.decoding import MAX_PIXELS
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -49,6 +50,11 @@ class ImageInput:
             if channels in (sides[1], sides[3]):
                 is_last = sides[1] != channels
                 height, width = sides[1:3] if is_last else sides[2:4]
+                if 0 in one.shape or (height or 1) * (width or 1) > MAX_PIXELS:
+                    raise UsageError(
+                        f"{model} has an input of {one.shape}; expected a batch of at least 1 and "
+                        f"images of 1 to {MAX_PIXELS} pixels"
+                    )
                 return cls(
                     one.name,
                     np.dtype(_TYPES[one.type]),

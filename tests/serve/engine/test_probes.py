@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
-from films import PATIENCE
+from films import PATIENCE, wait_for
+from gated_models import Gated
 from servers import line_table
 
 import rightbatch as rb
@@ -169,6 +171,52 @@ class TestAttainment:
             now[0] += LEAST
             attainment.dropped("a", "replaced")
         assert attainment.seconds_without_success == 0
+
+    def test_is_missing_while_a_batch_does_not_end(self, now: list[float]) -> None:
+        attainment = Attainment(0.1)
+        attainment.batch_began()
+        now[0] += LEAST / 2
+        assert attainment.seconds_without_success == 0
+        now[0] += LEAST
+        assert attainment.seconds_without_success == 1.5 * LEAST
+        attainment.batch_ended()
+        assert attainment.seconds_without_success == 0
+
+
+class TestAModelThatHangs:
+    """Nothing is served, refused or dropped then, so nothing counts as missed by itself."""
+
+    def test_is_seen_by_its_camera_alone(
+        self, batcher_of: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("rightbatch._serve.engine.attainment.LEAST", 0.1)
+        model = Gated()
+        batcher = batcher_of(model, latency=0.02)
+        batcher.open_stream("camera", contract="freshest")
+        batcher.put("camera", "frame", lambda outcome: None)
+        assert model.entered.acquire(timeout=PATIENCE)
+        wait_for(lambda: batcher.attainment.seconds_without_success)
+        assert batcher.attainment.seconds_without_success >= 0.1
+
+    def test_answers_who_asks_at_once(self, batcher_of: Any) -> None:
+        model = Gated()
+        batcher = batcher_of(model, latency=0.05)
+        first = batcher.submit("first")
+        assert model.entered.acquire(timeout=PATIENCE)
+        accepted, refusal = [], None
+        for _ in range(1000):  # the target is over before the last one
+            try:
+                accepted.append(batcher.submit("next"))
+            except rb.LateError as error:
+                refusal = error
+                break
+            time.sleep(0.005)
+        assert refusal is not None
+        assert refusal.cause == "refused"
+        assert refusal.retry_after > 0
+        model.go.set()
+        assert first.result(PATIENCE).result == ("result", "first")
+        wait_for(lambda: all(future.done() for future in accepted))
 
 
 def test_a_closed_batcher_does_not_wait_for_a_probe() -> None:

@@ -122,6 +122,7 @@ KINDS: dict[str, tuple[Callable[[Path], str], Right | None, tuple[int, ...] | No
     "2, 4 or more channels": (mean(("N", 4, HIGH, WIDE)), None, None),
     "dynamic channels": (mean(("N", "C", "H", "W")), None, None),
     "float64 or integer input": (mean(("N", 3, HIGH, WIDE), DOUBLE), None, None),
+    "a side of 0, or more than 50 million pixels": (mean(("N", 3, 200_000, 200_000)), None, None),
     "no batch axis": (
         lambda folder: file(
             folder,
@@ -187,4 +188,26 @@ def test_a_model_is_served_right_or_refused_as_documented(kind: str, tmp_path: P
                 assert found.shape == wanted.shape
                 scale = 255 if right is raw else 1
                 np.testing.assert_allclose(found, wanted, atol=within * scale)
+    model.close()
+
+
+@pytest.mark.parametrize("shape", [("N", 3, 0, WIDE), (0, 3, HIGH, WIDE), ("N", 3, 10**5, 10**5)])
+def test_a_shape_that_no_image_has_is_refused(shape: Shape, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="images of 1 to 50000000 pixels"):
+        open_model(mean(shape)(tmp_path))
+
+
+def test_texts_are_results(tmp_path: Path) -> None:
+    nodes = [
+        node("ReduceMax", ["x", "all"], ["most"], keepdims=0),
+        node("Greater", ["most", "half"], ["bright"]),
+        node("Cast", ["bright"], ["number"], to=INTEGERS),
+        node("Cast", ["number"], ["y"], to=onnx.TensorProto.STRING),
+    ]
+    inputs = [value("x", FLOAT, ["N", 3, HIGH, WIDE])]
+    outputs = [value("y", onnx.TensorProto.STRING, ["N"])]
+    constants = constant("all", 1, 2, 3), onnx.numpy_helper.from_array(np.float32(0.5), "half")
+    model = open_model(file(tmp_path, nodes, inputs, outputs, *constants))
+    dark = np.zeros((HIGH, WIDE, 3), np.uint8)
+    assert model([dark, dark + 255, dark]) == [["0"], ["1"], ["0"]]
     model.close()

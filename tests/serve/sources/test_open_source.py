@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,35 @@ def test_a_camera_that_is_absent_is_no_wrong_use() -> None:
 def test_what_can_be_no_source_is_refused_with_what_can(source: object) -> None:
     with pytest.raises(UsageError, match=r"supported: |a source is"):
         open_source(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("rtsp://", "no valid host"),
+        ("http:///live", "no valid host"),
+        ("a" * 5000, "cannot be read"),
+        ("webcam:" + "9" * 5000, "cannot be read"),
+        ("file://nas/film.mp4", "files of other machines are not read"),
+    ],
+)
+def test_what_can_never_be_opened_is_refused_at_once(source: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refusal:
+        open_source(source)
+    assert len(str(refusal.value)) < 500
+
+
+def test_streams_without_a_host_are_listened_to() -> None:
+    assert open_source("udp://:1234").is_live
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_that_is_called_a_picture_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="is not a file"):
+        open_source(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="contains no picture"):
+        open_source(tmp_path)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

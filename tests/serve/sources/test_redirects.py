@@ -11,6 +11,7 @@ from rtsp_servers import rtsp_server
 
 from rightbatch._serve.sources import http
 from rightbatch._serve.sources.frames import Timeouts
+from rightbatch._serve.sources.http_lines import Lines
 from rightbatch._serve.sources.rtsp import follow_redirects
 from rightbatch._serve.sources.urls import resolve
 
@@ -74,6 +75,7 @@ def test_http_keeps_its_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
         http._SameHost().redirect_request(request, answer, 302, "Found", {}, "http://cam/a")
     assert answer.closed
     monkeypatch.setattr(http, "_get", lambda *_: pytest.fail("sent"))
-    files = http._SameHostFiles("https://cam/a.m3u8", "https://me:pw@cam/a.m3u8", Timeouts())
+    url, login = "https://cam/a.m3u8", "https://me:pw@cam/a.m3u8"
+    files = http._SameHostFiles(url, login, Timeouts(), Lines())
     with pytest.raises(OSError, match="the playlist names http://cam, which is not encrypted"):
         files("http://cam/1.ts", 0, {})

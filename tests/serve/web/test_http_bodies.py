@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from costly_files import COSTLY
 from films import PATIENCE
+from numpy.typing import NDArray
 from sites import Answer, StandIn, ask, encoded, form, picture, raw, site
 
 pytest.importorskip("fastapi")
@@ -20,7 +23,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from rightbatch._serve.web.http import Limits
-from rightbatch._serve.web.images import bytes_to_decode
+from rightbatch._serve.web.images import bytes_to_decode, decode
 
 
 def noise() -> bytes:
@@ -153,3 +156,36 @@ def test_a_form_made_to_be_slow_does_not_hold_up_others(server: StandIn) -> None
             waits.append(time.monotonic() - began)
         assert slow.result().status == 422
         assert not waits or max(waits) < 30
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_picture_made_to_be_costly_is_refused_before_it_is_decoded(
+    server: StandIn, name: str
+) -> None:
+    make, message = COSTLY[name]
+    with site(server) as url:
+        answer = ask(url, "/predict", make())
+    assert answer.status == 422
+    assert message in answer.content["error"]
+
+
+def test_large_pictures_leave_decoders_to_small_ones(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are decoders, which take as long as a test lets them."""
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(body: bytes, limits: Limits) -> NDArray[np.uint8]:
+        if len(body) > 10_000:
+            begun.release()
+            assert go.wait(PATIENCE)
+        return decode(body, limits)
+
+    monkeypatch.setattr("rightbatch._serve.web.predict.decode", slow)
+    large = encoded(np.zeros((3200, 3200, 3), np.uint8))
+    with site(server) as url, ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, url, "/predict", large) for _ in range(6)]
+        assert begun.acquire(timeout=PATIENCE)
+        assert ask(url, "/predict", encoded(picture())).status == 200
+        go.set()
+        assert {one.result().status for one in asked} == {200}

@@ -76,6 +76,30 @@ def test_what_is_being_answered_when_it_stops_is_answered() -> None:
             assert asked.result().status == 200
 
 
+@pytest.mark.parametrize("seconds", [0.1, 1.0])
+def test_what_is_not_answered_when_the_time_to_stop_is_over_gets_503(
+    caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    """A model that hangs: no connection that is cut off, and no traceback."""
+    is_running, go = threading.Event(), threading.Event()
+
+    def hangs(images: list[Any]) -> list[int]:
+        is_running.set()
+        go.wait(PATIENCE)
+        return [1] * len(images)
+
+    with stand_in(hangs) as server:
+        listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
+            assert is_running.wait(PATIENCE)
+            listening.stop(seconds)
+            assert asked.result().status == 503
+            assert "stopped" in asked.result().content["error"]
+        go.set()
+    assert "Exception" not in caplog.text
+
+
 def test_every_address_is_reached_from_here_by_a_name_that_is_accepted(server: StandIn) -> None:
     listening = HttpServer().start(make_app(server, token="secret"), "0.0.0.0", 0)
     try:

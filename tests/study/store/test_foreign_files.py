@@ -23,7 +23,7 @@ from study_stores import empty_database, finished, folder_with_database, store_i
 
 from rightbatch._errors import UsageError
 from rightbatch._study.records import RunKey
-from rightbatch._study.store.database import DATABASE, POINTER, uri_of
+from rightbatch._study.store.database import DATABASE, POINTER, read_pointer, uri_of
 from rightbatch._study.store.mlflow_writer import Store
 from rightbatch._study.store.reader import Reader
 
@@ -293,3 +293,9 @@ def test_a_studys_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match="cannot write into the folder"):
             Store.open(out, "digits")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_instead_of_the_pointer_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / POINTER)
+    assert read_pointer(tmp_path) is None

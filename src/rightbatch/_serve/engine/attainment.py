@@ -27,6 +27,17 @@ class Attainment:
         self._lock = threading.Lock()
         self._failing_since: float | None = None
         self._last_miss = 0.0
+        self._batch_since: float | None = None
+
+    def batch_began(self) -> None:
+        """Note that a batch with items that have a target runs from now on."""
+        with self._lock:
+            self._batch_since = time.monotonic()
+
+    def batch_ended(self) -> None:
+        """Note that no batch runs any more."""
+        with self._lock:
+            self._batch_since = None
 
     def note(self, in_time: bool) -> None:
         """Note an item with a target that had a result, or had none."""
@@ -52,7 +63,9 @@ class Attainment:
         """Seconds since which items come and none is in time; 0 while one is, or none comes."""
         with self._lock:
             now = time.monotonic()
-            if self._failing_since is None or now - self._last_miss > self._patience:
-                return 0.0
-            seconds = now - self._failing_since
-        return seconds if seconds >= self._patience else 0.0
+            since = now
+            if self._failing_since is not None and now - self._last_miss <= self._patience:
+                since = self._failing_since
+            if self._batch_since is not None:  # a model that hangs serves and drops nothing
+                since = min(since, self._batch_since)
+        return now - since if now - since >= self._patience else 0.0

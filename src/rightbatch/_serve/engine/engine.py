@@ -109,7 +109,7 @@ class Engine:
                 if queue.is_full:
                     raise self._outcomes.refused(stream, "full")
                 if self.calibration is not None:
-                    late = scheduler.lateness(stream, now, self._free_at, waiting.arrived)
+                    late = scheduler.lateness(stream, now, self._expect_free(now), waiting.arrived)
                     is_probe = scheduler.is_probe_due(now) and not len(scheduler.queues)
                     if late > 0 and not is_probe:
                         raise self._outcomes.refused(stream, "refused", late)
@@ -272,6 +272,15 @@ class Engine:
             self._outcomes.dropped(item, "closing")
         return len(left) + running
 
+    def _expect_free(self, now: float) -> float:
+        """Return when the running batch is expected to end.
+
+        What is overdue by more than the target is expected to take as long again: it may hang, and
+        who asks now must not wait for it without an answer.
+        """
+        overdue = now - self._free_at
+        return now + overdue if self._running and overdue > self.latency else self._free_at
+
     def _remove_all(self) -> list[Item]:
         queues = self._scheduler.queues
         return [item for stream in list(queues) for item in queues.remove(stream.name)]
@@ -343,9 +352,12 @@ class Engine:
             self._outcomes.failed(first, error)
 
     def _run(self, dispatch: Dispatch) -> None:
+        if any(item.deadline != NEVER for item in dispatch.items):
+            self.attainment.batch_began()
         started, clock = time.monotonic(), time.perf_counter()
         outcomes = self._run_items(dispatch.items, dispatch.is_probe)
         seconds = time.perf_counter() - clock  # first, so that no latency is below it
+        self.attainment.batch_ended()
         now = time.monotonic()
         served: list[tuple[str, float, bool]] = []
         size = len(dispatch.items)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import url2pathname
 
 from rightbatch._errors import UsageError
@@ -42,7 +42,10 @@ class _Address:
     def is_below(self, other: _Address) -> bool:
         if (self.scheme, self.host, self.port) != (other.scheme, other.host, other.port):
             return False
-        if ".." in re.split(r"[/\\]|%2f", self.path.replace("%2e", "."), flags=re.IGNORECASE):
+        if other.query:  # one picture of a program, whose others may do anything
+            return (self.path, self.query) == (other.path, other.query)
+        # Servers decode the path, and some take \ for / and ignore what follows a semicolon.
+        if any(part.partition(";")[0] == ".." for part in re.split(r"[/\\]", unquote(self.path))):
             return False
         folder = other.path.rstrip("/")
         return self.path in (other.path, folder) or self.path.startswith(folder + "/")
@@ -50,6 +53,8 @@ class _Address:
 
 class AllowedSources:
     """A list of folders, files, schemes (`rtsp:`) and URLs (`http://hall/`, with what is below).
+
+    A URL with a query is allowed alone.
 
     Raises:
         UsageError: if an entry is none of these.
@@ -98,7 +103,7 @@ class AllowedSources:
             self._addresses.append(address)
         else:
             path = Path(entry).expanduser()
-            if not path.exists():
+            if not _exists(path):
                 raise UsageError(
                     f"--allow-source {entry}: there is no such folder, and it is not a scheme; the "
                     f"schemes are {', '.join(SCHEMES)}"
@@ -128,6 +133,13 @@ class AllowedSources:
         except (OSError, ValueError, RuntimeError):
             return False
         return any(found.is_relative_to(allowed) for allowed in self._paths)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no permission, or a name that is too long
+        return False
 
 
 def _key(source: str | int | Path) -> str:

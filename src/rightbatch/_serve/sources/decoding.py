@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rightbatch._serve.sources.signatures import SIGNATURE_BYTES, refusal
+from rightbatch._serve.sources.structure import Structure
 
 if TYPE_CHECKING:
     from rightbatch._serve.models.protocol import Image
@@ -36,6 +37,16 @@ class UnsupportedPictureError(ValueError):
 
 
 _ROTATION = 0x0112  # EXIF
+# By its value, Pillow's operation. `ImageOps.exif_transpose` writes all EXIF data anew besides.
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES = 254, 258, 262, 277  # TIFF tags
 _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 338, 339
 _COPY_OR_MASK = 1 | 4  # of _SUBFILE
@@ -43,21 +54,35 @@ _SIGNED, _FLOAT = 2, 3  # of _SAMPLE_FORMAT
 _BYTES = {"L": 1, "P": 1, "1": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2, "La": 4}
 _DECODERS = {"WEBP": 9, "HEIF": 9}
 """Bytes a pixel of a decoder's own pictures: measured for WEBP, and assumed for HEIF."""
-_PROGRESSIVE = 6
-"""Of a progressive JPEG, whose coefficients have two bytes for each of three channels."""
+_COEFFICIENT = 2
+"""Bytes of each channel of each pixel, which the decoder of a JPEG of several scans holds."""
+_COLUMN = 16
+"""Bytes a column of the two rows that a decoder of PNG holds, with 16 bits for each of four
+channels. They matter where a picture is one row."""
+_ROW = 12
+"""Bytes a row of Pillow's pictures, besides the pixels: a pointer, and what fills it up to 4."""
 _PART = 2**19
 """Pixels that are converted at a time: a conversion of the whole would hold it three times."""
 
 
-def decoded_bytes(picture: Any) -> int:
-    """Return the most bytes that `to_rgb` holds at once; decodes nothing."""
+def decoded_bytes(picture: Any, structure: Structure) -> int:
+    """Return the most bytes that `to_rgb` holds at once; decodes nothing.
+
+    Args:
+        picture: as opened.
+        structure: of its file.
+    """
     own = _BYTES.get(picture.mode, 4)  # Pillow stores RGB in four bytes a pixel
-    rotated = own if _is_rotated(picture) else 0
+    # Pillow decodes a PNG file before it says whether it is rotated.
+    is_rotated = structure.may_be_rotated if picture.format == "PNG" else _is_rotated(picture)
     decoder = _DECODERS.get(picture.format, 0)
-    if picture.info.get("progressive"):
-        decoder += _PROGRESSIVE
-    pixels = int(picture.width * picture.height)
-    return pixels * (own + rotated + decoder + 3) + 32 * min(pixels, _PART)
+    if structure.is_buffered:
+        decoder += _COEFFICIENT * len(picture.getbands())
+    width, height = int(picture.width), int(picture.height)
+    pixels = width * height
+    held = own + (own if is_rotated else 0) + decoder + 3
+    sides = _COLUMN * width + _ROW * (height + (width if is_rotated else 0))
+    return pixels * held + 32 * min(pixels, _PART) + sides
 
 
 def open_picture(file: Any, formats: tuple[str, ...]) -> Any:
@@ -123,13 +148,12 @@ def to_rgb(picture: Any) -> Image:
         ValueError: if it has values for which there is no such rule.
         Exception: what the decoder raises for a damaged file.
     """
-    from PIL import ImageOps
+    from PIL import Image as Pillow
 
     is_inverted = picture.format == "TIFF" and _check_tiff(picture.tag_v2)
     picture.load()
-    if _is_rotated(picture):
-        with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are valid
-            picture = ImageOps.exif_transpose(picture)
+    if (turn := _TURNS.get(_orientation(picture))) is not None:
+        picture = picture.transpose(Pillow.Transpose[turn])
     width, height = picture.size
     if width * height <= _PART:  # the most frequent, without a copy of the picture
         return np.array(_part_to_rgb(picture, is_inverted))
@@ -197,6 +221,12 @@ def _start_of(file: Any) -> bytes:
 
 
 def _is_rotated(picture: Any) -> bool:
+    return _orientation(picture) in _TURNS
+
+
+def _orientation(picture: Any) -> Any:
+    """Return the EXIF orientation; 1, upright, where the EXIF data are damaged."""
     with contextlib.suppress(Exception):
-        return bool(picture.getexif().get(_ROTATION, 1) != 1)
-    return False
+        found = picture.getexif().get(_ROTATION, 1)
+        return found if isinstance(found, int) else 1
+    return 1

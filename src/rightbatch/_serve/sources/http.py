@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
-import socket
-import ssl
+import re
 import threading
 import time
 import urllib.error
@@ -17,7 +16,6 @@ import urllib.request
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from rightbatch._serve.sources.connection import Connection
 from rightbatch._serve.sources.decoding import (
@@ -28,7 +26,10 @@ from rightbatch._serve.sources.decoding import (
     to_rgb,
 )
 from rightbatch._serve.sources.frames import DamagedFrameError, Timeouts
+from rightbatch._serve.sources.http_lines import Lines
+from rightbatch._serve.sources.http_login import login_handlers
 from rightbatch._serve.sources.jpegs import JPEG_START, JpegStream
+from rightbatch._serve.sources.structure import inspect
 from rightbatch._serve.sources.urls import resolve, with_login, without_login
 from rightbatch._serve.sources.video import VideoSource
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _MOST_BYTES = 20_000_000  # of a picture
 _PART = 65_536
 _SNIFFED = 2048  # bytes in which a stream of pictures shows itself, whatever its header says
+_SIGNATURE = 12  # bytes
+_PICTURES = rb"\x89PNG\r\n|RIFF....WEBP|BM"  # besides JPEG
 _PLAYLISTS = (
     "application/vnd.apple.mpegurl",
     "application/x-mpegurl",
@@ -60,6 +63,7 @@ class HttpSource(Connection):
         self._timeouts = timeouts
         self._video: VideoSource | None = None
         self._response: Any = None
+        self._lines = Lines()
         self._is_stream = False
         self._parser = JpegStream(_MOST_BYTES)
         self._found: deque[bytes | None] = deque()
@@ -69,28 +73,29 @@ class HttpSource(Connection):
 
     def _open(self) -> None:
         kind = self._request()
-        first = self._receive()
-        while 0 < len(first) < 4 and (more := self._receive()):
-            first += more
+        first = self._start()
         self._is_stream = kind.startswith("multipart/")
         start = first[:_SNIFFED]
-        if self._is_stream or kind == "image/jpeg" or _shows_jpegs(start):
+        if self._is_file(kind, start):
+            self._take(first)
+        elif self._is_stream or kind == "image/jpeg" or _shows_jpegs(start):
             self._feed(first)
-        elif kind.startswith("image/"):
-            rest = self._response.read(_MOST_BYTES + 1)
-            self._found.append(first + rest)
-            self._count = 1
         else:
             url = self._response.geturl()  # after redirects on the same host
             self._release()
-            is_playlist = kind in _PLAYLISTS or start.startswith((b"#EXTM3U", b"<?xml"))
-            self._video = VideoSource(
-                with_login(url, self._url),
-                True,
-                self._timeouts,
-                io_open=_SameHostFiles(url, self._url, self._timeouts) if is_playlist else None,
-            )
+            self._video = self._video_at(url, kind, start)
+            self._check_open()  # after the assignment: `close` closes the video that it finds
             self._video.open()
+
+    def _video_at(self, url: str, kind: str, start: bytes) -> VideoSource:
+        """Return the video at `url`, not opened, by the media type and the start of its answer."""
+        container, io_open = None, None
+        if kind in _PLAYLISTS or start.startswith((b"#EXTM3U", b"<?xml")):
+            io_open = _SameHostFiles(url, self._url, self._timeouts, self._lines)
+            # FFmpeg takes a playlist for one only if the path ends with .m3u8.
+            container = "hls" if start.startswith(b"#EXTM3U") else None
+        login = with_login(url, self._url)
+        return VideoSource(login, True, self._timeouts, container=container, io_open=io_open)
 
     def _read(self) -> tuple[NDArray[np.uint8], float] | None:
         if self._video is not None:
@@ -120,6 +125,32 @@ class HttpSource(Connection):
         except http.client.HTTPException as error:
             raise OSError(f"the answer ended early: {type(error).__name__}") from None
 
+    def _start(self) -> bytes:
+        """Receive the first bytes of the answer, enough to tell what it is."""
+        first = self._receive()
+        while 0 < len(first) < _SIGNATURE and (more := self._receive()):
+            first += more
+        return first
+
+    def _is_file(self, kind: str, start: bytes) -> bool:
+        """Whether the answer is one picture, and nothing comes behind it but what belongs to it.
+
+        A JPEG file may have more pictures behind the first (MPO), as a stream has.
+        """
+        if self._is_stream:
+            return False
+        length = self._response.headers.get("Content-Length", "")
+        has_end = length.isdecimal() and int(length[:20]) <= _MOST_BYTES
+        if start.startswith(JPEG_START):
+            return has_end
+        is_picture = re.match(_PICTURES, start, re.DOTALL) is not None
+        return (has_end and is_picture) or (kind.startswith("image/") and kind != "image/jpeg")
+
+    def _take(self, first: bytes) -> None:
+        """Receive the rest of a file."""
+        self._found.append(first + self._response.read(_MOST_BYTES + 1 - len(first)))
+        self._count = 1
+
     def _feed(self, part: bytes) -> None:
         files = [*self._parser.feed(part)]
         self._count += len(files)
@@ -129,29 +160,35 @@ class HttpSource(Connection):
         """Fetch the next snapshot."""
         self._response.close()
         self._interrupted.wait(self._fetched + _SNAPSHOT_EVERY - time.monotonic())
-        if self._closed:
-            raise ValueError("the source is closed")
+        self._check_open()
         self._count = 0
         kind = self._request()
-        if kind.startswith("image/") and kind != "image/jpeg":
-            self._found.append(self._response.read(_MOST_BYTES + 1))
-            self._count = 1
+        first = self._start()
+        if self._is_file(kind, first):
+            self._take(first)
+        else:
+            self._feed(first)
 
     def _request(self) -> str:
         """Send the request; return the media type of the response, in lower case."""
         self._fetched = time.monotonic()
-        self._response = _get(self._url, self._timeouts)
+        self._response = _get(self._url, self._timeouts, self._lines)
         with suppress(AttributeError):
             self._response.fp.raw._sock.settimeout(self._timeouts.read)
+        encoding = str(self._response.headers.get("Content-Encoding", "identity")).lower()
+        if encoding != "identity":
+            raise OSError(f"the camera sends Content-Encoding {encoding[:20]}; switch it off there")
         return str(self._response.headers.get_content_type()).lower()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the source is closed")
 
     def _interrupt(self) -> None:
         self._interrupted.set()
         if self._video is not None:
             self._video.close()
-        response = self._response
-        with suppress(AttributeError, OSError):
-            response.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # ends a read in another thread
+        self._lines.cut()  # ends a request or a read in another thread
 
     def _release(self) -> None:
         if self._video is not None:
@@ -167,32 +204,61 @@ class HttpFile(VideoSource):
 
     def __init__(self, url: str, timeouts: Timeouts) -> None:
         super().__init__(url, False, timeouts)
+        self._lines = Lines()
 
     def _open(self) -> None:
-        with _get(self._url, self._timeouts) as response:
-            self._url = with_login(response.geturl(), self._url)
+        # Nobody watches a file: `timeouts.open` holds for all parts of the answer together.
+        timer = threading.Timer(self._timeouts.open, self._lines.cut)
+        timer.start()
+        try:
+            with _get(self._url, self._timeouts, self._lines) as response:
+                self._url = with_login(response.geturl(), self._url)
+        finally:
+            timer.cancel()
         super()._open()
+
+    def _interrupt(self) -> None:
+        self._lines.cut()
 
 
 class _SameHostFiles:
     """Opens a playlist and what it names on the same host, for FFmpeg."""
 
-    def __init__(self, url: str, login: str, timeouts: Timeouts) -> None:
-        self._url, self._login, self._timeouts = url, login, timeouts
+    def __init__(self, url: str, login: str, timeouts: Timeouts, lines: Lines) -> None:
+        self._url, self._login, self._timeouts, self._lines = url, login, timeouts, lines
 
     def __call__(self, url: str, flags: int, options: Any) -> Any:
         found = resolve(self._url, url, sent="the playlist names")
-        return _get(with_login(found, self._login), self._timeouts)
+        return _Arriving(_get(with_login(found, self._login), self._timeouts, self._lines))
 
 
-def _get(url: str, timeouts: Timeouts) -> Any:
+class _Arriving:
+    """A response, for FFmpeg: `read` returns what has come, and does not wait for all of it.
+
+    FFmpeg looks between two reads whether it should give up.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self, count: int) -> bytes:
+        return bytes(self._response.read1(count))
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _get(url: str, timeouts: Timeouts, lines: Lines) -> Any:
     """Send a GET request that follows redirects on the same host only; return the response.
+
+    Each part of it may take `timeouts.open`; all together end when `lines` are cut.
 
     Raises:
         OSError: if there is none, its status is an error, or it redirects elsewhere.
     """
     try:
-        return _opener(url).open(urllib.request.Request(without_login(url)), timeout=timeouts.open)
+        request = urllib.request.Request(without_login(url))
+        return _opener(url, lines).open(request, timeout=timeouts.open)
     except TimeoutError:
         raise TimeoutError(f"no answer within {timeouts.open:g} s") from None
     except urllib.error.HTTPError as error:
@@ -222,23 +288,8 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, url)
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    # As FFmpeg: cameras have certificates that they signed themselves.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    handlers: list[Any] = [_SameHost(), urllib.request.HTTPSHandler(context=context)]
-    parts = urlsplit(url)
-    if parts.username is not None:
-        passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-        passwords.add_password(
-            None, without_login(url), unquote(parts.username), unquote(parts.password or "")
-        )
-        handlers += [
-            urllib.request.HTTPBasicAuthHandler(passwords),
-            urllib.request.HTTPDigestAuthHandler(passwords),
-        ]
-    return urllib.request.build_opener(*handlers)
+def _opener(url: str, lines: Lines) -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_SameHost(), *lines.handlers(), *login_handlers(url))
 
 
 def _shows_jpegs(start: bytes) -> bool:
@@ -246,6 +297,7 @@ def _shows_jpegs(start: bytes) -> bool:
 
 
 def _decode(file: bytes) -> NDArray[np.uint8]:
+    inspect(file)
     with open_picture(io.BytesIO(file), PHOTOS) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise ValueError(f"{picture.width}×{picture.height} pixels exceed {MAX_PIXELS}")

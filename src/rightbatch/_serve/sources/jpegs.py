@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 JPEG_START = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in compressed data; 00 is an escaped FF
+_FILL = re.compile(rb"\xff+")  # before a marker, as many as the camera likes
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_SEGMENTS = 2**18  # bytes in which the MPF segment is looked for
+_NUMBER_OF_IMAGES = 0xB001
+_MOST_PICTURES = 16  # in a file; what says more is damaged
 
 
 class JpegStream:
     """Collects the parts of a stream and yields the files that are complete.
 
     A file that is cut off, because the next one begins inside it or it is longer than `most` bytes,
-    is yielded as None.
+    is yielded as None. Pictures that belong to the one before them (MPO, as telephones write) are
+    left out.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,6 +34,7 @@ class JpegStream:
         self._place = 0  # of the next marker, once a file has begun
         self._in_scan = False
         self._has_begun = False
+        self._behind = 0  # pictures that belong to the last file, if they follow at once
 
     def feed(self, part: bytes) -> Iterator[bytes | None]:
         """Add bytes; yield the files that end in them."""
@@ -40,16 +47,25 @@ class JpegStream:
                 if len(self._data) <= self._most:
                     return
                 state = "cut"
-            yield self._take() if state == "whole" else None
             if state == "cut":
+                self._behind = 0
+                yield None
                 self._restart(max(self._place, 2))
+                continue
+            file = self._take()
+            if self._behind:
+                self._behind -= 1
+            else:
+                self._behind = _pictures_behind(file)
+                yield file
 
     def _find_start(self) -> bool:
         start = self._data.find(JPEG_START)
         if start < 0:
-            del self._data[: max(0, len(self._data) - len(JPEG_START) + 1)]
+            start = max(0, len(self._data) - len(JPEG_START) + 1)
+            self._drop(start)
             return False
-        del self._data[:start]
+        self._drop(start)
         self._has_begun, self._in_scan, self._place = True, False, 2
         return True
 
@@ -68,8 +84,8 @@ class JpegStream:
             if data[self._place] != 0xFF:
                 return "cut"
             kind = data[self._place + 1]
-            if kind == 0xFF:  # fill byte
-                self._place += 1
+            if kind == 0xFF and (fill := _FILL.match(data, self._place)) is not None:
+                self._place = fill.end() - 1
             elif kind == _EOI:
                 self._place += 2
                 return "whole"
@@ -88,6 +104,12 @@ class JpegStream:
                 self._place += 2 + length
                 self._in_scan = kind == _SOS
 
+    def _drop(self, count: int) -> None:
+        """Leave out bytes between two files."""
+        if count:
+            self._behind = 0
+            del self._data[:count]
+
     def _take(self) -> bytes:
         file = bytes(self._data[: self._place])
         self._restart(self._place)
@@ -96,3 +118,19 @@ class JpegStream:
     def _restart(self, place: int) -> None:
         del self._data[:place]
         self._has_begun = False
+
+
+def _pictures_behind(file: bytes) -> int:
+    """Return how many pictures follow a JPEG file, as its MPF segment (CIPA DC-007) says."""
+    start = file.find(b"MPF\0", 0, _SEGMENTS)
+    if start < 0:
+        return 0
+    tiff = file[start + 4 : start + 4 + _SEGMENTS]
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
+    place = int.from_bytes(tiff[4:8], order)
+    entries = int.from_bytes(tiff[place : place + 2], order)
+    for entry in range(place + 2, place + 2 + 12 * min(entries, 16), 12):
+        if int.from_bytes(tiff[entry : entry + 2], order) == _NUMBER_OF_IMAGES:
+            count = int.from_bytes(tiff[entry + 8 : entry + 12], order)
+            return count - 1 if 1 <= count <= _MOST_PICTURES else 0
+    return 0

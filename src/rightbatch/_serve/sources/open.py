@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rightbatch._errors import MissingExtraError, UsageError
-from rightbatch._serve.redaction import redact
+from rightbatch._serve.redaction import describe_error, redact
 from rightbatch._serve.sources.frames import SourceSpec
 from rightbatch._serve.sources.http import HttpFile, HttpSource
 from rightbatch._serve.sources.pictures import PICTURES, IterableSource, PictureSource, pictures_in
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "srt", "udp", "rtp")
+_OPEN_PORTS = ("srt", "udp", "rtp")  # which may have no host: they are listened to
 _VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"))
 _KNOWN = (
     "a URL (rtsp://, rtmp://, http://...), a video file, a picture, a folder of pictures, "
@@ -60,7 +61,7 @@ def open_source(source: str | Path | int | Iterable[NDArray[np.uint8]] | SourceS
 
 def is_webcam(text: str) -> bool:
     """Whether a source is a webcam's number, as `1` or `webcam:1`."""
-    return re.fullmatch(r"(webcam:)?\d+", text) is not None
+    return re.fullmatch(r"(webcam:)?\d{1,4}", text) is not None
 
 
 def _webcam(number: int) -> SourceSpec:
@@ -76,6 +77,8 @@ def _url(text: str) -> SourceSpec:
             raise ValueError
         if "@" in parts.path + parts.query + parts.fragment:  # rtsp://admin:12#3@camera/
             raise ValueError
+        if not parts.hostname and parts.scheme in LIVE_SCHEMES and parts.scheme not in _OPEN_PORTS:
+            raise ValueError
     except ValueError:
         raise UsageError(
             "the source's URL has no valid host and port, or an @ behind them; in a password, "
@@ -86,6 +89,8 @@ def _url(text: str) -> SourceSpec:
     if scheme == "file":
         from urllib.request import url2pathname
 
+        if parts.hostname not in (None, "localhost"):
+            raise UsageError(f"file://{parts.hostname}/: files of other machines are not read")
         return _path(Path(url2pathname(parts.path)))
     if scheme not in LIVE_SCHEMES:
         raise UsageError(
@@ -123,11 +128,20 @@ def _has_srt() -> bool:
 
 
 def _path(path: Path) -> SourceSpec:
+    try:
+        return _existing(path)
+    except OSError as error:  # no permission, or a name that is too long
+        raise UsageError(f"{str(path)[:200]} cannot be read: {describe_error(error)}") from None
+
+
+def _existing(path: Path) -> SourceSpec:
     if not path.exists():
         raise UsageError(f"{path} does not exist; a source is {_KNOWN}")
     name = path.resolve().name if path.is_dir() else path.stem
     if path.is_dir() or path.suffix.lower() in PICTURES:
         files = pictures_in(path)
+        if not (path.is_dir() or path.is_file()):  # a pipe would be waited for
+            raise UsageError(f"{path} is not a file")
         if not files:
             formats = ", ".join(sorted(PICTURES))
             raise UsageError(f"{path} contains no picture; supported formats: {formats}")

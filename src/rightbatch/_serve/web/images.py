@@ -20,6 +20,7 @@ from rightbatch._serve.sources.decoding import (
     open_picture,
     to_rgb,
 )
+from rightbatch._serve.sources.structure import CostlyFileError, Structure, inspect
 
 if TYPE_CHECKING:
     from rightbatch._serve.models.protocol import Image
@@ -42,7 +43,8 @@ class Limits:
 class BadImageError(Exception):
     """A body that is not an accepted image.
 
-    `status` is the HTTP status: 413 too large, 415 unknown format, 422 damaged.
+    `status` is the HTTP status: 413 too large, 415 unknown format, 422 damaged or
+    costly to decode.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -57,7 +59,7 @@ def decode(body: bytes, limits: Limits = Limits()) -> Image:
         BadImageError: if it is not an image, damaged, or larger than allowed.
         MissingExtraError: if Pillow is not installed.
     """
-    picture = _checked(body, limits)
+    picture, _ = _checked(body, limits)
     try:
         return to_rgb(picture)
     except MemoryError:
@@ -73,13 +75,18 @@ def bytes_to_decode(body: bytes, limits: Limits = Limits()) -> int:
         BadImageError: as `decode`.
         MissingExtraError: if Pillow is not installed.
     """
-    return decoded_bytes(_checked(body, limits))
+    picture, structure = _checked(body, limits)
+    return decoded_bytes(picture, structure)
 
 
-def _checked(body: bytes, limits: Limits) -> Any:
-    """Open an image that is within the limits."""
+def _checked(body: bytes, limits: Limits) -> tuple[Any, Structure]:
+    """Open an image that is within the limits; return it, and how its file is built."""
     if len(body) > limits.body_bytes:
         raise BadImageError(413, too_long_message(limits))
+    try:
+        structure = inspect(body)
+    except CostlyFileError as error:
+        raise BadImageError(422, f"the image is not accepted: {error}") from None
     picture = _read_header(body)
     if picture.width * picture.height > limits.pixels:
         raise BadImageError(
@@ -91,7 +98,7 @@ def _checked(body: bytes, limits: Limits) -> Any:
         check_single(picture)
     except UnsupportedPictureError as error:
         raise BadImageError(415, f"the body is not accepted: {error}") from None
-    return picture
+    return picture, structure
 
 
 def too_long_message(limits: Limits) -> str:

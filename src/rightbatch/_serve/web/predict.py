@@ -1,7 +1,7 @@
 """Answer HTTP requests with an image by the result of a batcher.
 
-Images are decoded outside the event loop, in at most 4 threads, so that large images do not delay
-small ones and many requests do not exhaust the memory.
+Images are decoded outside the event loop, in at most 4 threads, and large ones in threads of their
+own, so that they do not delay small ones and many requests do not exhaust the memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rightbatch._serve.engine.batcher import Batcher
 
 _MAX_DECODERS = 4  # threads; the model needs cores too
+_MAX_LARGE = 2  # of large images at a time
+_LARGE = 64_000_000  # bytes to decode an image, about 5 million pixels of a photo
 
 
 class Predictor:
@@ -43,6 +45,9 @@ class Predictor:
         self._budget = MemoryBudget(limits.held_bytes)
         self._decoders = ThreadPoolExecutor(
             min(os.cpu_count() or 1, _MAX_DECODERS), thread_name_prefix="rightbatch-decode"
+        )
+        self._large_decoders = ThreadPoolExecutor(
+            min(os.cpu_count() or 1, _MAX_LARGE), thread_name_prefix="rightbatch-decode-large"
         )
 
     async def respond(self, request: Request) -> Response:
@@ -61,12 +66,15 @@ class Predictor:
             return answer(503, {"error": "too many images at once"}, retry_after=1)
         except ClientDisconnect:
             return answer(400, {"error": "the client has disconnected"})
+        except asyncio.CancelledError:  # by the HTTP server, when its time to stop is over
+            return answer(503, {"error": "the server has stopped"}, retry_after=1)
         except Exception as error:  # of the model
             return answer(500, {"error": f"the model failed: {type(error).__name__}: {error}"})
 
     def close(self) -> None:
         """Stop the decoder threads."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for decoders in (self._decoders, self._large_decoders):
+            decoders.shutdown(wait=False, cancel_futures=True)
 
     async def _predict(self, request: Request, arrived: float) -> dict[str, Any]:
         with self._budget.reserve() as reservation:
@@ -74,7 +82,8 @@ class Predictor:
             loop = asyncio.get_running_loop()
             needed = await loop.run_in_executor(self._decoders, bytes_to_decode, body, self._limits)
             reservation.set(len(body) + needed)  # before a small file becomes a large image
-            image = await loop.run_in_executor(self._decoders, decode, body, self._limits)
+            decoders = self._decoders if needed <= _LARGE else self._large_decoders
+            image = await loop.run_in_executor(decoders, decode, body, self._limits)
             del body
             reservation.set(image.nbytes)
             served = await self._batcher.served(image, stream=REQUESTS, arrived=arrived)

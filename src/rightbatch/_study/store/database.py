@@ -116,8 +116,11 @@ def check_tables(uri: str) -> None:
 
 def read_pointer(folder: Path) -> dict[str, Any] | None:
     """The `store.json` of a folder whose runs are elsewhere; None if there is none."""
+    path = folder / POINTER
     try:
-        content = json.loads((folder / POINTER).read_text("utf-8"))
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        content = json.loads(path.read_text("utf-8"))
         return {"uri": str(content["uri"]), "study": str(content["study"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
