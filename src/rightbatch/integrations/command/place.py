@@ -19,7 +19,7 @@ from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent, threads_of
 from rightbatch._worker.wire import Header
 from rightbatch.integrations.command.command_output import OutputNumbers
-from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
+from rightbatch.integrations.command.launch import agent_settings, environment, start, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree, set_subreaper
@@ -100,7 +100,7 @@ class CommandPlace:
                 ends_with_parent=True,
                 batch=plan.key.batch_size,
             )
-            process = subprocess.Popen(
+            process = start(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

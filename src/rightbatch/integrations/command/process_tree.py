@@ -47,11 +47,15 @@ class ProcessTree:
         for process in _of(pid):
             self._seen.setdefault(pid, process)
 
-    def other_bytes(self, trainers: set[int]) -> int:
-        """Return the memory of all processes but the `trainers` (Linux only, else 0)."""
+    def other_bytes(self, ranks: set[int]) -> int:
+        """Return the memory of all processes but the `ranks` and their launchers; 0 off Linux."""
         if not sys.platform.startswith("linux"):
             return 0
-        return sum(own_bytes(each.pid) for each in self.look() if each.pid not in trainers)
+        left_out = ranks | {self._root}
+        for pid in ranks:
+            with suppress(psutil.Error):
+                left_out |= {each.pid for each in psutil.Process(pid).parents()}
+        return sum(own_bytes(each.pid) for each in self.look() if each.pid not in left_out)
 
     def kill(self) -> list[int]:
         """End all processes at once; return the pids of those that could not be ended."""

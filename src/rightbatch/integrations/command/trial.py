@@ -6,17 +6,24 @@ file of the user's ends before it does.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from rightbatch._device.out_of_memory import died_out_of_memory
 from rightbatch._worker.failure import Failure, Outcome
-from rightbatch.integrations.command.launch import TRACKERS_OFF, agent_settings, environment
+from rightbatch.integrations.command.launch import (
+    TRACKERS_OFF,
+    agent_settings,
+    environment,
+    start,
+)
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree
@@ -36,8 +43,9 @@ class TrialPlan:
     without a number of steps when the run is enough. Then its gradients are observed as well, which
     needs memory of its own.
     `memory` (bytes; on the CPU at most `free`) less `margin` is enforced where the platform can.
-    `folders` may be written to,
-    `variables` are added to the environment. `batch` is the size that stands in the command.
+    `folders` may be written to, and the files in `made` that have not changed since their time (in
+    nanoseconds). `variables` are added to the environment. `batch` is the size that stands in the
+    command.
     """
 
     steps: int | None
@@ -47,6 +55,7 @@ class TrialPlan:
     margin: float = 0.0
     until_evaluation: bool = False
     folders: tuple[str, ...] = ()
+    made: Mapping[str, int] = field(default_factory=dict)
     variables: Mapping[str, str] | None = None
 
 
@@ -81,6 +90,8 @@ def run_trial(
         tempfile.TemporaryFile() as output,
         Listener() as listener,
     ):
+        made = Path(folder) / "made.json"
+        made.write_text(json.dumps(dict(plan.made)), encoding="utf-8")
         settings = agent_settings(
             listener,
             trial=True,
@@ -93,10 +104,11 @@ def run_trial(
             until_evaluation=plan.until_evaluation,
             started_at=time.time(),
             folders=[folder, *plan.folders],
+            made=str(made),
         )
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)
         extra = TRACKERS_OFF | temporary | dict(plan.variables or {})
-        process = subprocess.Popen(
+        process = start(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -152,10 +164,8 @@ def _follow(
         now = time.monotonic()
         if now - sampled_at > _SAMPLE:
             sampled_at = now
-            trainers = {rank.pid for rank in observed.trainers}
-            if trainers:
-                launchers = {p.pid for p in observed.processes.values()} | {process.pid}
-                peak = max(peak, tree.other_bytes(trainers | launchers))
+            if ranks := {rank.pid for rank in observed.ranks if not rank.closed}:
+                peak = max(peak, tree.other_bytes(ranks))
         if process.poll() is not None:
             # A command may leave its training behind, as `nohup train &` in a script does.
             goes_on = any(not rank.closed for rank in observed.trainers)
