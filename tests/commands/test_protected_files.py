@@ -13,7 +13,7 @@ from rightbatch._errors import UsageError
 from rightbatch._training.trial import TrialRequest
 
 LOOP = """
-import json, logging, os, shutil, sqlite3, sys
+import json, logging, os, shutil, sqlite3, sys, tempfile
 from pathlib import Path
 import torch
 from torch import nn
@@ -81,6 +81,11 @@ def test_a_file_that_native_code_writes_is_not_changed(command: rb.Command, kind
     with pytest.raises(UsageError, match="mine, which existed before"):
         command.trial(2, TrialRequest(2))
     assert Path("mine").read_bytes() == before
+
+
+def test_a_temporary_file_without_a_name_changes_no_folder(command: rb.Command) -> None:
+    write("tempfile.TemporaryFile(dir='.').write(b'1'); tempfile.TemporaryFile().write(b'2')")
+    assert command.trial(2, TrialRequest(2)).outcome == "ok"
 
 
 def test_a_database_may_be_read(command: rb.Command) -> None:

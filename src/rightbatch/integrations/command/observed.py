@@ -86,6 +86,12 @@ class Observed:
         return [each for each in trainers if each in last]
 
     @property
+    def has_all_ranks(self) -> bool:
+        """Whether all ranks of the training have been seen."""
+        ranks = self.ranks
+        return bool(ranks) and len(ranks) >= max(each.world for each in ranks)
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the figures has to know."""
         notes = [f"the agent stopped observing: {each}" for each in self.agent_errors]
@@ -107,9 +113,8 @@ class Observed:
     def is_reached(self) -> bool:
         """Whether all ranks are at their last step; a rank that has ended is not waited for."""
         trainers = self.trainers
-        world = max((each.world for each in trainers), default=1)
         return (
-            len(self.ranks) >= world
+            self.has_all_ranks
             and any(each.reached for each in trainers)
             and all(each.reached or each.closed for each in trainers)
         )

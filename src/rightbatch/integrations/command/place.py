@@ -23,6 +23,7 @@ from rightbatch.integrations.command.launch import agent_settings, environment, 
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree, set_subreaper
+from rightbatch.integrations.command.reaper import Reaper
 from rightbatch.integrations.command.run_end import RunEnd, ended_of
 from rightbatch.integrations.command.run_points import RunPoints
 from rightbatch.integrations.command.run_rates import RunRates
@@ -91,7 +92,12 @@ class CommandPlace:
         variables = {"PYTHONUNBUFFERED": "1"}  # else numbers would be printed long after their step
         if self._threads is not None:
             variables["OMP_NUM_THREADS"] = str(self._threads)
-        with files.log.open("wb") as output, Listener() as listener:
+        with (
+            files.log.open("wb") as output,
+            Listener() as listener,
+            Reaper(listener.secret, [listener.folder]) as reaper,
+        ):
+            listener.on_agent = reaper.hold
             steps = plan.options.steps or 0
             settings = agent_settings(
                 listener,

@@ -27,6 +27,7 @@ from rightbatch.integrations.command.launch import (
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree
+from rightbatch.integrations.command.reaper import Reaper
 
 _POLL = 0.05  # seconds
 _SAMPLE = 0.1  # seconds between two looks at the memory of loader workers
@@ -89,7 +90,9 @@ def run_trial(
         tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as output,
         Listener() as listener,
+        Reaper(listener.secret, [listener.folder, folder, *plan.folders]) as reaper,
     ):
+        listener.on_agent = reaper.hold
         made = Path(folder) / "made.json"
         made.write_text(json.dumps(dict(plan.made)), encoding="utf-8")
         settings = agent_settings(
@@ -164,7 +167,8 @@ def _follow(
         now = time.monotonic()
         if now - sampled_at > _SAMPLE:
             sampled_at = now
-            if ranks := {rank.pid for rank in observed.ranks if not rank.closed}:
+            ranks = {rank.pid for rank in observed.ranks if not rank.closed}
+            if ranks and observed.has_all_ranks:  # before, a rank would count as another process
                 peak = max(peak, tree.other_bytes(ranks))
         if process.poll() is not None:
             # A command may leave its training behind, as `nohup train &` in a script does.

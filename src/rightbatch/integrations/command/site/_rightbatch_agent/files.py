@@ -38,7 +38,7 @@ class Guard:
         if event == "open":
             path, mode, flags = arguments
             if flags & _WRITES if isinstance(flags, int) else "w" in (mode or ""):
-                self.check(path)
+                self.check(path, is_file=True)
         elif event == "os.rename":
             self.check(arguments[0])
             self.check(arguments[1])
@@ -50,14 +50,17 @@ class Guard:
         elif event == "shutil.rmtree":
             self.check(arguments[0])
 
-    def check(self, path: Any) -> None:
-        """End the trial if the file, or one in the folder, existed before it began."""
+    def check(self, path: Any, is_file: bool = False) -> None:
+        """End the trial if the file, or one in the folder, existed before it began.
+
+        Who opens a folder as a file makes a temporary file in it, which has no name.
+        """
         if self._is_checking or not isinstance(path, (str, bytes, os.PathLike)):
             return
         self._is_checking = True
         try:
             name = os.path.realpath(os.fsdecode(path))
-            if self._is_ignored(name):
+            if self._is_ignored(name) or (is_file and os.path.isdir(name)):
                 return
             if not os.path.exists(name) or self._is_of_a_trial(name):
                 self._made.add(name)
@@ -83,7 +86,7 @@ class Guard:
 
     def _is_ignored(self, name: str) -> bool:
         is_cache = name.endswith(_CACHE) or any(part in name for part in _IGNORED)
-        return is_cache or name.startswith(self._allowed)
+        return is_cache or (name + os.sep).startswith(self._allowed)
 
     def _is_of_the_user(self, name: str) -> bool:
         return self._is_older(name) and name not in self._made

@@ -100,6 +100,7 @@ class Updates:
         # Weak references: the agent keeps no model that the script has dropped.
         self._keys: dict[int, tuple[Any, int]] = {}  # by the id of the first parameter
         self._optimizers: dict[int, Any] = {}  # by key
+        self._parameters: set[int] = set()  # ids
         self._last: Callable[[], Any] = lambda: None
         self._number = 0
         self._has_seen_gradients = False
@@ -133,6 +134,11 @@ class Updates:
     def has_any(self) -> bool:
         """Whether there has been an optimizer of torch's."""
         return bool(self._keys)
+
+    def trains(self, module: Any) -> bool:
+        """Whether the first parameter of a module is in an optimizer."""
+        parameter = next(module.parameters(), None)
+        return parameter is not None and id(parameter) in self._parameters
 
     def _living(self) -> list[Any]:
         return [optimizer for each in self._optimizers.values() if (optimizer := each())]
@@ -175,6 +181,7 @@ class Updates:
             key = self._number = self._number + 1
             self._keys[id(parameter)] = weakref.ref(parameter), key
             self._optimizers[key] = weakref.ref(optimizer)
+            self._parameters |= {id(p) for group in groups for p in group["params"]}
             self._period.expect(key)
             self._created(optimizer)
         elif self._optimizers.get(key, lambda: None)() is None:  # another one of the same model

@@ -228,10 +228,10 @@ class Watcher:
             self._epoch = length
 
     def _on_input(self, module: Any, arguments: Any) -> None:
-        if not self._torch.is_grad_enabled():
-            self._on_evaluation()
-        else:
+        if self._torch.is_grad_enabled():
             self._inputs.look(module, arguments)
+        elif not module.training and self._updates.trains(module):
+            self._on_evaluation()  # not a teacher, nor a policy that acts
 
     def _on_cleared(self, *_: Any, **__: Any) -> None:
         self._inputs.cleared()
@@ -243,7 +243,8 @@ class Watcher:
             self._input_hook = None
 
     def _on_evaluation(self) -> None:
-        self._has_evaluated = True
+        if self._steps:  # before, the optimizer has no state and there are no gradients
+            self._has_evaluated = True
 
     def _on_save(self, *arguments: Any, **keywords: Any) -> None:
         self._has_saved = True
