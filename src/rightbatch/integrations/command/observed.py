@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rightbatch._training.protocol import Betas
 from rightbatch._worker.failure import Failure
+from rightbatch.integrations.command.template import hide_secrets
 
 _MAX_RECORDS = 20_000
 
@@ -166,6 +168,15 @@ class Observed:
             self._fail(message)
         elif event == "closed":
             process.closed = True
+
+    def hide_secrets(self, command: Sequence[str]) -> None:
+        """Hide what looks like a secret of a command in its error."""
+        if self.failure is not None:
+            message, trace = (
+                hide_secrets(text, command, os.environ)
+                for text in (self.failure.message, self.failure.traceback)
+            )
+            self.failure = Failure(self.failure.type, message, trace)
 
     def _cover(self, process: Rank, message: dict[str, Any]) -> None:
         process.evaluated, process.saved = message["evaluated"], message["saved"]

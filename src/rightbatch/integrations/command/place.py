@@ -130,7 +130,8 @@ class CommandPlace:
             raise UsageError(f"nothing of the command was seen: {without_agent(arguments)}")
         if last := end.take(points.take(observed, is_over=True)):
             yield RunEvent(points=last)
-        yield RunEvent(ended=ended_of(observed, code, files.log, points, end, numbers, rate))
+        ended = ended_of(observed, arguments, code, files.log, points, end, numbers, rate)
+        yield RunEvent(ended=ended)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree
 from rightbatch.integrations.command.reaper import Reaper
+from rightbatch.integrations.command.template import hide_secrets
 
 _POLL = 0.05  # seconds
 _SAMPLE = 0.1  # seconds between two looks at the memory of loader workers
@@ -130,7 +131,8 @@ def run_trial(
             if process.poll() is None:
                 process.kill()
             code = process.wait()
-        text = end_of(output)
+        text = hide_secrets(end_of(output), command, os.environ)
+    observed.hide_secrets(command)
     outcome, failure = verdict(observed, code, text)
     if outcome == "killed" and observed.is_enough:
         outcome, failure = "ok", None
@@ -209,5 +211,6 @@ def _was_killed(code: int) -> bool:
 
 def end_of(output: IO[bytes]) -> str:
     """Return the end of what a command printed."""
-    output.seek(0)
+    length = output.seek(0, os.SEEK_END)
+    output.seek(max(length - 4 * _OUTPUT, 0))  # a character has at most four bytes
     return output.read().decode(errors="replace")[-_OUTPUT:]

@@ -25,20 +25,21 @@ from __future__ import annotations
 
 def start() -> None:
     """Install the agent; called before the command's first line."""
-    from . import files, imports
+    from . import files, imports, native_writers
     from .settings import Settings
 
     settings = Settings.from_environment()
     if settings is None:
         return
     guard = files.protect(settings) if settings.trial else None
+    if guard is not None:
+        native_writers.protect(guard)
 
     def observe(torch: object) -> None:
-        from .native_writers import protect_torch
         from .watcher import Watcher
 
         if guard is not None:
-            protect_torch(guard, torch)
+            native_writers.protect_torch(guard, torch)
         Watcher(torch, settings).install()
 
     imports.after_import("torch", observe)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .files import Guard
 from .imports import after_import
-
-if TYPE_CHECKING:
-    from .files import Guard
 
 _WRITING = {1, 2, 7, 8, 9, 10, 11, 16, 17, 18, 23, 26, 27}
 """SQLite's codes of actions that change a database: SQLITE_CREATE_INDEX to SQLITE_REINDEX, without
