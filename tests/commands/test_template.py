@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
+import rightbatch as rb
 from rightbatch._errors import UsageError
-from rightbatch.integrations.command.template import HIDDEN, Template
+from rightbatch._training.trial import TrialRequest
+from rightbatch.integrations.command.template import HIDDEN, Template, hide_secrets
 
 
 def template(*arguments: str) -> Template:
@@ -61,3 +64,34 @@ def test_secrets_are_not_shown() -> None:
     assert "swordfish" not in shown
     assert shown.count(HIDDEN) == 4
     assert shown.endswith("{batch}")
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    made = template("t.py", "--tokenizer", "gpt2", "--max-tokens", "512", "passes=3", "{batch}")
+    assert HIDDEN not in str(made)
+
+
+def test_a_secret_that_the_command_prints_is_hidden() -> None:
+    arguments = [
+        "t.py",
+        "--hub_token",
+        "hf_swordfish",
+        "http://me:pike-and-eel@host",
+        "--pass",
+        "9",
+    ]
+    variables = {"WANDB_API_KEY": "cod-and-haddock", "HOME": "/home/me", "TOKENIZERS": "false-ish"}
+    text = "error: 9 hf_swordfish http://me:pike-and-eel@host cod-and-haddock /home/me false-ish"
+    shown = hide_secrets(text, arguments, variables)
+    assert shown == "error: 9 *** http://me:***@host *** /home/me false-ish"
+
+
+def test_an_error_of_a_trial_has_no_secret(tmp_path: Path) -> None:
+    text = "import sys, torch; print(sys.argv)\nraise ValueError(' '.join(sys.argv))"
+    (tmp_path / "script.py").write_text(text)
+    script = str(tmp_path / "script.py")
+    command = rb.Command([sys.executable, script, "{batch}", "--api-key", "swordfish"])
+    failure = command.trial(2, TrialRequest(2)).failure
+    assert failure is not None
+    assert "swordfish" not in failure.message + failure.traceback
+    assert HIDDEN in failure.message and HIDDEN in failure.traceback

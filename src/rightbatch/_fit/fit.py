@@ -13,7 +13,14 @@ from rightbatch._fit import search as _search
 from rightbatch._fit.options import FitOptions
 from rightbatch._fit.probe import Probe, ProbeRequest
 from rightbatch._fit.result import FitResult
-from rightbatch._fit.source import Prober, Source, TrialSource, WorkerSource, seen_trial
+from rightbatch._fit.source import (
+    Prober,
+    Source,
+    TrialSource,
+    WorkerSource,
+    check_batch_is_used,
+    seen_trial,
+)
 from rightbatch._progress import Live
 from rightbatch._training.protocol import Ability, Training, require
 from rightbatch._training.resolve import resolve
@@ -104,6 +111,7 @@ def largest_by_trials(
         NothingFitsError, WorkloadError, UsageError: as `fit` does.
     """
     found = _Search(source, limit, max_batch, useful, show, multiple).run()
+    check_batch_is_used(source.trials)
     trial = seen_trial(source.trials, found.batch_size)
     return replace(
         found,

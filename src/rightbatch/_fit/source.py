@@ -125,9 +125,9 @@ class _TrialProber:
         steps = max(request.steps, request.most_steps or 0)
         asked = TrialRequest(steps, request.limit, exact=self._exact)
         trial = self._source.run(request.batch_size, asked)
-        examples = min(
-            (t.largest_argument for t in self._source.trials if t.largest_argument), default=None
-        )
+        bounds = {t.argument: t.largest_argument for t in self._source.trials if t.largest_argument}
+        # A script that accumulates to a fixed size shows less than its data hold at a small batch.
+        examples = bounds[max(bounds)] if bounds else None
         self.ready = Ready(
             device=trial.device,
             capacity_bytes=2**62,
@@ -163,6 +163,24 @@ def probe_of(trial: Trial, number: int) -> Probe:
 def _growing(charges: Sequence[int]) -> int:
     """Return the bytes that the second half of the steps added; the first steps always grow."""
     return charges[-1] - charges[len(charges) // 2 - 1] if len(charges) > 4 else 0
+
+
+def check_batch_is_used(trials: Sequence[Trial]) -> None:
+    """Check that the steps have something to do with the size that was asked for.
+
+    Raises:
+        UsageError: if they have not.
+    """
+    ok = [trial for trial in trials if trial.outcome == "ok"]
+    seen = {t.argument: (t.examples_per_step, t.detail.get("micro_batches")) for t in ok}
+    examples, _ = next(iter(seen.values()), (None, None))
+    is_constant = len(seen) > 2 and len(set(seen.values())) == 1
+    if is_constant and examples is not None and max(seen) > examples:
+        sizes = ", ".join(map(str, sorted(seen)))
+        raise UsageError(
+            f"the command does not use {{batch}}: its steps had {examples} examples with each of "
+            f"{sizes}. Does a configuration file or a later argument set the batch size?"
+        )
 
 
 def seen_trial(trials: Sequence[Trial], argument: int) -> Trial:

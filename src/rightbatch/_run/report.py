@@ -46,7 +46,7 @@ class RunReport(ShownInNotebooks):
 
     def __str__(self) -> str:
         if not self.steps:
-            return "no training step was seen"
+            return "\n".join(["no training step was seen", *(f"- {each}" for each in self.advice)])
         parts = [f"batch {self.batch_size or 'unknown'}", self._steps()]
         if self.peak_bytes is not None and self.limit_bytes is not None:
             peak, limit = format_bytes(self.peak_bytes), format_bytes(self.limit_bytes)

@@ -66,6 +66,7 @@ class Command(Training):
         self.learning_rate = learning_rate
         self._steps, self._until_evaluation = steps, until == "evaluation"
         self._trained: set[int] = set()  # the arguments of trials that made a training step
+        self._made: dict[str, int] = {}  # files of trials, and when they last changed
 
     def __str__(self) -> str:
         return str(self.template)
@@ -95,13 +96,23 @@ class Command(Training):
                 margin=max(request.margin, _CPU_VARIATION),
                 until_evaluation=self._until_evaluation,
                 folders=(out,),
+                made=self._made,
                 variables=EXACT_MALLOC if request.exact else {},
             )
             sizes = {"batch": argument, "micro_batch": argument, "accumulation": 1}
             values = sizes | {"out": out, "seed": request.seed}
             command = self._with_learning_rate(self.learning_rate, values)
             result = run_trial(command, plan, _at_times(request.is_enough))
+        self._remember(result.observed.made)
         return self._trial(argument, plan, result, new)
+
+    def _remember(self, made: set[str]) -> None:
+        """Keep which files a trial has made, or written again, and when they last changed."""
+        for path in made:
+            try:
+                self._made[path] = Path(path).stat().st_ctime_ns
+            except OSError:
+                self._made.pop(path, None)
 
     def watch(self, request: WatchRequest) -> Watched:
         """Run the command to its end."""
@@ -127,7 +138,7 @@ class Command(Training):
     def _trial(
         self, argument: int, plan: TrialPlan, result: TrialResult, new: Sequence[str]
     ) -> Trial:
-        ranks = result.observed.trainers
+        ranks = result.observed.ranks
         self._check(argument, result)
         steps = min((len(rank.steps) for rank in ranks), default=0)
         charges = tuple(_over_ranks(ranks, "charged", step) for step in range(steps))
@@ -169,7 +180,13 @@ class Command(Training):
             evaluated=any(rank.evaluated for rank in ranks),
             saved=any(rank.saved for rank in ranks),
             notes=self._notes(argument, result, examples, new),
-            detail={"other_bytes": result.other_bytes, "ranks": len(ranks)},
+            detail={
+                "other_bytes": result.other_bytes,
+                "ranks": len(ranks),
+                "micro_batches": max((s["micro_batches"] for s in first.steps), default=0)
+                if first
+                else 0,
+            },
             failure=result.failure,
             watched=watched_of(result.observed, result.exit_code) if plan.steps is None else None,
         )
@@ -189,7 +206,8 @@ class Command(Training):
             return
         if not observed.has_torch:
             raise UsageError(
-                f"nothing of the command can be measured: {without_agent(self.template.arguments)}"
+                "nothing of the command can be measured: "
+                + without_agent(self.template.arguments, has_input=False)
             )
         if not any(rank.steps for rank in observed.trainers):
             errors = "; ".join(observed.agent_errors)
@@ -206,7 +224,7 @@ class Command(Training):
     def _notes(
         self, argument: int, result: TrialResult, examples: int | None, new: Sequence[str]
     ) -> tuple[str, ...]:
-        ranks = result.observed.trainers
+        ranks = result.observed.ranks
         notes = []
         if result.outcome == "ok":
             for what, is_covered, remedy in (
@@ -230,7 +248,7 @@ class Command(Training):
             more = f" and {len(new) - _MAX_NEW_FILES} more" if len(new) > _MAX_NEW_FILES else ""
             names = ", ".join(new[:_MAX_NEW_FILES])
             notes.append(f"new in the working folder: {names}{more}")
-        notes += [f"the agent stopped observing: {each}" for each in result.observed.agent_errors]
+        notes += result.observed.notes
         return tuple(notes)
 
 

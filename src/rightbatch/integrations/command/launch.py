@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rightbatch._device.cpu import free_memory
+from rightbatch._errors import UsageError
 from rightbatch.integrations.command.listener import Listener
 
 SITE = Path(__file__).parent / "site"
@@ -40,13 +44,43 @@ def environment(settings: Mapping[str, Any], extra: Mapping[str, str] | None = N
     return found | dict(extra or {}) | {"PYTHONPATH": path, VARIABLE: json.dumps(dict(settings))}
 
 
-def without_agent(command: Sequence[str]) -> str:
-    """Return why no agent has reported, as a clause."""
-    flags = [each for each in command[1:4] if each.startswith("-") and set("ISE") & set(each[1:])]
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a command.
+
+    Raises:
+        UsageError: if the operating system cannot run the program.
+    """
+    try:
+        return subprocess.Popen(command, **options)
+    except OSError as error:
+        hint = ""
+        if error.errno == errno.ENOEXEC:
+            hint = f": its first line names no interpreter; did you mean `sh {command[0]}`?"
+        elif error.errno == errno.ENOENT:
+            hint = ": the interpreter in its first line does not exist"
+        reason = error.strerror or str(error)
+        raise UsageError(f"{command[0]} cannot be started ({reason}){hint}") from None
+
+
+def without_agent(command: Sequence[str], *, has_input: bool = True) -> str:
+    """Return why no agent has reported, as a clause; `has_input` is False for a trial."""
     is_python = "python" in Path(command[0]).name
-    if is_python and flags and not flags[0].startswith("--"):
-        return f"Python's option {flags[0]} keeps the agent out; leave it out"
+    without_values = [
+        each for before, each in itertools.pairwise(command) if before not in ("-X", "-W")
+    ]
+    options = list(itertools.takewhile(lambda each: each.startswith("-"), without_values))
+    isolated = next((e for e in options if set("ISE") & set(e) and not e.startswith("--")), None)
+    if is_python and isolated:
+        return f"Python's option {isolated} keeps the agent out; leave it out"
+    replaced = next((each for each in command if "PYTHONPATH=" in each), None)
+    if replaced is not None:
+        return (
+            "the agent is found by PYTHONPATH, which the command replaces; set it before "
+            "rightbatch instead: `PYTHONPATH=… rightbatch …`"
+        )
+    if is_python and not has_input and "-" in options:
+        return "its standard input is empty: name the script among the arguments"
     return (
-        "no Python process of it has imported torch; Python's options -I, -S and -E, and a new "
-        "environment, keep the agent out"
+        "no Python process of it has imported torch; Python's options -I, -S and -E, a new "
+        "environment, and a PYTHONPATH that is replaced, keep the agent out"
     )

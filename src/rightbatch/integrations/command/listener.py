@@ -9,7 +9,7 @@ import secrets
 import selectors
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.secret = secrets.token_hex(16)
+        self.on_agent: Callable[[socket.socket], object] = lambda connection: None
+        """Called with the connection of each agent."""
         self._folder = tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True)
         self._selector = selectors.DefaultSelector()
         path = str(Path(self._folder.name) / "agent")
@@ -38,6 +40,11 @@ class Listener:
             self.address = list(self._server.getsockname()[:2])
         self._server.listen(64)
         self._selector.register(self._server, selectors.EVENT_READ)
+
+    @property
+    def folder(self) -> str:
+        """The temporary folder of the socket."""
+        return self._folder.name
 
     def poll(self, timeout: float) -> Iterator[Message]:
         """Yield the messages that arrive within `timeout` seconds; return after the first batch."""
@@ -67,6 +74,7 @@ class Listener:
                     is_open = False
                     break
                 agent.pid = message.get("pid", 0)
+                self.on_agent(agent.connection)
                 message.pop("secret")
             agent.is_lifeline = agent.is_lifeline or message.get("event") == "lifeline"
             yield message | {"pid": agent.pid}

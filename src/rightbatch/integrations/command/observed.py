@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rightbatch._training.protocol import Betas
 from rightbatch._worker.failure import Failure
+from rightbatch.integrations.command.template import hide_secrets
 
 _MAX_RECORDS = 20_000
 
@@ -61,6 +63,8 @@ class Observed:
         """Whether the parent needs no more of it."""
         self.overwritten: str | None = None
         """The user's file that the run would have changed."""
+        self.made: set[str] = set()
+        """Files that the run has made."""
         self.agent_errors: list[str] = []
 
     @property
@@ -68,6 +72,39 @@ class Observed:
         """The processes that train, by rank."""
         found = [p for p in self.processes.values() if p.trains or p.steps]
         return sorted(found, key=lambda process: (process.rank, process.pid))
+
+    @property
+    def ranks(self) -> list[Rank]:
+        """The ranks of one training: of the last one that is distributed, else of the longest.
+
+        A command may train several models, one after the other or side by side.
+        """
+        trainers = self.trainers
+        world = max((each.world for each in trainers), default=1)
+        if world == 1:
+            return sorted(trainers, key=lambda each: -each.step_count)[:1]
+        members = [each for each in self.processes.values() if each in trainers]
+        last = [each for each in members if each.world == world][-world:]  # after a restart
+        return [each for each in trainers if each in last]
+
+    @property
+    def has_all_ranks(self) -> bool:
+        """Whether all ranks of the training have been seen."""
+        ranks = self.ranks
+        return bool(ranks) and len(ranks) >= max(each.world for each in ranks)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures has to know."""
+        notes = [f"the agent stopped observing: {each}" for each in self.agent_errors]
+        stepping, ranks = [each for each in self.trainers if each.steps], self.ranks
+        if len(stepping) > len(ranks):
+            notes.append(
+                f"{len(stepping)} processes of the command train without being ranks of one "
+                f"training; the figures are those of {'one' if len(ranks) == 1 else len(ranks)}, "
+                f"with {ranks[0].step_count} steps"
+            )
+        return notes
 
     @property
     def has_torch(self) -> bool:
@@ -78,9 +115,8 @@ class Observed:
     def is_reached(self) -> bool:
         """Whether all ranks are at their last step; a rank that has ended is not waited for."""
         trainers = self.trainers
-        world = max((each.world for each in trainers), default=1)
         return (
-            len(trainers) >= world
+            self.has_all_ranks
             and any(each.reached for each in trainers)
             and all(each.reached or each.closed for each in trainers)
         )
@@ -96,8 +132,9 @@ class Observed:
             process.learning_rate = message.get("learning_rate")
             process.betas = tuple(message["betas"]) if message["betas"] else None
         if event == "hello":
+            process.closed = False  # a script that executes itself again, or closes its files
             process.rank = message.get("rank", 0)
-            process.world = message.get("world_size", 1)
+            process.world = max(process.world, message.get("world_size", 1))
         elif event == "torch":
             process.torch = message["version"]
         elif event == "memory":
@@ -116,7 +153,6 @@ class Observed:
             self._cover(process, message)
         elif event == "reached":
             process.reached = True
-            process.world = max(process.world, message["world"])
             self._cover(process, message)
         elif event == "noise":
             process.noise.append(message)
@@ -124,6 +160,8 @@ class Observed:
             process.no_noise = message["reason"]
         elif event == "would_overwrite":
             self.overwritten = message["path"]
+        elif event == "makes":
+            self.made.add(message["path"])
         elif event == "agent_error":
             self.agent_errors.append(message["error"])
         elif event == "error":
@@ -131,9 +169,19 @@ class Observed:
         elif event == "closed":
             process.closed = True
 
+    def hide_secrets(self, command: Sequence[str]) -> None:
+        """Hide what looks like a secret of a command in its error."""
+        if self.failure is not None:
+            message, trace = (
+                hide_secrets(text, command, os.environ)
+                for text in (self.failure.message, self.failure.traceback)
+            )
+            self.failure = Failure(self.failure.type, message, trace)
+
     def _cover(self, process: Rank, message: dict[str, Any]) -> None:
         process.evaluated, process.saved = message["evaluated"], message["saved"]
         process.epoch, process.fixed = message["epoch"], message["fixed"]
+        process.world = max(process.world, message.get("world", 1))
 
     def _fail(self, message: dict[str, Any]) -> None:
         """Keep the first error, unless a later one is about memory: the others follow from it."""
@@ -142,12 +190,14 @@ class Observed:
             self.out_of_memory = message["out_of_memory"]
 
 
-def examples_per_step(trainers: Iterable[Rank]) -> int | None:
+def examples_per_step(ranks: Iterable[Rank]) -> int | None:
     """Return the examples of a full step, over all ranks; None if they are unknown."""
     total = 0
-    for rank in trainers:
-        sizes = [step["examples"] for step in rank.steps if step["examples"]]
-        if not sizes:
+    for rank in ranks:
+        steps = [step for step in rank.steps if step["examples"]]
+        if not steps:
             return None
-        total += max(sizes)
+        if len(steps) > 2 and steps[0].get("by_input"):  # what ran before the training is in it
+            steps = steps[1:]
+        total += max(step["examples"] for step in steps)
     return total or None

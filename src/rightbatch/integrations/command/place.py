@@ -19,10 +19,11 @@ from rightbatch._study.runs.plan import RunPlan
 from rightbatch._study.runs.process import RunEvent, threads_of
 from rightbatch._worker.wire import Header
 from rightbatch.integrations.command.command_output import OutputNumbers
-from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
+from rightbatch.integrations.command.launch import agent_settings, environment, start, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree, set_subreaper
+from rightbatch.integrations.command.reaper import Reaper
 from rightbatch.integrations.command.run_end import RunEnd, ended_of
 from rightbatch.integrations.command.run_points import RunPoints
 from rightbatch.integrations.command.run_rates import RunRates
@@ -91,7 +92,12 @@ class CommandPlace:
         variables = {"PYTHONUNBUFFERED": "1"}  # else numbers would be printed long after their step
         if self._threads is not None:
             variables["OMP_NUM_THREADS"] = str(self._threads)
-        with files.log.open("wb") as output, Listener() as listener:
+        with (
+            files.log.open("wb") as output,
+            Listener() as listener,
+            Reaper(listener.secret, [listener.folder]) as reaper,
+        ):
+            listener.on_agent = reaper.hold
             steps = plan.options.steps or 0
             settings = agent_settings(
                 listener,
@@ -100,7 +106,7 @@ class CommandPlace:
                 ends_with_parent=True,
                 batch=plan.key.batch_size,
             )
-            process = subprocess.Popen(
+            process = start(
                 arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -124,7 +130,8 @@ class CommandPlace:
             raise UsageError(f"nothing of the command was seen: {without_agent(arguments)}")
         if last := end.take(points.take(observed, is_over=True)):
             yield RunEvent(points=last)
-        yield RunEvent(ended=ended_of(observed, code, files.log, points, end, numbers, rate))
+        ended = ended_of(observed, arguments, code, files.log, points, end, numbers, rate)
+        yield RunEvent(ended=ended)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import psutil
 from rightbatch._device.proc import own_bytes
 
 _SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
+_COMPILER = os.path.join("_inductor", "compile_worker")  # noqa: PTH118
 _PATIENCE = 10.0  # seconds until what does not end is left, and named
 
 
@@ -47,11 +48,19 @@ class ProcessTree:
         for process in _of(pid):
             self._seen.setdefault(pid, process)
 
-    def other_bytes(self, trainers: set[int]) -> int:
-        """Return the memory of all processes but the `trainers` (Linux only, else 0)."""
+    def other_bytes(self, ranks: set[int]) -> int:
+        """Return the memory of all processes but the `ranks` and their launchers; 0 off Linux.
+
+        Those in which torch compiles are left out as well: no batch changes what they need.
+        """
         if not sys.platform.startswith("linux"):
             return 0
-        return sum(own_bytes(each.pid) for each in self.look() if each.pid not in trainers)
+        left_out = ranks | {self._root}
+        for pid in ranks:
+            with suppress(psutil.Error):
+                left_out |= {each.pid for each in psutil.Process(pid).parents()}
+        others = [each for each in self.look() if each.pid not in left_out]
+        return sum(own_bytes(each.pid) for each in others if not _compiles(each))
 
     def kill(self) -> list[int]:
         """End all processes at once; return the pids of those that could not be ended."""
@@ -102,6 +111,13 @@ def _of(pid: int) -> list[psutil.Process]:
         return [psutil.Process(pid)]
     except psutil.Error:
         return []
+
+
+def _compiles(process: psutil.Process) -> bool:
+    try:
+        return any(_COMPILER in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _is_running(process: psutil.Process) -> bool:

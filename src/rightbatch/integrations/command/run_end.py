@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rightbatch._study.records import Curve, Ended, Point, Run, Status, Target
@@ -13,6 +14,7 @@ from rightbatch._worker.failure import Failure
 from rightbatch.integrations.command.command_output import OutputNumbers
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.run_points import RunPoints
+from rightbatch.integrations.command.template import hide_secrets
 from rightbatch.integrations.command.trial import end_of, verdict
 from rightbatch.integrations.command.watch import watched_of
 
@@ -76,6 +78,7 @@ class RunEnd:
 
 def ended_of(
     observed: Observed,
+    command: Sequence[str],
     code: int,
     log: Path,
     points: RunPoints,
@@ -83,9 +86,10 @@ def ended_of(
     numbers: OutputNumbers,
     learning_rate: float | None,
 ) -> Ended:
-    """Return how a run ended; `code` is the exit code of its command, or of its being ended."""
+    """Return how a run ended; `code` is the exit code of its `command`, or of its being ended."""
     with log.open("rb") as file:
-        output = end_of(file)
+        output = hide_secrets(end_of(file), command, os.environ)
+    observed.hide_secrets(command)
     status, reason, failure = _outcome(observed, code, output, end)
     at, watched = points.state, watched_of(observed, code)
     if status == "finished" and not at.steps:

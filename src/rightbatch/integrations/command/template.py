@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,14 @@ PLACEHOLDERS = {
     "resume": "the checkpoint to go on from",
 }
 _PATTERN = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
-_SECRET = re.compile(r"(?i)(pass|secret|token|api[-_]?key|credential)")
+# Not --tokenizer, --max-tokens or --passes, whose values a reader needs.
+_SECRET = re.compile(
+    r"(?i)(passw(or)?d|passphrase|secret|credential|(api|access|private)[-_]?key"
+    r"|(token|pwd|(^|[-_.])pass)$)"
+)
+_IN_ADDRESS = re.compile(r"//[^/@\s]+:([^/@\s]+)@")
 HIDDEN = "***"
+_LEAST_SECRET = 6  # characters; shorter ones occur in other words as well
 
 
 @dataclass(frozen=True)
@@ -128,14 +134,37 @@ def _quoted(argument: str) -> str:
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:
-    shown, hide = [], False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        if hide and not argument.startswith("-"):
+    shown = []
+    for argument, secrets in zip(arguments, _secrets_of(arguments), strict=True):
+        name, equals, value = argument.partition("=")
+        if secrets == [argument]:
             shown.append(HIDDEN)
-        elif equals and _SECRET.search(name):
+        elif equals and secrets == [value]:
             shown.append(f"{name}={HIDDEN}")
         else:
-            shown.append(re.sub(r"//[^/@\s]+:[^/@\s]+@", f"//{HIDDEN}@", argument))
-        hide = argument.startswith("-") and not equals and bool(_SECRET.search(argument))
+            shown.append(_IN_ADDRESS.sub(f"//{HIDDEN}@", argument))
     return shown
+
+
+def _secrets_of(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the secrets in each argument."""
+    is_next = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if is_next and not argument.startswith("-"):
+            yield [argument]
+        elif equals and value and _SECRET.search(name):
+            yield [value]
+        else:
+            yield _IN_ADDRESS.findall(argument)
+        is_next = argument.startswith("-") and not equals and bool(_SECRET.search(argument))
+
+
+def hide_secrets(text: str, arguments: Sequence[str], variables: Mapping[str, str]) -> str:
+    """Hide what looks like a secret in a command's arguments or environment, in what it printed."""
+    secrets = {secret for found in _secrets_of(arguments) for secret in found}
+    secrets |= {value for name, value in variables.items() if _SECRET.search(name)}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _LEAST_SECRET:
+            text = text.replace(secret, HIDDEN)
+    return text

@@ -6,20 +6,29 @@ file of the user's ends before it does.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from rightbatch._device.out_of_memory import died_out_of_memory
 from rightbatch._worker.failure import Failure, Outcome
-from rightbatch.integrations.command.launch import TRACKERS_OFF, agent_settings, environment
+from rightbatch.integrations.command.launch import (
+    TRACKERS_OFF,
+    agent_settings,
+    environment,
+    start,
+)
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed
 from rightbatch.integrations.command.process_tree import ProcessTree
+from rightbatch.integrations.command.reaper import Reaper
+from rightbatch.integrations.command.template import hide_secrets
 
 _POLL = 0.05  # seconds
 _SAMPLE = 0.1  # seconds between two looks at the memory of loader workers
@@ -36,8 +45,9 @@ class TrialPlan:
     without a number of steps when the run is enough. Then its gradients are observed as well, which
     needs memory of its own.
     `memory` (bytes; on the CPU at most `free`) less `margin` is enforced where the platform can.
-    `folders` may be written to,
-    `variables` are added to the environment. `batch` is the size that stands in the command.
+    `folders` may be written to, and the files in `made` that have not changed since their time (in
+    nanoseconds). `variables` are added to the environment. `batch` is the size that stands in the
+    command.
     """
 
     steps: int | None
@@ -47,6 +57,7 @@ class TrialPlan:
     margin: float = 0.0
     until_evaluation: bool = False
     folders: tuple[str, ...] = ()
+    made: Mapping[str, int] = field(default_factory=dict)
     variables: Mapping[str, str] | None = None
 
 
@@ -80,7 +91,11 @@ def run_trial(
         tempfile.TemporaryDirectory(prefix="rightbatch-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as output,
         Listener() as listener,
+        Reaper(listener.secret, [listener.folder, folder, *plan.folders]) as reaper,
     ):
+        listener.on_agent = reaper.hold
+        made = Path(folder) / "made.json"
+        made.write_text(json.dumps(dict(plan.made)), encoding="utf-8")
         settings = agent_settings(
             listener,
             trial=True,
@@ -93,10 +108,11 @@ def run_trial(
             until_evaluation=plan.until_evaluation,
             started_at=time.time(),
             folders=[folder, *plan.folders],
+            made=str(made),
         )
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)
         extra = TRACKERS_OFF | temporary | dict(plan.variables or {})
-        process = subprocess.Popen(
+        process = start(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -115,7 +131,8 @@ def run_trial(
             if process.poll() is None:
                 process.kill()
             code = process.wait()
-        text = end_of(output)
+        text = hide_secrets(end_of(output), command, os.environ)
+    observed.hide_secrets(command)
     outcome, failure = verdict(observed, code, text)
     if outcome == "killed" and observed.is_enough:
         outcome, failure = "ok", None
@@ -152,10 +169,9 @@ def _follow(
         now = time.monotonic()
         if now - sampled_at > _SAMPLE:
             sampled_at = now
-            trainers = {rank.pid for rank in observed.trainers}
-            if trainers:
-                launchers = {p.pid for p in observed.processes.values()} | {process.pid}
-                peak = max(peak, tree.other_bytes(trainers | launchers))
+            ranks = {rank.pid for rank in observed.ranks if not rank.closed}
+            if ranks and observed.has_all_ranks:  # before, a rank would count as another process
+                peak = max(peak, tree.other_bytes(ranks))
         if process.poll() is not None:
             # A command may leave its training behind, as `nohup train &` in a script does.
             goes_on = any(not rank.closed for rank in observed.trainers)
@@ -195,5 +211,6 @@ def _was_killed(code: int) -> bool:
 
 def end_of(output: IO[bytes]) -> str:
     """Return the end of what a command printed."""
-    output.seek(0)
+    length = output.seek(0, os.SEEK_END)
+    output.seek(max(length - 4 * _OUTPUT, 0))  # a character has at most four bytes
     return output.read().decode(errors="replace")[-_OUTPUT:]

@@ -13,7 +13,7 @@ from typing import Any
 
 from rightbatch._errors import UsageError
 from rightbatch._training.watched import LiveBytes, SampledUpdate, Watched, WatchRequest
-from rightbatch.integrations.command.launch import agent_settings, environment, without_agent
+from rightbatch.integrations.command.launch import agent_settings, environment, start, without_agent
 from rightbatch.integrations.command.listener import Listener
 from rightbatch.integrations.command.observed import Observed, Rank, examples_per_step
 from rightbatch.integrations.command.process_tree import ProcessTree
@@ -27,13 +27,14 @@ def watch(command: Sequence[str], request: WatchRequest) -> Watched:
     """Run a command as it stands, and return what its agents saw.
 
     Raises:
-        UsageError: if nothing was seen of a command that ended well.
+        UsageError: if the program cannot be started, or nothing was seen of a command that ended
+            well.
     """
     observed = Observed()
     with Listener() as listener:
         settings = agent_settings(listener, trial=False, steps=request.steps or 0)
         stdout = sys.stderr if request.stdout_to_stderr else None
-        process = subprocess.Popen(command, stdout=stdout, env=environment(settings))
+        process = start(command, stdout=stdout, env=environment(settings))
         with _signals_for(process):
             _follow(process, listener, observed, request)
             if process.poll() is None:  # it is at its last step
@@ -88,7 +89,7 @@ def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def watched_of(observed: Observed, exit_code: int | None) -> Watched:
     """Return what was seen so far, over all ranks."""
-    ranks = observed.trainers
+    ranks = observed.ranks
     first = ranks[0] if ranks else None
     full = _full_steps(first)
     device = next((rank.memory["device"] for rank in ranks if rank.memory), "cpu")
@@ -97,7 +98,6 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
     limits = [memory["limit"] for memory in memories if memory.get("limit")]
     # Ranks that a script has spawned do not know that they share it.
     shared = [memory["shared_limit"] for memory in memories if memory.get("shared_limit")]
-    notes = [f"the agent stopped observing: {each}" for each in observed.agent_errors]
     return Watched(
         batch_size=examples_per_step(ranks) if ranks else None,
         micro_batches=full[0]["micro_batches"] if full else None,
@@ -117,7 +117,7 @@ def watched_of(observed: Observed, exit_code: int | None) -> Watched:
         exit_code=exit_code,
         learning_rate=first.learning_rate if first else None,
         betas=first.betas if first else None,
-        notes=tuple(notes),
+        notes=tuple(observed.notes),
     )
 
 

@@ -11,10 +11,13 @@ error of its own never reaches the command: the agent reports it and stops obser
     watcher      steps, micro-batches, losses, and the time spent waiting for data
     optimizers   which calls of which optimizers are one update
     loaders      how many examples loaders return
+    inputs       how many examples modules get, without a loader
     noise        gradient statistics of sampled steps
     memory       limit and peak of this process
     live         what malloc has given out, within a step
     files        files of the user's that a trial must not overwrite
+    made         files that earlier trials have made
+    native_writers  writers that Python's audit hooks do not see
 """
 
 from __future__ import annotations
@@ -22,18 +25,21 @@ from __future__ import annotations
 
 def start() -> None:
     """Install the agent; called before the command's first line."""
-    from . import files, imports
+    from . import files, imports, native_writers
     from .settings import Settings
 
     settings = Settings.from_environment()
     if settings is None:
         return
-    if settings.trial:
-        files.protect(settings)
+    guard = files.protect(settings) if settings.trial else None
+    if guard is not None:
+        native_writers.protect(guard)
 
     def observe(torch: object) -> None:
         from .watcher import Watcher
 
+        if guard is not None:
+            native_writers.protect_torch(guard, torch)
         Watcher(torch, settings).install()
 
     imports.after_import("torch", observe)

@@ -22,25 +22,74 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._pid = os.getpid()
+        self._settings = settings
         self._sending = threading.Lock()
-        self._socket: socket.socket | None = _connect(settings.address)
-        self.send(event="hello", secret=settings.secret, **_about_this_process())
+        self._socket: _Socket | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = _Socket(self._settings.address)
+        hello = {"event": "hello", "secret": self._settings.secret, **_about_this_process()}
+        self._socket.send(hello)
 
     def send(self, **message: Any) -> None:
         if self._socket is None or os.getpid() != self._pid:
             return
         try:
             with self._sending:
-                self._socket.sendall(json.dumps(message).encode() + b"\n")
+                if not self._socket.is_ours:
+                    self._connect()
+                    _renew_lifeline(self._settings)
+                self._socket.send(message)
         except (OSError, ValueError):
             self._socket = None
 
     def wait_for_the_end(self) -> None:
         """Block until the parent ends this process."""
         if self._socket is not None:
-            self._socket.settimeout(None)
-            self._socket.recv(1)
+            self._socket.wait()
         os._exit(1)
+
+
+class _Socket:
+    """A socket to the parent, whose descriptor a script may close, and use for a file of its own.
+
+    A daemon closes all descriptors that it does not know.
+    """
+
+    def __init__(self, address: Any) -> None:
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._inode = self._inode_now()
+        self._socket.settimeout(_TIMEOUT)
+        self._socket.connect(address if isinstance(address, str) else tuple(address))
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        try:
+            found = os.fstat(self._socket.fileno())
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the descriptor is still that of the socket."""
+        return os.name != "posix" or self._inode_now() == self._inode
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def wait(self) -> None:
+        """Block until the parent closes its end."""
+        self._socket.settimeout(None)
+        self._socket.recv(1)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def __del__(self) -> None:
+        if not self.is_ours:
+            self._socket.detach()  # else the script's own file would be closed
 
 
 _connections: dict[int, Connection] = {}  # by pid: a forked child inherits that of its parent
@@ -64,7 +113,7 @@ def report(**message: Any) -> None:
             pass
 
 
-_lifelines: list[socket.socket] = []
+_lifelines: list[_Socket] = []
 
 
 def end_with_parent(settings: Settings) -> None:
@@ -74,12 +123,16 @@ def end_with_parent(settings: Settings) -> None:
         os.register_at_fork(after_in_child=lambda: _watch(settings))
 
 
+def _renew_lifeline(settings: Settings) -> None:
+    if _lifelines and not _lifelines[-1].is_ours:
+        _watch(settings)
+
+
 def _watch(settings: Settings) -> None:
     """Open a connection on which nothing is sent; its end is the parent's end."""
     try:
-        lifeline = _connect(settings.address)
-        hello = {"event": "lifeline", "secret": settings.secret, "pid": os.getpid()}
-        lifeline.sendall(json.dumps(hello).encode() + b"\n")
+        lifeline = _Socket(settings.address)
+        lifeline.send({"event": "lifeline", "secret": settings.secret, "pid": os.getpid()})
     except OSError:
         os._exit(1)  # the parent has gone already
     _lifelines.append(lifeline)
@@ -97,19 +150,11 @@ def _watch(settings: Settings) -> None:
 
     def wait() -> None:
         try:
-            lifeline.recv(1)
+            lifeline.wait()
         finally:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True, name="rightbatch").start()
-
-
-def _connect(address: Any) -> socket.socket:
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.settimeout(_TIMEOUT)
-    made.connect(address if isinstance(address, str) else tuple(address))
-    return made
 
 
 def _about_this_process() -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Protects files of the user's: a trial ends before it changes, replaces or removes one.
 
 Python reports each open, rename and removal to audit hooks. Writers in native code are not seen,
-except `torch.save`, which is checked as well.
+except `torch.save`, safetensors and SQLite (`native_writers`), which are checked as well.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from . import made
 from .settings import Settings
 
 _IGNORED = ("__pycache__", f"{os.sep}.cache{os.sep}", ".lock")
@@ -19,22 +21,28 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 
 
 class Guard:
-    """Knows which files existed before the trial, and ends it if one is to be changed."""
+    """Knows which files existed before the trial, and ends it if one is to be changed.
+
+    Files that an earlier trial of the same search has made are no files of the user's.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._started_at = settings.started_at
         allowed = tuple(os.path.realpath(folder) + os.sep for folder in settings.folders)
         self._allowed = (*allowed, *_DEVICES)
         self._is_checking = False
+        self._made = made.Made(settings.made)
 
     def on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Look at an audit event; those that change no file return at once."""
         if event == "open":
             path, mode, flags = arguments
             if flags & _WRITES if isinstance(flags, int) else "w" in (mode or ""):
-                self.check(path)
+                self.check(path, is_file=True)
         elif event == "os.rename":
             self.check(arguments[0])
+            self.check(arguments[1])
+        elif event in ("os.link", "os.symlink"):
             self.check(arguments[1])
         elif event in ("os.remove", "os.truncate"):
             if event == "os.truncate" or arguments[1] in (-1, None):  # else relative to a folder
@@ -42,14 +50,22 @@ class Guard:
         elif event == "shutil.rmtree":
             self.check(arguments[0])
 
-    def check(self, path: Any) -> None:
-        """End the trial if the file, or one in the folder, existed before it began."""
+    def check(self, path: Any, is_file: bool = False) -> None:
+        """End the trial if the file, or one in the folder, existed before it began.
+
+        Who opens a folder as a file makes a temporary file in it, which has no name.
+        """
         if self._is_checking or not isinstance(path, (str, bytes, os.PathLike)):
             return
         self._is_checking = True
         try:
             name = os.path.realpath(os.fsdecode(path))
-            found = self._of_the_user(name)
+            if self._is_ignored(name) or (is_file and os.path.isdir(name)):
+                return
+            if not os.path.exists(name) or self._is_of_a_trial(name):
+                self._made.add(name)
+                return
+            found = next(filter(self._is_of_the_user, _files_at(name)), None)
             if found is not None:
                 from .connection import report
 
@@ -60,39 +76,41 @@ class Guard:
         finally:
             self._is_checking = False
 
-    def _of_the_user(self, name: str) -> str | None:
-        """Return the path of a file that existed before the trial; None if there is none."""
-        if name.startswith(self._allowed) or name.endswith(_CACHE):
-            return None
-        if any(part in name for part in _IGNORED):
-            return None
-        if os.path.isdir(name):
-            files = (os.path.join(at, file) for at, _, names in os.walk(name) for file in names)
-            return next(filter(self._is_older, files), None)
-        return name if os.path.isfile(name) and self._is_older(name) else None
+    def is_of_the_user(self, path: Any) -> bool:
+        """Whether a trial would end before it changes this file."""
+        try:
+            name = os.path.realpath(os.fsdecode(path))
+            return not self._is_ignored(name) and self._is_of_the_user(name)
+        except (OSError, TypeError, ValueError):
+            return False
+
+    def _is_ignored(self, name: str) -> bool:
+        is_cache = name.endswith(_CACHE) or any(part in name for part in _IGNORED)
+        return is_cache or (name + os.sep).startswith(self._allowed)
+
+    def _is_of_the_user(self, name: str) -> bool:
+        return self._is_older(name) and name not in self._made
+
+    def _is_of_a_trial(self, name: str) -> bool:
+        return self._is_older(name) and name in self._made
 
     def _is_older(self, name: str) -> bool:
         # Any change sets a file's ctime, so one that the trial has made itself is newer.
-        return os.stat(name).st_ctime < self._started_at
+        return os.path.isfile(name) and os.stat(name).st_ctime < self._started_at
 
 
-_guards: list[Guard] = []
+def _files_at(name: str) -> Iterator[str]:
+    """Yield the file, or those in the folder."""
+    if not os.path.isdir(name):
+        yield name
+        return
+    for at, _, names in os.walk(name):
+        for each in names:
+            yield os.path.join(at, each)
 
 
-def protect(settings: Settings) -> None:
+def protect(settings: Settings) -> Guard:
     """Install the guard; it cannot be removed."""
     guard = Guard(settings)
-    _guards.append(guard)
     sys.addaudithook(guard.on_event)
-
-
-def protect_saving(torch: Any) -> None:
-    """Check the path of `torch.save`, which writes in native code."""
-    save = torch.save
-
-    def checked_save(obj: Any, f: Any, *arguments: Any, **keywords: Any) -> Any:
-        for guard in _guards:
-            guard.check(f)
-        return save(obj, f, *arguments, **keywords)
-
-    torch.save = checked_save
+    return guard

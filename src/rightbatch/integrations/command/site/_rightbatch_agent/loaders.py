@@ -57,13 +57,14 @@ def leading_size(batch: Any, asked: int | None = None) -> int | None:
 
     It is the second one where only that has the size that was `asked` for: time may come first.
     """
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        sizes = [int(size) for size in shape[:2]]
+    if getattr(batch, "shape", None) is not None:
+        shape = shape_of(batch)
+        if not shape:
+            return None
         is_text = len(shape) in (2, 3)  # (time, batch), with features or without
-        if is_text and asked is not None and sizes[0] != asked == sizes[1]:
+        if is_text and asked is not None and shape[0] != asked == shape[1]:
             return asked
-        return sizes[0] if sizes else None
+        return int(shape[0])
     if isinstance(batch, dict) or hasattr(batch, "items"):
         batch = list(dict(batch.items()).values())
     if isinstance(batch, (list, tuple)):
@@ -72,6 +73,17 @@ def leading_size(batch: Any, asked: int | None = None) -> int | None:
             if found is not None:
                 return found
     return None
+
+
+def shape_of(tensor: Any) -> tuple[Any, ...] | None:
+    """Return the shape of a tensor; None where it has none, or one of symbols.
+
+    `torch.fx` and `torch.export` call modules with proxies, whose sizes must not be asked for.
+    """
+    shape = getattr(tensor, "shape", None)
+    if not isinstance(shape, tuple) or any(type(size) is not int for size in shape[:2]):
+        return None
+    return shape
 
 
 def _length(iterator: Any) -> int | None:

@@ -56,6 +56,11 @@ class Noise:
                 self._send(event="no_noise", reason=reason)
         self._release()
 
+    def restart(self) -> None:
+        """Forget the parameters: there is a new optimizer, and the model before may be gone."""
+        if not self._handles:
+            self._parameters = []
+
     def before_backward(self, examples: int | None) -> None:
         """A hook on each parameter gets this micro-batch's gradient alone, before it is added."""
         if self._layers.is_on:

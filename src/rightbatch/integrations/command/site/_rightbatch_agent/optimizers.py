@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections import Counter
 from typing import Any, Callable
 
@@ -18,34 +19,61 @@ _PATIENCE = 24  # updates after which an optimizer that has not stepped is ignor
 
 
 class Period:
-    """Learns which optimizer ends the period, from the order of their updates."""
+    """Learns which optimizer ends the period, from the order of their updates.
+
+    An optimizer that is new begins a period of its own, until another one steps as well: the ones
+    before are over in a training that makes an optimizer for each fold, or for each stage.
+    """
 
     def __init__(self) -> None:
+        self._awaited: set[int] = set()  # have not stepped yet
         self._order: list[int] = []
+        self._members: set[int] = set()  # of the period that was learned
         self._last: int | None = None
 
-    def ends(self, key: int, count: int) -> bool:
-        """Record an update of the optimizer `key`, one of `count`; return whether it ends a period.
+    @property
+    def count(self) -> int:
+        """The number of optimizers that take turns, or may do so."""
+        return len(self._awaited.union(self._order, self._members))
+
+    def expect(self, key: int) -> None:
+        """Learn anew, with an optimizer that has just been made."""
+        self._restart({*self._awaited, key})
+
+    def forget(self, key: int) -> None:
+        """Take in that an optimizer does not exist any more."""
+        self._awaited.discard(key)
+        if key in self._members or key in self._order:
+            self._restart(self._awaited)
+
+    def ends(self, key: int) -> bool:
+        """Record an update of the optimizer `key`; return whether it ends a period.
 
         That is unknown, and False, until every optimizer has stepped and the first steps again.
         """
-        if count == 1:
-            return True
+        self._awaited.discard(key)
+        if self._last is not None and key not in self._members:
+            self._restart(self._members)
         if self._last is None:
             self._order.append(key)
-            self._last = self._learn(count)
+            self._last = self._learn()
         return key == self._last
 
-    def restart(self) -> None:
-        """Learn anew."""
-        self._order, self._last = [], None
+    def _restart(self, awaited: set[int]) -> None:
+        self._awaited, self._order = set(awaited), []
+        self._members, self._last = set(), None
 
-    def _learn(self, count: int) -> int | None:
+    def _learn(self) -> int | None:
+        if len(self._order) == 1 and not self._awaited:
+            self._members = set(self._order)
+            return self._order[0]
         *period, following = self._order
         counts = Counter(period)
-        is_complete = len(counts) >= count or len(self._order) >= _PATIENCE
+        is_complete = not self._awaited or len(self._order) >= _PATIENCE
         if not is_complete or following != self._order[0]:
             return None
+        self._members = set(counts)
+        self._awaited = set()  # what has not stepped by now is not waited for
         rarest = min(counts.values())
         return next(key for key in reversed(period) if counts[key] == rarest)
 
@@ -69,10 +97,12 @@ class Updates:
         self.is_on = True
         self._depth = 0
         self._period = Period()
-        self._keys: set[int] = set()
-        self._kept: list[Any] = []  # parameters, so that no id is used twice
-        self._optimizers: list[Any] = []
-        self._last: Any = None
+        # Weak references: the agent keeps no model that the script has dropped.
+        self._keys: dict[int, tuple[Any, int]] = {}  # by the id of the first parameter
+        self._optimizers: dict[int, Any] = {}  # by key
+        self._parameters: set[int] = set()  # ids
+        self._last: Callable[[], Any] = lambda: None
+        self._number = 0
         self._has_seen_gradients = False
         self.has_gradients = False
         """Whether a backward pass has run since the last update; the watcher sets it."""
@@ -97,13 +127,26 @@ class Updates:
 
     @property
     def count(self) -> int:
-        """The number of optimizers of different parameters."""
-        return len(self._keys)
+        """The number of optimizers of different parameters that take turns."""
+        return self._period.count
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there has been an optimizer of torch's."""
+        return bool(self._keys)
+
+    def trains(self, module: Any) -> bool:
+        """Whether the first parameter of a module is in an optimizer."""
+        parameter = next(module.parameters(), None)
+        return parameter is not None and id(parameter) in self._parameters
+
+    def _living(self) -> list[Any]:
+        return [optimizer for each in self._optimizers.values() if (optimizer := each())]
 
     def fixed_bytes(self) -> int:
         """Return the bytes of weights, gradients and optimizer state, which no batch changes."""
         tensors: dict[int, int] = {}
-        for optimizer in self._optimizers:
+        for optimizer in self._living():
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     found = [
@@ -120,7 +163,7 @@ class Updates:
         """Return the bytes of the gradients that a backward pass has to allocate."""
         return sum(
             parameter.element_size() * parameter.numel()
-            for optimizer in self._optimizers
+            for optimizer in self._living()
             for group in optimizer.param_groups
             for parameter in group["params"]
             if parameter.requires_grad and parameter.grad is None
@@ -130,13 +173,19 @@ class Updates:
         """Return the key of an optimizer: one that wraps another has its first parameter."""
         groups = optimizer.param_groups
         parameter = groups[0]["params"][0] if groups and groups[0]["params"] else optimizer
-        key = id(parameter)
-        if key not in self._keys:
-            self._keys.add(key)
-            self._kept.append(parameter)
-            self._optimizers.append(optimizer)
-            self._period.restart()
+        reference, key = self._keys.get(id(parameter), (None, 0))
+        if reference is None or reference() is not parameter:
+            for gone in [key for key, each in self._optimizers.items() if each() is None]:
+                del self._optimizers[gone]
+                self._period.forget(gone)
+            key = self._number = self._number + 1
+            self._keys[id(parameter)] = weakref.ref(parameter), key
+            self._optimizers[key] = weakref.ref(optimizer)
+            self._parameters |= {id(p) for group in groups for p in group["params"]}
+            self._period.expect(key)
             self._created(optimizer)
+        elif self._optimizers.get(key, lambda: None)() is None:  # another one of the same model
+            self._optimizers[key] = weakref.ref(optimizer)
         return key
 
     def _on_entry(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
@@ -151,9 +200,9 @@ class Updates:
         self._has_seen_gradients = self._has_seen_gradients or self.has_gradients
         # A loop without backward passes (`torch.func`) has no sub-groups that could be told.
         is_sub_group = (
-            optimizer is self._last and not self.has_gradients and self._has_seen_gradients
+            optimizer is self._last() and not self.has_gradients and self._has_seen_gradients
         )
-        self._last, self.has_gradients = optimizer, False
+        self._last, self.has_gradients = weakref.ref(optimizer), False
         if not is_sub_group:
             key = self._count(optimizer)
-            self._after(optimizer, self._period.ends(key, self.count))
+            self._after(optimizer, self._period.ends(key))

@@ -19,7 +19,8 @@ class Settings(NamedTuple):
     `until_evaluation` not before an evaluation and one more step. Outside of a trial a process ends
     with its parent only if `ends_with_parent`. `noise` is the share of the time
     that gradients may be looked at, 0 for never. `batch` is the size that was asked for: an input
-    that has it as its second dimension only begins with time.
+    that has it as its second dimension only begins with time. `made` is a JSON file with what
+    earlier trials have made, which may be overwritten.
     """
 
     address: Any
@@ -35,6 +36,7 @@ class Settings(NamedTuple):
     noise: float = 0.01
     batch: Optional[int] = None
     folders: tuple = ()  # type: ignore[type-arg]
+    made: Optional[str] = None
 
     @classmethod
     def from_environment(cls) -> Settings | None:

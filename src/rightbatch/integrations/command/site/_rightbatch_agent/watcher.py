@@ -7,6 +7,7 @@ bit for bit. A wrapper that fails reports it, and from then on only calls what i
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 import weakref
@@ -16,8 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, Callable
 
 from . import connection as _connection
-from .files import protect_saving
-from .loaders import Loaders, leading_size
+from .inputs import Inputs
+from .loaders import Loaders
 from .memory import Memory, shared
 from .noise import Noise
 from .optimizers import Updates
@@ -51,7 +52,7 @@ class Watcher:
         self._examples = 0  # of the update before
         self._most_examples = 0  # of an update in this step: a GAN's first one has two periods
         self._epoch: int | None = None
-        self._input_examples: int | None = None  # of the micro-batch that the model has seen
+        self._inputs = Inputs(settings.batch)
         self._input_hook: Any = None
         self._error_hook: Any = None
         self._has_loader = False
@@ -78,8 +79,6 @@ class Watcher:
         torch = self._torch
         if not self._settings.noise:
             self._noise.refuse("")
-        if self._settings.trial:
-            protect_saving(torch)
         if self._settings.trial or self._settings.ends_with_parent:
             _connection.end_with_parent(self._settings)
         self._send(event="torch", version=torch.__version__)
@@ -102,6 +101,8 @@ class Watcher:
                 )
         self._wrap(torch.autograd, "backward", before=self._on_backward, after=self._after_backward)
         self._wrap(torch.autograd, "grad", after=self._after_grad)
+        optimizer = sys.modules["torch.optim.optimizer"].Optimizer  # `torch.optim` hides the name
+        self._wrap(optimizer, "zero_grad", before=self._on_cleared)
         self._wrap(torch, "save", before=self._on_save)
         self._wrap(torch.amp.GradScaler, "scale", after=self._on_scaled)
         self._wrap(torch, "compile", before=self._on_compile)
@@ -115,6 +116,11 @@ class Watcher:
         import atexit
 
         atexit.register(self._safely(self._on_exit))
+        # Exit handlers do not run then, as in children that multiprocessing has forked.
+        for name in ("_exit", "execv", "execve"):
+            self._wrap(os, name, before=self._on_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._safely(self._on_fork))
 
     def _safely(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that calls another one until one has failed, and never raises."""
@@ -195,6 +201,7 @@ class Watcher:
 
     def _on_optimizer(self, optimizer: Any) -> None:
         self._start_memory()
+        self._noise.restart()
         # Before a schedule changes it: the rate that the script was given.
         group: dict[str, Any] = next(iter(optimizer.param_groups), {})
         rate, betas = group.get("lr"), group.get("betas")
@@ -221,19 +228,13 @@ class Watcher:
             self._epoch = length
 
     def _on_input(self, module: Any, arguments: Any) -> None:
-        """Take the batch's size from the first input of the outermost module, for a few steps.
+        if self._torch.is_grad_enabled():
+            self._inputs.look(module, arguments)
+        elif not module.training and self._updates.trains(module):
+            self._on_evaluation()  # not a teacher, nor a policy that acts
 
-        A layer inside that expects time first shows the batch behind it.
-        """
-        if not self._torch.is_grad_enabled():
-            self._on_evaluation()
-        elif self._input_examples is None:
-            self._input_examples = leading_size(arguments, self._settings.batch)
-        elif getattr(module, "batch_first", True) is False:  # torch's recurrent layers and others
-            shape: Any = getattr(arguments[0] if arguments else None, "shape", None)
-            is_sequence = shape is not None and len(shape) == 3  # (time, batch, features)
-            if is_sequence and self._settings.batch in (None, int(shape[1])):
-                self._input_examples = int(shape[1])
+    def _on_cleared(self, *_: Any, **__: Any) -> None:
+        self._inputs.cleared()
 
     def _stop_looking(self) -> None:
         is_awaited = self._settings.until_evaluation and not self._has_evaluated
@@ -242,7 +243,8 @@ class Watcher:
             self._input_hook = None
 
     def _on_evaluation(self) -> None:
-        self._has_evaluated = True
+        if self._steps:  # before, the optimizer has no state and there are no gradients
+            self._has_evaluated = True
 
     def _on_save(self, *arguments: Any, **keywords: Any) -> None:
         self._has_saved = True
@@ -264,7 +266,7 @@ class Watcher:
         if self._memory.is_measuring and self._cleared is None:
             self._cleared = self._updates.missing_gradient_bytes()
         fetched = self._fetched[0] if self._fetched else None
-        self._noise.before_backward(fetched or self._input_examples)
+        self._noise.before_backward(fetched or self._inputs.size)
         root = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
         if isinstance(root, self._torch.Tensor) and root.numel() == 1:
             scaled, scale = self._scales.pop(id(root), (None, None))
@@ -277,10 +279,10 @@ class Watcher:
         if self._updates.is_inside and self._micro_batches:
             self._noise.after_backward(None)  # a closure that runs again on the same examples
             return
-        is_fetched, seen = bool(self._fetched), self._input_examples
+        is_fetched, seen = bool(self._fetched), self._inputs.size
         examples = self._next_fetched()
         if self._input_hook is not None:
-            self._input_examples = None  # the next micro-batch may be smaller
+            self._inputs.restart()
             if self._has_loader and not is_fetched:  # a loop may split a batch by itself
                 self._repeats = seen in (None, self._largest_part)
         if self._has_loader and not is_fetched and self._micro_batches and self._repeats:
@@ -293,7 +295,7 @@ class Watcher:
             self._step_examples = (self._step_examples or 0) + examples
             self._largest_part = max(self._largest_part, examples)
         self._noise.after_backward(examples)
-        if not self._updates.count:
+        if not self._updates.has_any:
             self._own_updates += 1
             if self._own_updates <= _PATIENCE:
                 self._undecided.append((examples, time.perf_counter(), time.monotonic()))
@@ -354,7 +356,7 @@ class Watcher:
         self._steps += 1
         if self._steps >= _LOOKS:
             self._stop_looking()
-            self._input_examples = examples // max(micro_batches, 1) if examples else None
+            self._inputs.settle(examples // max(micro_batches, 1) if examples else None)
         step: dict[str, Any] = {
             "number": self._steps,
             "seconds": now - self._step_started_at,
@@ -363,6 +365,8 @@ class Watcher:
             "examples": examples,
             "micro_batches": micro_batches,
         }
+        if not self._has_loader:
+            step["by_input"] = True
         self._end_of_activations()
         if self._live is not None and self._largest_part:
             step["live"] = self._live
@@ -397,7 +401,7 @@ class Watcher:
             step["memory"] = self._memory.read()
             self._flush(is_last)
         if is_last:
-            self._send(event="reached", world=self._world(), **self._coverage())
+            self._send(event="reached", **self._coverage())
             self._connection().wait_for_the_end()
 
     def _coverage(self) -> dict[str, Any]:
@@ -406,6 +410,7 @@ class Watcher:
             "saved": self._has_saved,
             "epoch": self._epoch,
             "fixed": self._updates.fixed_bytes(),
+            "world": self._world(),
         }
 
     def _flush(self, is_last: bool) -> None:
@@ -458,8 +463,15 @@ class Watcher:
             out_of_memory=found,
         )
 
-    def _on_exit(self) -> None:
-        if not self._steps and self._own_updates and not self._updates.count:
+    def _on_fork(self) -> None:
+        """In a forked child, which is a process of its own, count from the start."""
+        self._steps = self._own_updates = 0
+        self._undecided, self._steps_waiting, self._losses = [], [], []
+        self._most_examples = 0
+        self._step_started_at = time.perf_counter()
+
+    def _on_exit(self, *_: Any) -> None:
+        if not self._steps and self._own_updates and not self._updates.has_any:
             self._start_memory()
             self._take_undecided()
         if not self._steps and self._most_examples:  # several optimizers, and no second period
