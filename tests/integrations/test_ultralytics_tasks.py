@@ -144,6 +144,24 @@ def test_a_kind_is_measured_and_its_files_stay_as_they_are(
     assert hashes(tmp_path / kind.folder) == before
 
 
+def test_a_cache_on_the_disk_replaces_no_array_of_ones_own(tmp_path: Path) -> None:
+    """Ultralytics takes every `.npy` beside an image for its cache.
+
+    ultralytics/ultralytics#17372, #5712
+    """
+    kind = Kind(data={"arrays": True}, arguments={"cache": "disk"})
+    training = training_of(kind, tmp_path)
+    unlike = sorted((tmp_path / "user" / "images" / "val").glob("*.npy"))
+    for path in unlike:  # these are made as a cache
+        path.unlink()
+    before = hashes(tmp_path / "user")
+    train(training, tmp_path)
+    after = hashes(tmp_path / "user")
+    made = {str(path.relative_to(tmp_path / "user")) for path in unlike}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == made
+
+
 @pytest.mark.parametrize("name", ["detect", "classify"])
 def test_a_second_training_replaces_no_weights(name: str, tmp_path: Path) -> None:
     training = training_of(KINDS[name], tmp_path)

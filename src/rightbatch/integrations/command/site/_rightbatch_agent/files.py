@@ -35,15 +35,18 @@ class Guard:
                 self.check(path)
         elif event == "os.rename":
             self.check(arguments[0])
-            self.check(arguments[1])
+            self.check(arguments[1], temporary=arguments[0])
         elif event in ("os.remove", "os.truncate"):
             if event == "os.truncate" or arguments[1] in (-1, None):  # else relative to a folder
                 self.check(arguments[0])
         elif event == "shutil.rmtree":
             self.check(arguments[0])
 
-    def check(self, path: Any) -> None:
-        """End the trial if the file, or one in the folder, existed before it began."""
+    def check(self, path: Any, *, temporary: Any = None) -> None:
+        """End the trial if the file, or one in the folder, existed before it began.
+
+        The new content that was to replace it is removed, since nothing of the script runs after.
+        """
         if self._is_checking or not isinstance(path, (str, bytes, os.PathLike)):
             return
         self._is_checking = True
@@ -53,6 +56,7 @@ class Guard:
             if found is not None:
                 from .connection import report
 
+                self._remove_own(temporary)
                 report(event="would_overwrite", path=found)
                 os._exit(1)
         except OSError:
@@ -70,6 +74,14 @@ class Guard:
             files = (os.path.join(at, file) for at, _, names in os.walk(name) for file in names)
             return next(filter(self._is_older, files), None)
         return name if os.path.isfile(name) and self._is_older(name) else None
+
+    def _remove_own(self, path: Any) -> None:
+        """Remove a file that the trial has made."""
+        try:
+            if os.path.isfile(path) and not self._is_older(path):
+                os.remove(path)
+        except (OSError, TypeError):
+            pass
 
     def _is_older(self, name: str) -> bool:
         # Any change sets a file's ctime, so one that the trial has made itself is newer.
