@@ -372,14 +372,18 @@ class MeanOfEach(Trainer):
     loss_is_scaled_for_ga = False
 
 
+@pytest.mark.parametrize("kind", [Trainer, MeanOfEach])
 def test_an_elastic_trainer_scales_a_mean_loss_as_the_trainer(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is not divided by the labels of an update; huggingface/transformers#37766."""
-    if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+    """The loss is not divided by the labels of an update; huggingface/transformers#37766.
+
+    The trainer then adds the means, or divides them by their number if it is told so.
+    """
+    if kind is MeanOfEach and not hasattr(Trainer, "loss_is_scaled_for_ga"):
         pytest.skip("this version of transformers has no loss_is_scaled_for_ga")
     accumulated = {"gradient_accumulation_steps": 2}
-    trainers = pair(monkeypatch, MeanOfEach, Tagger, args=accumulated)
+    trainers = pair(monkeypatch, kind, Tagger, args=accumulated)
     losses = [trainer.train().training_loss for trainer in trainers]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert_same_weights(trainers)

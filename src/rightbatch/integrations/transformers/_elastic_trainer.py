@@ -20,6 +20,7 @@ from rightbatch.integrations.transformers._batch import (
     at_least_one,
     copied,
 )
+from rightbatch.integrations.transformers._loss_scale import LossScale
 
 
 class ElasticMixin:
@@ -45,6 +46,7 @@ class ElasticMixin:
         self._owners: tuple[Any, Any] = (None, None)
         self._items: Tensor | int | None = None
         self._is_unlabelled = False
+        self._loss_scale = LossScale(self, self._batches)
         self._scale = 1.0
         trainer: Any = self
         if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
@@ -74,7 +76,7 @@ class ElasticMixin:
         elastic = self._elastic_for(model)
         labels = self._batches.count(inputs)
         self._items, self._is_unlabelled = num_items_in_batch, not labels
-        self._scale = self._scale_of(labels)
+        self._scale = self._loss_scale.of(model, inputs, labels, num_items_in_batch)
         parameters = [p for p in model.parameters() if p.requires_grad]
         with separate_gradients(parameters) as found:
             report = elastic.gradients(inputs)
@@ -123,16 +125,6 @@ class ElasticMixin:
             self._armed.close()
             self.elastic, self._owners = self._make(model), owners
         return self.elastic
-
-    def _scale_of(self, labels: float) -> float:
-        """Return the share of a micro-batch of so many labels in its update, as in the trainer."""
-        trainer: Any = self
-        is_share = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if is_share is None:
-            is_share = self._items is not None or trainer.compute_loss_func is not None
-        if not is_share:
-            return float(1 / trainer.current_gradient_accumulation_steps)
-        return 1.0 if self._items is None else labels / max(float(self._items), 1.0)
 
     def _make(self, model: nn.Module) -> Elastic:
         trainer: Any = self
