@@ -222,6 +222,16 @@ def test_what_a_module_writes_to_its_logger_itself_is_discarded(tmp_path: Path) 
     assert result.steps
 
 
+class WritingFiles(Module):
+    def on_train_epoch_end(self) -> None:
+        Path(self.logger.log_dir, "image.txt").write_text("")
+
+
+def test_a_folder_of_the_logger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(rb.UsageError, match="asks its logger for a folder"):
+        train(lambda: workload(WritingFiles(), loader()), tmp_path)
+
+
 class Asking(Module):
     def on_train_start(self) -> None:
         assert self.logger is None

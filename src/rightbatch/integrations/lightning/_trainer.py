@@ -142,7 +142,16 @@ class TrainerStandIn:
 
 def _discarding_logger(module: Any) -> Any:
     package = base_of(module).__module__.removesuffix(".core.module")
-    return import_module(f"{package}.loggers.logger").DummyLogger()
+    base = import_module(f"{package}.loggers.logger").DummyLogger
+    folders = {name: property(_no_folder) for name in ("log_dir", "save_dir", "root_dir")}
+    return type("DiscardingLogger", (base,), folders)()
+
+
+def _no_folder(logger: Any) -> str:
+    raise UsageError(
+        "the module asks its logger for a folder, which only that of Lightning's own trainer has: "
+        f"give the module a folder of its own, {COMMAND}"
+    )
 
 
 def _length(loader: Any) -> float:
