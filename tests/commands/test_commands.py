@@ -143,6 +143,23 @@ def test_a_file_of_the_user_is_not_overwritten(rightbatch: Rightbatch, folder: P
     assert (folder / "last.pt").read_bytes() == b"of yesterday"
 
 
+def test_what_was_to_replace_a_file_of_the_user_is_not_left_beside_it(
+    rightbatch: Rightbatch, folder: Path
+) -> None:
+    """Ultralytics saves a JPEG anew by a second one beside it, which it renames over the first."""
+    (folder / "photo.jpg").write_bytes(b"of the user")
+    (folder / "script.py").write_text(
+        "import os, torch\n"
+        "open('.photo.123.jpg', 'wb').write(b'another')\n"
+        "os.replace('.photo.123.jpg', 'photo.jpg')\n"
+    )
+    before = {path.name for path in folder.iterdir()}
+    done = rightbatch("fit", "--", PYTHON, "script.py", "--batch", "{batch}")
+    assert done.code == 2 and str(folder / "photo.jpg") in done.err
+    assert (folder / "photo.jpg").read_bytes() == b"of the user"
+    assert {path.name for path in folder.iterdir()} == before
+
+
 def test_an_exit_code_is_the_commands_own(rightbatch: Rightbatch, folder: Path) -> None:
     (folder / "script.py").write_text("import torch, sys; print(input()); sys.exit(5)")
     done = rightbatch("run", "--", PYTHON, "script.py", stdin="hello\n")

@@ -210,3 +210,25 @@ def test_a_fused_step_of_several_groups_is_not_repeated_where_it_was_done() -> N
         return [first.detach(), second.detach()]
 
     assert all(torch.equal(a, b) for a, b in zip(ends(False), ends(True), strict=True))
+
+
+@pytest.mark.parametrize("has_schedule", [True, False])
+def test_a_schedule_may_be_made_while_the_step_is_replaced(has_schedule: bool) -> None:
+    """Ultralytics makes one after each epoch with `time=`; ultralytics/ultralytics#7054."""
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    if has_schedule:
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+    update = UndoableUpdate(optimizer, torch.device("cpu"), lambda reason: None)
+    parameter.grad = torch.ones(3)
+    with update.atomic():
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        optimizer.step()
+        schedule.step()  # a warning is an error: the schedule has seen the step
+    first = parameter.detach().clone()
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.step()
+    schedule.step()
+    with update.atomic():
+        optimizer.step()
+    assert torch.allclose(first - parameter, torch.full((3,), rate * 1.5))

@@ -144,6 +144,24 @@ def test_a_kind_is_measured_and_its_files_stay_as_they_are(
     assert hashes(tmp_path / kind.folder) == before
 
 
+def test_a_cache_on_the_disk_replaces_no_array_of_ones_own(tmp_path: Path) -> None:
+    """Ultralytics takes every `.npy` beside an image for its cache.
+
+    ultralytics/ultralytics#17372, #5712
+    """
+    kind = Kind(data={"arrays": True}, arguments={"cache": "disk"})
+    training = training_of(kind, tmp_path)
+    unlike = sorted((tmp_path / "user" / "images" / "val").glob("*.npy"))
+    for path in unlike:  # these are made as a cache
+        path.unlink()
+    before = hashes(tmp_path / "user")
+    train(training, tmp_path)
+    after = hashes(tmp_path / "user")
+    made = {str(path.relative_to(tmp_path / "user")) for path in unlike}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == made
+
+
 @pytest.mark.parametrize("name", ["detect", "classify"])
 def test_a_second_training_replaces_no_weights(name: str, tmp_path: Path) -> None:
     training = training_of(KINDS[name], tmp_path)
@@ -251,6 +269,76 @@ def test_masks_of_objects_go_with_their_objects(tmp_path: Path) -> None:
     assert with_objects(batch, 2, 3, overlap=True)["masks"] is batch["masks"]
 
 
+class TestArgumentsInAFile:
+    """`cfg=args.yaml`, the arguments of an earlier run; ultralytics/ultralytics#508."""
+
+    @staticmethod
+    def training(folder: Path, **more: Any) -> UltralyticsTraining:
+        kind = KINDS["detect"]
+        (folder / "model").mkdir()
+        model, data = write_model(kind, folder / "model"), write_data(kind, folder / "user")
+        earlier = folder / "earlier"
+        earlier.mkdir()
+        file = earlier / "args.yaml"
+        file.write_text(
+            f"task: detect\nmode: train\nmodel: other.pt\ndata: {data}\nsave_dir: {earlier}\n"
+            "project: runs\nname: train\nresume: null\nbatch: 8\nnbs: 64\nepochs: 100\nseed: 0\n"
+            f"imgsz: {SIDE}\nlr0: 0.02\ncache: disk\nmosaic: 0.0\n"
+        )
+        made = from_spec(str(model), cfg=str(file), **more)
+        assert made is not None
+        return made
+
+    def test_they_are_used_where_they_are_not_given(self, tmp_path: Path) -> None:
+        overrides = self.training(tmp_path, mosaic=0.5).overrides
+        assert overrides.keys() == {"model", "data", "imgsz", "lr0", "cache", "mosaic"}
+        assert (overrides["lr0"], overrides["mosaic"], overrides["imgsz"]) == (0.02, 0.5, SIDE)
+
+    @pytest.mark.parametrize("verb", [step, train])
+    def test_the_folder_of_the_earlier_run_stays_as_it_is(self, verb: Any, tmp_path: Path) -> None:
+        training = self.training(tmp_path, cache=False, plots=False)
+        before = {name: hashes(tmp_path / name) for name in ("user", "earlier")}
+        verb(training, tmp_path)
+        assert {name: hashes(tmp_path / name) for name in before} == before
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (None, "no cfg file"),
+            ("lr0: [", "is not YAML"),
+            ("fast", "has no arguments"),
+            ("mosiac: 0.5", "did you mean mosaic"),
+        ],
+    )
+    def test_a_file_that_is_none_is_refused(
+        self, text: str | None, message: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "mine.yaml"
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(rb.UsageError, match=message):
+            from_spec("yolo26n.yaml", data="coco8.yaml", cfg=str(file))
+
+
+def test_pasted_objects_are_among_the_most(tmp_path: Path) -> None:
+    """ultralytics/ultralytics#17961: the memory of a segmentation grows with its objects."""
+    training = training_of(KINDS["segment"], tmp_path, copy_paste=1.0, mosaic=0.0)
+    session: Any = training.session("cpu", seed=0, inference=False)
+    with contextlib.closing(session):
+        data = session._train_data
+        actual = max(len(data[index]["cls"]) for _ in range(3) for index in range(len(data)))
+        batch = session._worst_training_batch(2)
+        assert 2 < actual <= len(batch["cls"]) // 2 == 4
+
+
+def test_a_training_by_time_goes_on_after_its_first_epoch(tmp_path: Path) -> None:
+    """Ultralytics then makes its schedule anew; ultralytics/ultralytics#7054."""
+    training = training_of(KINDS["detect"], tmp_path, time=0.0005)
+    plan = LoopPlan(batch_size=4, epochs=1, out=tmp_path / "out")
+    with opened("cpu") as processes, training.loop(plan, processes, []) as loop:
+        assert loop.run().steps
+
+
 class TestInstalled:
     """`install()`, without running its measurement."""
 
@@ -279,11 +367,46 @@ class TestInstalled:
 
         from rightbatch.integrations.ultralytics._install import _pickled
 
-        there, model = cloudpickle.loads(_pickled((type(trainer), None)))
+        there, model, _ = cloudpickle.loads(_pickled((type(trainer), None, {})))
         assert there.__name__ == "Trainer" and model is None
         for name in ("lock", "again"):
             with getattr(there, name):
                 pass
+
+    def test_a_trainer_is_made_again_with_what_the_script_has_put_on_it(
+        self, trainer: Any, tmp_path: Path
+    ) -> None:
+        """Trainers that need more arguments, and attributes that callbacks set."""
+        from rightbatch.integrations.ultralytics._install import _own_attributes, _pickled
+        from rightbatch.integrations.ultralytics._setup import _built
+
+        class Weighted(type(trainer)):  # type: ignore[misc]
+            def __init__(self, weights: Any, cfg: Any = None, **options: Any) -> None:
+                super().__init__(**options)
+                self.weights = weights
+
+        arguments = {key: vars(trainer.args)[key] for key in ("model", "data", "imgsz", "project")}
+        arguments |= {"device": "cpu", "batch": 2}
+        made = Weighted([1.0, 2.0], overrides=arguments)
+        made.added_by_a_callback, made.not_picklable = {"a": 1}, (each for each in ())
+        live = _pickled((Weighted, None, _own_attributes(made)))
+        again = _built(arguments | {"name": "again"}, live)
+        assert (again.weights, again.added_by_a_callback) == ([1.0, 2.0], {"a": 1})
+        assert again.save_dir != made.save_dir and not hasattr(again, "not_picklable")
+
+    @pytest.mark.parametrize(
+        ("imgsz", "stride", "left"), [([40, 64], 32, 12), ([32, 20], 32, 11), (64, 64, 11)]
+    )
+    def test_a_last_batch_of_one_image_is_avoided_where_ultralytics_refuses_it(
+        self, trainer: Any, imgsz: Any, stride: int, left: int
+    ) -> None:
+        """A list of sizes is their largest; ultralytics/ultralytics#7690."""
+        from rightbatch.integrations.ultralytics._install import _without_single_image
+
+        trainer.args.imgsz = imgsz
+        trainer.model = torch.nn.Module()
+        trainer.model.stride = torch.tensor([8, stride])
+        assert _without_single_image(12, 25, trainer) == left
 
     def test_a_failed_measurement_costs_the_training_nothing_unless_strict(
         self, trainer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

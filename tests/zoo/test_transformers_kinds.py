@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import rightbatch as rb
 
@@ -285,3 +286,104 @@ def test_an_elastic_trainer_trains_as_the_trainer(
     plain, elastic = (list(trainer.model.state_dict().values()) for trainer in trainers)
     for one, other in zip(plain, elastic, strict=True):
         assert torch.allclose(one, other, atol=2e-5)
+
+
+def pair(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any = Trainer,
+    model: Callable[[], Any] | None = kinds.language_model,
+    args: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """A trainer and an elastic one, of equal models and the same data."""
+    sequential(monkeypatch)
+    made: list[Any] = []
+    for parts in (None, 2):
+        torch.manual_seed(0)
+        own = {"model": model and model(), "train_dataset": kinds.texts()} | options
+        chosen = kind if parts is None else type("Elastic", (ElasticMixin, kind), {})
+        more = {} if parts is None else {"micro_batch_size": parts}
+        made.append(chosen(args=kinds.arguments(**args or {}), **own, **more))
+    return made
+
+
+def assert_same_weights(trainers: list[Any]) -> None:
+    plain, elastic = (list(trainer.model.state_dict().values()) for trainer in trainers)
+    for one, other in zip(plain, elastic, strict=True):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+def test_an_elastic_trainer_trains_the_model_that_train_makes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An evaluation before `train` held the model that `model_init` then replaced.
+
+    An evaluation before the training is what people do for a baseline (modelscope/ms-swift#4660).
+    """
+
+    def build() -> Any:
+        torch.manual_seed(0)
+        return kinds.language_model()
+
+    trainers = pair(monkeypatch, model=None, model_init=build, eval_dataset=kinds.texts(6))
+    before = {name: value.clone() for name, value in build().state_dict().items()}
+    for trainer in trainers:
+        trainer.evaluate()
+        trainer.train()
+    assert_same_weights(trainers)
+    after = trainers[1].model.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_an_elastic_trainer_takes_a_micro_batch_without_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A conversation that is cut before its answer has none.
+
+    karpathy/nanochat#618, huggingface/trl#6668
+    """
+    texts = kinds.texts()
+    for text in texts[4:8]:
+        text["labels"] = torch.full((10,), -100)
+    accumulated = {"gradient_accumulation_steps": 2}
+    trainers = pair(monkeypatch, args=accumulated, train_dataset=texts)
+    losses = [trainer.train().training_loss for trainer in trainers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert_same_weights(trainers)
+
+
+class Tagger(nn.Module):
+    """Takes any keyword, as most models of transformers do; its loss is a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(kinds.VOCABULARY, 8)
+        self.linear = nn.Linear(8, kinds.VOCABULARY)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, **_: Any) -> dict[str, Tensor]:
+        logits = self.linear(self.embedding(input_ids))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+class MeanOfEach(Trainer):
+    """Says that its loss is a mean over a micro-batch, which the trainer then divides."""
+
+    loss_is_scaled_for_ga = False
+
+
+@pytest.mark.parametrize("kind", [Trainer, MeanOfEach])
+def test_an_elastic_trainer_scales_a_mean_loss_as_the_trainer(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is not divided by the labels of an update; huggingface/transformers#37766.
+
+    The trainer then adds the means, or divides them by their number if it is told so.
+    """
+    if kind is MeanOfEach and not hasattr(Trainer, "loss_is_scaled_for_ga"):
+        pytest.skip("this version of transformers has no loss_is_scaled_for_ga")
+    accumulated = {"gradient_accumulation_steps": 2}
+    trainers = pair(monkeypatch, kind, Tagger, args=accumulated)
+    losses = [trainer.train().training_loss for trainer in trainers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert_same_weights(trainers)

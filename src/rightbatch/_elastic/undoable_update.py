@@ -18,6 +18,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ CHUNK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20, "mps": 64 * 2**20}
 """Bytes of parameters in a chunk. On a CPU a chunk and its copies fit into the cache."""
 PAUSES = (0.0, 0.1, 1.0)
 """Seconds before a single parameter is retried; another program may free memory meanwhile."""
+
+_WRAPPED = "_wrapped_by_lr_sched"
+"""Torch's mark of a step that a schedule has wrapped, so that the next one does not."""
 
 Member = tuple[dict[str, Any], nn.Parameter]
 """A parameter with its parameter group."""
@@ -54,12 +58,19 @@ class UndoableUpdate:
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
-        """Replace `optimizer.step`, so that every caller (GradScaler, trainer) runs the chunks."""
+        """Replace `optimizer.step`, so that every caller (GradScaler, trainer) runs the chunks.
+
+        It stays a method, which schedules that are made meanwhile can wrap as torch's do. What
+        wraps it is kept at the end, and then calls the optimizer's own step.
+        """
         optimizer = self._optimizer
         original = optimizer.step
         override = vars(optimizer).get("step")
+        is_active = True
 
-        def step(closure: Callable[[], Any] | None = None) -> Any:
+        def step(_: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            if not is_active:
+                return original() if closure is None else original(closure)
             loss = None
             if closure is not None:
                 with torch.enable_grad():
@@ -71,11 +82,17 @@ class UndoableUpdate:
                 self._run(original)
             return loss
 
-        optimizer.step = step  # type: ignore[method-assign]
+        if hasattr(original, _WRAPPED):
+            setattr(step, _WRAPPED, True)
+        replacement = MethodType(step, optimizer)
+        optimizer.step = replacement  # type: ignore[method-assign]
         try:
             yield
         finally:
-            if override is None:
+            is_active = False
+            if vars(optimizer).get("step") is not replacement:
+                pass
+            elif override is None:
                 del optimizer.step
             else:
                 optimizer.step = override  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._workload.batch import Batch, count_examples, split_batch
 from rightbatch.integrations.lightning._deferred_log import DeferredLog
 from rightbatch.integrations.lightning._hooks import call_step, overrides
+from rightbatch.integrations.lightning._outputs import Outputs, PartOutputs, is_read
 from rightbatch.integrations.lightning._run import loss_in
 from rightbatch.integrations.lightning._schedules import not_logged
 
@@ -41,7 +42,9 @@ class ElasticBatches(Callback):
         self._validation_step: Any = None
         self._state: dict[str, Any] | None = None
         self._log: DeferredLog | None = None
+        self._outputs = PartOutputs(is_read=False)
         self._batch_index = 0
+        self._optimizer: Any = None
         self.elastic: Elastic | None = None
         self.report: StepReport | None = None
 
@@ -60,9 +63,14 @@ class ElasticBatches(Callback):
             trainer, pl_module, batch, batch_idx, loader
         )
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take over the updates; Lightning has then read which metrics its schedules watch."""
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take over the updates.
+
+        Lightning has then read which metrics its schedules watch, and its tuners have trained.
+        """
         pl_module.automatic_optimization = False
+        self._outputs = PartOutputs(is_read=is_read(trainer, pl_module, "on_train_batch_end"))
+        _share_steps(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Restore the module's steps."""
@@ -72,7 +80,7 @@ class ElasticBatches(Callback):
             vars(pl_module).pop(name, None)
         pl_module.automatic_optimization = True
         self._training_step = self._validation_step = self._log = None
-        self.elastic = None
+        self.elastic = self._optimizer = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Restore the module's steps; Lightning does not call `teardown` after an exception."""
@@ -90,46 +98,61 @@ class ElasticBatches(Callback):
         """Keep the state of a checkpoint; Lightning calls this before the first step."""
         self._state = state_dict or None
 
-    def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> dict[str, Tensor]:
-        elastic = self.elastic = self.elastic or self._make(module)
+    def _train(self, trainer: Any, module: Any, batch: Batch, index: int) -> Any:
+        if module.automatic_optimization:  # a LearningRateFinder or BatchSizeFinder trains
+            return call_step(self._training_step, batch, index)
+        elastic = self._elastic_for(module)
         self._batch_index = index
         assert self._log is not None
         with self._log.batch(has_attempts=True):
             report = self.report = elastic(batch)
+        _share_steps(trainer)
         self._step_schedules(trainer, "step", trainer.global_step)
-        return {"loss": report.mean_loss}
+        found = self._outputs.joined()
+        self._outputs.reset()
+        outputs = found if isinstance(found, Outputs) else Outputs()
+        outputs["loss"] = report.mean_loss
+        return outputs
 
     def _validate(
         self, trainer: Any, module: Any, batch: Batch, index: int, loader: tuple[int, ...]
-    ) -> None:
-        elastic = self.elastic = self.elastic or self._make(module)
+    ) -> Any:
+        elastic = self._elastic_for(module)
         log = self._log
         assert log is not None
+        outputs = PartOutputs(is_read=is_read(trainer, module, "on_validation_batch_end"))
 
         def step(_: nn.Module, part: Batch) -> None:
             with log.part(part):
-                call_step(self._validation_step, part, index, *loader)
+                outputs.add(call_step(self._validation_step, part, index, *loader), part)
 
         with log.batch(has_attempts=False):
             elastic.evaluate(batch, step)
+        return outputs.joined()
 
-    def _make(self, module: Any) -> Elastic:
+    def _elastic_for(self, module: Any) -> Elastic:
+        """Return the `Elastic` of the module's optimizer, which Lightning may make anew."""
         wrapped = module.optimizers()
         if isinstance(wrapped, list):
             raise UsageError(f"ElasticBatches needs one optimizer; got {len(wrapped)}")
+        if self.elastic is None or wrapped is not self._optimizer:
+            self.elastic, self._optimizer = self._make(module, wrapped), wrapped
+        return self.elastic
+
+    def _make(self, module: Any, wrapped: Any) -> Elastic:
         if isinstance(wrapped.optimizer, LBFGS):
             raise UsageError(
                 "LBFGS evaluates the loss several times in a step; train it without "
                 "ElasticBatches, at a batch size from `rightbatch fit`"
             )
-        log = self._log = DeferredLog(module)  # which now has all its metrics
+        self._log = DeferredLog(module)  # which now has all its metrics
         elastic = Elastic(
             module,
             wrapped.optimizer,
             self._loss,
             backward=module.manual_backward,
             update=wrapped.step,
-            before_attempt=log.attempt,
+            before_attempt=self._attempt,
             before_update=lambda: self._before_update(module, wrapped),
             **{"count": count_examples, "split": split_batch} | self._options,
         )
@@ -137,10 +160,17 @@ class ElasticBatches(Callback):
             elastic.load_state_dict(self._state)
         return elastic
 
+    def _attempt(self) -> None:
+        assert self._log is not None
+        self._log.attempt()
+        self._outputs.reset()
+
     def _loss(self, module: nn.Module, part: Batch) -> Tensor:
         assert self._log is not None
         with self._log.part(part):
-            return loss_in(call_step(self._training_step, part, self._batch_index))
+            out = call_step(self._training_step, part, self._batch_index)
+        self._outputs.add(out, part)
+        return loss_in(out)
 
     def _before_update(self, module: Any, optimizer: Any) -> None:
         """Call the hook between forward pass and update, and clip the gradients."""
@@ -167,6 +197,22 @@ class ElasticBatches(Callback):
             trainer.lightning_module.lr_scheduler_step(config.scheduler, metric)
 
 
+def _share_steps(trainer: Any) -> None:
+    """Count a step in both of Lightning's counters.
+
+    `trainer.global_step` and checkpoints have that of manual optimization during the training, and
+    that of automatic optimization before, after, and in a training without this callback.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    counters = (
+        loop.automatic_optimization.optim_progress.optimizer.step.total,
+        loop.manual_optimization.optim_step_progress.total,
+    )
+    steps = max(counter.completed for counter in counters)
+    for counter in counters:
+        counter.ready = counter.completed = steps
+
+
 def _refuse(trainer: Any, module: Any) -> None:
     if not module.automatic_optimization:
         raise UsageError(
@@ -179,10 +225,16 @@ def _refuse(trainer: Any, module: Any) -> None:
             f"the module overrides {' and '.join(unused)}, which ElasticBatches does not call; "
             "call rightbatch.Elastic in a training_step with manual optimization"
         )
-    if trainer.accumulate_grad_batches != 1:
+    scheduled = [
+        type(each).__name__
+        for each in trainer.callbacks
+        if any(kind.__name__ == "GradientAccumulationScheduler" for kind in type(each).__mro__)
+    ]
+    if trainer.accumulate_grad_batches != 1 or scheduled:
+        what = f"the callback {scheduled[0]}" if scheduled else "accumulate_grad_batches"
         raise UsageError(
-            "accumulate_grad_batches must be 1 with ElasticBatches, which accumulates itself; give "
-            "the loader the whole batch"
+            f"{what} cannot be used with ElasticBatches, which accumulates itself "
+            "(accumulate_grad_batches must be 1); give the loader the whole batch"
         )
     strategy = type(trainer.strategy).__name__
     if strategy != "SingleDeviceStrategy":

@@ -65,19 +65,23 @@ def refuse_uncalled(module: Any) -> None:
 def call_step(step: Callable[..., Any], batch: Any, index: int, loader: int = 0) -> Any:
     """Call a `training_step` or `validation_step` with the arguments that it has.
 
+    They are passed by their position, as Lightning does, since their names are the user's.
+
     Raises:
         UsageError: if it takes `dataloader_iter`.
     """
-    names = list(inspect.signature(step).parameters)
-    if "dataloader_iter" in names:
+    parameters = inspect.signature(step).parameters
+    if "dataloader_iter" in parameters:
         raise UsageError(
             f"{getattr(step, '__name__', 'the step')} takes dataloader_iter and loads its own "
             f"batches; take `batch`, {COMMAND}"
         )
-    keywords = {"batch_idx": index, "dataloader_idx": loader}
-    if any(name in names for name in keywords) or len(names) < 2:
-        return step(batch, **{name: value for name, value in keywords.items() if name in names})
-    return step(batch, *(index, loader)[: len(names) - 1])
+    kinds = [each.kind for each in parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return step(batch, index, *([loader] if loader else []))
+    named = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positions = named + kinds.count(inspect.Parameter.POSITIONAL_ONLY)
+    return step(*(batch, index, loader)[:positions])
 
 
 def examples_in(batch: Any) -> float:

@@ -21,6 +21,7 @@ from rightbatch.integrations.lightning._hooks import (
     refuse_uncalled,
 )
 from rightbatch.integrations.lightning._logged import Logged, Values
+from rightbatch.integrations.lightning._outputs import Outputs, PartOutputs
 from rightbatch.integrations.lightning._schedules import IntervalSchedule, adopt
 from rightbatch.integrations.lightning._settings import refuse_callbacks
 from rightbatch.integrations.lightning._trainer import TrainerStandIn
@@ -40,6 +41,7 @@ class LightningRun(WorkloadCallbacks):
         self._module, self._stand_in, self._owner = module, stand_in, owner
         self._others, self._trainer = others, trainer
         self._logged = Logged(module)
+        self._outputs = PartOutputs(is_read=overrides(module, "on_train_batch_end"))
         self._run: TrainingRun | None = None
         self._schedule: IntervalSchedule | None = None
         self._index = self._validation_index = 0
@@ -56,6 +58,8 @@ class LightningRun(WorkloadCallbacks):
             return self._validation_loss(self._transferred(batch))
         with self._logged.batch(self._logged.step, examples_in(batch)):
             out = call_step(self._module.training_step, self._transferred(batch), self._index)
+        if self._logged.step is not None:
+            self._outputs.add(out, batch)
         return loss_in(out)
 
     def predict(self, module: Any, batch: Batch) -> Any:
@@ -72,7 +76,9 @@ class LightningRun(WorkloadCallbacks):
                     here = self._transferred(to_device(batch, device), number)
                     suffix = f"/dataloader_idx_{number}"
                     with self._logged.batch(values, examples_in(here), suffix):
-                        call_step(self._module.validation_step, here, index, number)
+                        self._module.on_validation_batch_start(here, index, number)
+                        out = call_step(self._module.validation_step, here, index, number)
+                        self._module.on_validation_batch_end(out, here, index, number)
             with self._logged.batch(values):
                 self._module.on_validation_epoch_end()
                 self._module.on_validation_end()
@@ -120,7 +126,7 @@ class LightningRun(WorkloadCallbacks):
             self._module.on_train_epoch_start()
 
     def on_step_start(self, batch: Batch, index: int) -> None:
-        self._index = index
+        self._index = self._stand_in.batch_index = index
         self._logged.begin_step()
         if overrides(self._module, "on_train_batch_start"):
             here = self._transferred(to_device(batch, self._module.device))
@@ -134,6 +140,7 @@ class LightningRun(WorkloadCallbacks):
 
     def on_attempt(self) -> None:
         self._logged.begin_attempt()
+        self._outputs.reset()
 
     def on_before_update(self) -> None:
         with self._logged.batch(self._logged.step):
@@ -145,8 +152,12 @@ class LightningRun(WorkloadCallbacks):
         self._stand_in.global_step += 1
         if overrides(self._module, "on_train_batch_end"):
             here = self._transferred(to_device(batch, self._module.device))
+            found = self._outputs.joined()
+            self._outputs.reset()
+            outputs = found if isinstance(found, Outputs) else Outputs()
+            outputs["loss"] = loss
             with self._logged.batch(self._logged.training):
-                self._module.on_train_batch_end({"loss": loss}, here, index)
+                self._module.on_train_batch_end(outputs, here, index)
         if self._stand_in.should_stop and self._run is not None:
             self._run.stop("the module set trainer.should_stop")
 
@@ -231,13 +242,18 @@ class LightningRun(WorkloadCallbacks):
         self._begin_validation()
         suffix = "/dataloader_idx_0" if self._others else ""
         index = self._validation_index
+        loader = (0,) if self._others else ()  # as Lightning, which names the only one to no hook
         with self._logged.batch(self._evaluation_values, examples_in(batch), suffix):
+            if self._is_evaluating:
+                self._module.on_validation_batch_start(batch, index, *loader)
             out = call_step(self._module.validation_step, batch, index, 0)
             found = out if isinstance(out, Tensor) else _entry(out)
             if found is None:
                 found = self._logged.loss
             if found is None:
                 found = self._loss_of_training_step(batch, index)
+            if self._is_evaluating:
+                self._module.on_validation_batch_end(out, batch, index, *loader)
         if self._is_evaluating:
             self._validation_index += 1
         return torch.as_tensor(found, device=self._module.device).float().mean()

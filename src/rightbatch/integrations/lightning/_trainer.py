@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +11,10 @@ import torch
 
 from rightbatch._errors import UsageError
 from rightbatch.integrations._loaders import COMMAND
+from rightbatch.integrations.lightning._hooks import base_of
 
 _NONE = frozenset(
     {
-        "logger",
-        "log_dir",
         "progress_bar_callback",
         "checkpoint_callback",
         "early_stopping_callback",
@@ -34,19 +34,23 @@ class TrainerStandIn:
     """The attributes of a `Trainer` that a module reads: counts, data, schedules.
 
     `estimated_stepping_batches` and `max_epochs` are those of the training that runs; in a probe,
-    of one epoch over the loader.
+    of one epoch over the loader. The logger discards what the module writes to it itself, as
+    Lightning's does with `fast_dev_run`; there is none where `trainer` has none.
 
     Raises:
         UsageError: for any other attribute; it is an AttributeError, too.
     """
 
-    def __init__(self, module: Any, *, datamodule: Any, train_dataloader: Any) -> None:
+    def __init__(
+        self, module: Any, *, datamodule: Any, train_dataloader: Any, trainer: Any = None
+    ) -> None:
         self._module = module
         self.datamodule = datamodule
         self.train_dataloader = train_dataloader
         self.val_dataloaders: Any = None
         self.current_epoch = 0
         self.global_step = 0
+        self.batch_index = 0
         self.max_epochs = 1
         self.max_steps = -1
         self.world_size = 1
@@ -60,7 +64,10 @@ class TrainerStandIn:
         self.global_rank = self.local_rank = self.node_rank = 0
         self.num_nodes = self.num_devices = 1
         self.callbacks: list[Any] = []
-        self.loggers: list[Any] = []
+        self.log_every_n_steps = getattr(trainer, "log_every_n_steps", 50)
+        has_logger = trainer is None or bool(trainer.loggers)
+        self.logger = _discarding_logger(module) if has_logger else None
+        self.loggers: list[Any] = [self.logger] if has_logger else []
 
     @property
     def lightning_module(self) -> Any:
@@ -73,6 +80,11 @@ class TrainerStandIn:
     @property
     def is_global_zero(self) -> bool:
         return self.global_rank == 0
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the step is the epoch's last."""
+        return self.batch_index + 1 >= self.num_training_batches
 
     @property
     def training(self) -> bool:
@@ -126,6 +138,20 @@ class TrainerStandIn:
             f"the module asks its trainer for {name!r}, which only Lightning's own trainer has: "
             f"pass the value to the module, {COMMAND}"
         )
+
+
+def _discarding_logger(module: Any) -> Any:
+    package = base_of(module).__module__.removesuffix(".core.module")
+    base = import_module(f"{package}.loggers.logger").DummyLogger
+    folders = {name: property(_no_folder) for name in ("log_dir", "save_dir", "root_dir")}
+    return type("DiscardingLogger", (base,), folders)()
+
+
+def _no_folder(logger: Any) -> str:
+    raise UsageError(
+        "the module asks its logger for a folder, which only that of Lightning's own trainer has: "
+        f"give the module a folder of its own, {COMMAND}"
+    )
 
 
 def _length(loader: Any) -> float:

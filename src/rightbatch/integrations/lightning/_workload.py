@@ -59,7 +59,7 @@ def workload(
             f"one Dataset whose items have an entry of each, {COMMAND}"
         )
     data = loader_data(loader)
-    stand_in = TrainerStandIn(module, datamodule=owner, train_dataloader=loader)
+    stand_in = TrainerStandIn(module, datamodule=owner, train_dataloader=loader, trainer=trainer)
     module.trainer = stand_in
     if owner is not None:
         owner.trainer = stand_in

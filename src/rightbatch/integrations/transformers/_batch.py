@@ -42,11 +42,13 @@ class TrainerBatches:
     def count(self, inputs: Any) -> float:
         """Return what the loss averages over: labels that are not ignored, or examples."""
         items = self.items(inputs)
-        if items is not None:
-            return float(items)
+        return self.examples(inputs) if items is None else float(items)
+
+    def examples(self, inputs: Any) -> float:
+        """Return the number of examples."""
         if not isinstance(inputs, Mapping):
             return float(count_examples(inputs))
-        return float(self._examples(inputs))
+        return float(self._rows(inputs))
 
     def split(self, inputs: Any, n: int) -> Sequence[Any]:
         """Cut a batch into parts of at most `n` examples.
@@ -58,7 +60,7 @@ class TrainerBatches:
         """
         if not isinstance(inputs, Mapping):
             return split_batch(inputs, n)
-        total = self._examples(inputs)
+        total = self._rows(inputs)
         for name, value in inputs.items():
             if isinstance(value, Tensor) and value.ndim and len(value) not in (1, total):
                 raise UsageError(
@@ -69,7 +71,7 @@ class TrainerBatches:
         starts = range(0, total, n)
         return [_part(inputs, start, min(start + n, total), total) for start in starts]
 
-    def _examples(self, inputs: Mapping[str, Any]) -> int:
+    def _rows(self, inputs: Mapping[str, Any]) -> int:
         """Return the number of examples: the rows of the model's main input, or of all tensors."""
         main = getattr(getattr(self._trainer, "model", None), "main_input_name", "input_ids")
         for name in (main, "input_ids", "labels"):

@@ -20,6 +20,7 @@ from rightbatch.integrations.transformers._batch import (
     at_least_one,
     copied,
 )
+from rightbatch.integrations.transformers._loss_scale import LossScale
 
 
 class ElasticMixin:
@@ -42,7 +43,10 @@ class ElasticMixin:
         self.elastic: Elastic | None = None
         self._batches = TrainerBatches(self)
         self._armed = ExitStack()
+        self._owners: tuple[Any, Any] = (None, None)
         self._items: Tensor | int | None = None
+        self._is_unlabelled = False
+        self._loss_scale = LossScale(self, self._batches)
         self._scale = 1.0
         trainer: Any = self
         if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
@@ -59,19 +63,20 @@ class ElasticMixin:
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Run one of the trainer's micro-batches; adds to the existing gradients."""
+        """Run one of the trainer's micro-batches; adds to the existing gradients.
+
+        One without labels adds a loss of zero, as in the trainer: the others of its update have
+        some.
+        """
         trainer: Any = self
         model.train()
         if hasattr(trainer.optimizer, "train") and callable(trainer.optimizer.train):
             trainer.optimizer.train()
         inputs = trainer._prepare_inputs(inputs)
-        elastic = self.elastic = self.elastic or self._make(model)
-        self._items = num_items_in_batch
-        self._scale = (
-            self._batches.count(inputs) / max(float(num_items_in_batch), 1.0)
-            if num_items_in_batch is not None
-            else 1 / trainer.current_gradient_accumulation_steps
-        )
+        elastic = self._elastic_for(model)
+        labels = self._batches.count(inputs)
+        self._items, self._is_unlabelled = num_items_in_batch, not labels
+        self._scale = self._loss_scale.of(model, inputs, labels, num_items_in_batch)
         parameters = [p for p in model.parameters() if p.requires_grad]
         with separate_gradients(parameters) as found:
             report = elastic.gradients(inputs)
@@ -87,7 +92,8 @@ class ElasticMixin:
     ) -> tuple[Any, Any, Any]:
         """Evaluate in parts, and return their loss, logits and labels joined."""
         trainer: Any = self
-        elastic = self.elastic = self.elastic or self._make(model)
+        elastic = self._elastic_for(model)
+        self._is_unlabelled = False
 
         def predict(model: nn.Module, part: Batch) -> Any:
             own: Any = super(ElasticMixin, trainer)
@@ -104,7 +110,21 @@ class ElasticMixin:
             return super().train(*arguments, **keywords)  # type: ignore[misc]
         finally:
             self._armed.close()
-            self.elastic = None
+            self.elastic, self._owners = None, (None, None)
+
+    def _elastic_for(self, model: nn.Module) -> Elastic:
+        """Return the `Elastic` of the trainer's model and optimizer.
+
+        An evaluation may come before `train`, which makes an optimizer, and with `model_init`
+        another model.
+        """
+        trainer: Any = self
+        owners = (trainer.model, trainer.optimizer)
+        is_same = all(one is other for one, other in zip(owners, self._owners, strict=True))
+        if self.elastic is None or not is_same:
+            self._armed.close()
+            self.elastic, self._owners = self._make(model), owners
+        return self.elastic
 
     def _make(self, model: nn.Module) -> Elastic:
         trainer: Any = self
@@ -117,10 +137,14 @@ class ElasticMixin:
             inner,
             self._loss_of,
             backward=lambda loss: trainer.accelerator.backward(loss * self._scale),
-            **{"count": self._batches.count, "split": self._batches.split} | self.elastic_options,
+            **{"count": self._count, "split": self._batches.split} | self.elastic_options,
         )
         self._armed.enter_context(elastic.atomic_update())
         return elastic
+
+    def _count(self, part: Any) -> float:
+        """Return what the loss averages over; examples in a micro-batch without any label."""
+        return self._batches.examples(part) if self._is_unlabelled else self._batches.count(part)
 
     def _loss_of(self, model: nn.Module, part: dict[str, Any]) -> Tensor:
         trainer: Any = self

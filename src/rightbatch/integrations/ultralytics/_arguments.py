@@ -30,7 +30,7 @@ RATES |= {"nadam": 0.001, "radam": 0.001}
 
 
 _OWN_FOLDER = "give the folder of the results with out (--out)"
-_NOT_OF_A_TRAINING = {
+NOT_OF_A_TRAINING = {
     "batch": "a verb finds the batch size, or takes it as its own option (train --batch N)",
     "mode": "the verb is the mode",
     "model": "the model is the workload, the first argument",
@@ -51,22 +51,30 @@ def check_names(arguments: Mapping[str, Any]) -> None:
     """
     known = _known()
     for name in arguments:
-        if name in _NOT_OF_A_TRAINING:
-            raise UsageError(f"{name} cannot be given here: {_NOT_OF_A_TRAINING[name]}")
+        if name in NOT_OF_A_TRAINING:
+            raise UsageError(f"{name} cannot be given here: {NOT_OF_A_TRAINING[name]}")
         if known and name not in known:
             close = get_close_matches(name, known)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise UsageError(f"YOLO.train has no argument {name}{hint}")
 
 
-def _known() -> frozenset[str]:
+def defaults_file() -> Path | None:
+    """Return the file with Ultralytics' arguments and their defaults."""
     spec = find_spec("ultralytics")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder, "cfg", "default.yaml")
         if path.is_file():
-            names = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
-            return frozenset((*names, *_MORE))
-    return frozenset()
+            return path
+    return None
+
+
+def _known() -> frozenset[str]:
+    path = defaults_file()
+    if path is None:
+        return frozenset()
+    names = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset((*names, *_MORE))
 
 
 def loop_arguments(overrides: Mapping[str, Any], plan: LoopPlan, device: str) -> dict[str, Any]:

@@ -16,8 +16,10 @@ measurement fails, the log says why, and the batch is the one that Ultralytics e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import math
 import os
 import threading
 from pathlib import Path
@@ -107,7 +109,7 @@ def _measure(trainer: Any) -> FitResult:
         overrides["data"] = str(Path(trainer.data["train"]).parent)
     factory = UltralyticsTraining(
         overrides=overrides,
-        live=_pickled((type(trainer), model)),
+        live=_pickled((type(trainer), model, _own_attributes(trainer))),
         settings=dict(SETTINGS),
     )
     margin = 1 - share if share > 0 else _DEFAULT_MARGIN
@@ -121,11 +123,15 @@ def _measure(trainer: Any) -> FitResult:
 def _without_single_image(size: int, examples: int, trainer: Any) -> int:
     """Return the largest size up to `size` whose last batch BatchNorm can train on.
 
-    At less than 64 pixels a last batch of one image has one value per channel, and Ultralytics
-    refuses to train.
+    At less than two strides (64 pixels for most models) a last batch of one image has one value per
+    channel, and Ultralytics refuses to train.
     """
     args = trainer.args
-    if args.imgsz * (1 - args.multi_scale) >= 2 * _STRIDE:
+    strides = getattr(trainer.model, "stride", None)
+    stride = max(_STRIDE, _STRIDE if strides is None else int(strides.max()))
+    sides = args.imgsz if isinstance(args.imgsz, list | tuple) else [args.imgsz]
+    side = math.ceil(max(map(int, sides)) / stride) * stride  # as `check_imgsz` rounds it
+    if int(side * (1 - args.multi_scale)) >= 2 * stride:
         return size
     possible = (each for each in range(size, 1, -1) if examples % each != 1)
     return next(possible, size)
@@ -136,21 +142,38 @@ _RUN_ONLY = ("save_dir", "project", "name", "exist_ok", "resume", "batch", "devi
 """Arguments of a run that do not affect the memory of a step."""
 
 
-def _pickled(live: tuple[type, Any]) -> bytes:
-    """Pickle a trainer's class and model for a probe's process.
+def _own_attributes(trainer: Any) -> dict[str, bytes]:
+    """Pickle what a script has put on its trainer, each by itself; what cannot be is left out.
+
+    A probe's trainer gets those that it has not after its own `__init__`.
+    """
+    found: dict[str, bytes] = {}
+    for name, value in vars(trainer).items():
+        if name not in ("args", "callbacks", "model", "train"):
+            with contextlib.suppress(Exception):  # any, of classes of one's own
+                found[name] = _pickled_one(value)
+    return found
+
+
+def _pickled_one(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def _pickled(live: tuple[type, Any, dict[str, bytes]]) -> bytes:
+    """Pickle a trainer's class, model and attributes for a probe's process.
 
     Raises:
         UsageError: if something of them cannot be sent to another process.
     """
-    file = io.BytesIO()
     try:
-        _Pickler(file).dump(live)
+        return _pickled_one(live)
     except Exception as error:
         raise UsageError(
             f"the trainer {live[0].__qualname__} cannot be sent to a probe's process: {error}. "
             "Keep what cannot be pickled out of the class and the model, or create it in __init__"
         ) from error
-    return file.getvalue()
 
 
 class _Pickler(cloudpickle.Pickler):

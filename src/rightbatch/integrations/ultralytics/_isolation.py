@@ -59,7 +59,8 @@ def data_untouched(*, caches_images: bool = False) -> Iterator[None]:
 
     It writes `labels.cache` beside the labels, saves JPEGs anew that have bytes after their end, as
     those of many telephones have, copies a classification folder without splits, and replaces or
-    deletes `.npy` files beside the images; with `caches_images` (`cache="disk"`) it may make them.
+    deletes `.npy` files beside the images; with `caches_images` (`cache="disk"`) it may make them,
+    and refresh those with an image.
     """
     import ultralytics.data.base as base
     import ultralytics.data.dataset as dataset
@@ -77,12 +78,8 @@ def data_untouched(*, caches_images: bool = False) -> Iterator[None]:
         (utils, "_replace_image"): lambda image, write: None,
         (split, "split_classify_dataset"): refuse_to_split,
     }
-    if not caches_images:
-        replaced |= {
-            (base, "np"): _ReadOnlyNumpy(),
-            (dataset, "np"): _ReadOnlyNumpy(),
-            (base, "Path"): _KeptPath,
-        }
+    numpy = _CachingNumpy() if caches_images else _ReadOnlyNumpy()
+    replaced |= {(base, "np"): numpy, (dataset, "np"): numpy, (base, "Path"): _KeptPath}
     own = {
         (module, name): getattr(module, name) for module, name in replaced if hasattr(module, name)
     }
@@ -115,6 +112,34 @@ class _ReadOnlyNumpy:
     @staticmethod
     def save(*_: Any, **__: Any) -> None:
         """Save nothing."""
+
+
+class _CachingNumpy(_ReadOnlyNumpy):
+    """numpy whose `save` replaces no file but those with an image, as Ultralytics caches them."""
+
+    @staticmethod
+    def save(file: str, array: Any, **options: Any) -> None:
+        """Save an image, unless the file is something else of the user's."""
+        import numpy
+
+        path = Path(file)
+        if path.exists() and not _is_image(path):
+            return
+        try:
+            numpy.save(path, array, **options)
+        except BaseException:
+            path.unlink(missing_ok=True)  # a part of an image, which `_KeptPath` would keep
+            raise
+
+
+def _is_image(path: Path) -> bool:
+    import numpy
+
+    try:
+        held = numpy.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return held.ndim in (2, 3) and held.dtype in (numpy.uint8, numpy.uint16)
 
 
 class _KeptPath(type(Path())):  # type: ignore[misc]

@@ -34,6 +34,7 @@ from rightbatch.integrations.ultralytics._step import UltralyticsStep, largest_m
 
 _MOSAIC = 4  # images per mosaic, whose objects add up
 _MIXED = 2  # images that mixup and cutmix make one of
+_PASTED = 2  # times the objects of an image, at most, after copy_paste
 _AUTO_UPDATES = 10_000  # Ultralytics' `optimizer=auto` is another one for more updates
 
 
@@ -67,11 +68,18 @@ class UltralyticsSession:
         self._most_objects = max(objects, default=0)
         if getattr(self._train_data, "augment", False) and not is_rectangular(self._train_data):
             self._most_objects *= _MOSAIC if args.mosaic > 0 else 1
+            self._most_objects *= _PASTED if args.copy_paste > 0 and self._has_outlines else 1
             self._most_objects *= _MIXED if args.mixup > 0 or args.cutmix > 0 else 1
 
     @property
     def examples(self) -> int | None:
         return len(self._val_data if self._inference else self._train_data)
+
+    @property
+    def _has_outlines(self) -> bool:
+        """Whether objects have outlines, without which copy_paste does nothing."""
+        labels = getattr(self._train_data, "labels", [])
+        return any(len(label.get("segments", ())) for label in labels)
 
     @property
     def varies(self) -> bool:

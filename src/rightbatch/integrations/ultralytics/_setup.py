@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +120,35 @@ def _set_up(arguments: Mapping[str, Any], live: bytes | None) -> tuple[Any, int]
     return trainer, max(batch_sizes.get("val", 0) // batch_sizes.get("train", 1), 1)
 
 
+def _made_again(
+    arguments: dict[str, Any], kind: Any, model: Any, attributes: Mapping[str, bytes]
+) -> Any:
+    """Return a trainer of a script's class, with the script's model and attributes.
+
+    A class whose `__init__` needs more than Ultralytics gives it is initialized as Ultralytics' own
+    class that it is derived from.
+    """
+    trainer = kind.__new__(kind)
+    needed = {"overrides": arguments, "_callbacks": defaultdict(list)}
+    try:
+        inspect.signature(kind).bind(**needed)
+        base = kind
+    except (TypeError, ValueError):
+        base = next(each for each in kind.__mro__ if each.__module__.startswith("ultralytics."))
+    base.__init__(trainer, **needed)
+    for name, value in attributes.items():
+        if not hasattr(trainer, name):
+            with suppress(Exception):  # any, of classes of one's own
+                setattr(trainer, name, pickle.loads(value))
+    if model is not None:
+        trainer.model = model
+    return trainer
+
+
 def _built(arguments: dict[str, Any], live: bytes | None) -> Any:
     """Return the trainer that `YOLO.train` makes, with the model that its `get_model` makes."""
     if live is not None:
-        trainer_class, model = pickle.loads(live)
-        trainer = trainer_class(overrides=arguments, _callbacks=defaultdict(list))
-        if model is not None:
-            trainer.model = model
-        return trainer
+        return _made_again(arguments, *pickle.loads(live))
     yolo = open_model_file(arguments.pop("model"))
     trainer_class = yolo.task_map[yolo.task]["trainer"]
 

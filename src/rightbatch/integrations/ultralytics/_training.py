@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rightbatch._errors import MissingExtraError, UsageError
 from rightbatch._training.protocol import Ability, LoopPlan, Observer, Session, Training
 from rightbatch.integrations.ultralytics._arguments import check_names
+from rightbatch.integrations.ultralytics._cfg_file import cfg_arguments
 from rightbatch.integrations.ultralytics._data import found_data
 from rightbatch.integrations.ultralytics._isolation import isolate
 from rightbatch.integrations.ultralytics._metrics import full_name
@@ -92,7 +93,8 @@ def from_spec(
 ) -> UltralyticsTraining | None:
     """Return a training for `yolo26n.yaml`, `yolo26n.pt` and the like; None for other names.
 
-    `options` are other arguments of `YOLO.train`.
+    `options` are other arguments of `YOLO.train`; those in a file `cfg` count where they are not
+    given here.
 
     Raises:
         UsageError: without `data`, if it does not exist, or for an unknown option.
@@ -104,12 +106,16 @@ def from_spec(
     if not path.stem.lower().startswith(FAMILIES) and not path.is_file():
         return None
     require_ultralytics()
+    check_names(options)
+    if (cfg := options.pop("cfg", None)) is not None:
+        options = cfg_arguments(cfg) | options
+        in_file = (options.pop("data", None), options.pop("imgsz", None))
+        data, imgsz = (in_file[0] if data is None else data), (imgsz or in_file[1])
     if data is None:
         raise UsageError(
             f"{spec} needs a data set: --data DATA.yaml, or for classification the folder that has "
             "train and val (data= in Python)"
         )
-    check_names(options)
     overrides: dict[str, Any] = {"model": str(path.resolve()) if path.is_file() else spec}
     overrides |= {"data": found_data(data, options.get("split")), **options}
     if imgsz is not None:

@@ -41,7 +41,7 @@ class Guard:
                 self.check(path, is_file=True)
         elif event == "os.rename":
             self.check(arguments[0])
-            self.check(arguments[1])
+            self.check(arguments[1], temporary=arguments[0])
         elif event in ("os.link", "os.symlink"):
             self.check(arguments[1])
         elif event in ("os.remove", "os.truncate"):
@@ -50,10 +50,11 @@ class Guard:
         elif event == "shutil.rmtree":
             self.check(arguments[0])
 
-    def check(self, path: Any, is_file: bool = False) -> None:
+    def check(self, path: Any, *, is_file: bool = False, temporary: Any = None) -> None:
         """End the trial if the file, or one in the folder, existed before it began.
 
-        Who opens a folder as a file makes a temporary file in it, which has no name.
+        Who opens a folder as a file makes a temporary file in it, which has no name. The `temporary`
+        file that was to replace it is removed, since nothing of the script runs after.
         """
         if self._is_checking or not isinstance(path, (str, bytes, os.PathLike)):
             return
@@ -69,6 +70,7 @@ class Guard:
             if found is not None:
                 from .connection import report
 
+                self._remove_own(temporary)
                 report(event="would_overwrite", path=found)
                 os._exit(1)
         except OSError:
@@ -93,6 +95,14 @@ class Guard:
 
     def _is_of_a_trial(self, name: str) -> bool:
         return self._is_older(name) and name in self._made
+
+    def _remove_own(self, path: Any) -> None:
+        """Remove a file that the trial has made."""
+        try:
+            if os.path.isfile(path) and not self._is_older(path):
+                os.remove(path)
+        except (OSError, TypeError):
+            pass
 
     def _is_older(self, name: str) -> bool:
         # Any change sets a file's ctime, so one that the trial has made itself is newer.
