@@ -50,7 +50,9 @@ from rightbatch._predict.variant import (
     optimizer_as,
 )
 from rightbatch._workload.batch import Batch, count_examples, map_tensors
+from rightbatch._workload.held_modules import check_optimizer, held_modules
 from rightbatch._workload.lazy import materialize
+from rightbatch._workload.module_attributes import ModuleAttributes
 from rightbatch._workload.order import drawn_indices, epoch_length
 from rightbatch._workload.worst import WorstExamples, check_items
 
@@ -87,7 +89,7 @@ class Follower:
         w = self.workload
         drawn = drawn_indices(w, self._seed)
         examples = WorstExamples(w.data, w.collate, w.size, self._seed, drawn)
-        check_items(w.count, w.collate, examples)
+        check_items(w.count, w.collate, examples.largest)
         return examples
 
     @cached_property
@@ -174,8 +176,11 @@ class Follower:
     def _trace(self, batch_size: int, variant: Variant, *, has_values: bool = False) -> Trace:
         """With `has_values`, batches of any size are collated, for steps that read their values."""
         w = self.workload
+        if not variant.inference:
+            check_optimizer(w)
         w.optimizer.zero_grad(set_to_none=True)
         w.optimizer.state.clear()
+        attributes = ModuleAttributes(w.model)
         batch = self._batch(self._examples, batch_size, has_values)
         unseen = None
         if self._evaluation_examples is not None and not variant.inference:
@@ -207,12 +212,14 @@ class Follower:
                 unseen = None if unseen is None else w.split(unseen, size)[0]
             stack.enter_context(recorder.naming(w.model))
             stack.enter_context(recorder)
-            for tensor in list(in_order_of_moving(w.model)):
+            moved = (w.model, *held_modules(w))
+            for tensor in [tensor for each in moved for tensor in in_order_of_moving(each)]:
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
                 recorder.hold([tensor], kind)
             move = OneBatch() if self._reuses_batch else None
             record_step(w, parts, unseen, variant, recorder, move=move)
             trace = recorder.trace()
+        attributes.restore()
         w.optimizer.zero_grad(set_to_none=True)
         w.optimizer.state.clear()
         return trace
