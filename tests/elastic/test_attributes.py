@@ -26,7 +26,6 @@ class Recurrent(nn.Module):
         self.queue[:] += 1
         out, hidden = self.rnn(x, self.hidden)
         self.hidden = hidden.detach()
-        self.lengths = len(x)
         return self.head(out[:, -1]).squeeze(1)
 
 
@@ -83,4 +82,13 @@ def test_restored_attributes_are_the_same_objects() -> None:
     before.restore()
     assert model.sizes is sizes and model.queue is queue
     assert (model.hidden, model.seen, sizes, queue.tolist()) == (None, 0, [0], [0, 0, 0])
-    assert not hasattr(model, "lengths")
+
+
+def test_a_hidden_state_is_forgotten_without_what_else_has_changed() -> None:
+    """A framework may set attributes when a training starts, which then stay."""
+    model = Recurrent()
+    built = ModuleAttributes(model)
+    model(torch.randn(3, 5, 4))
+    model.started = True
+    built.restore_tensors()
+    assert (model.hidden, model.seen, model.sizes, model.started) == (None, 3, [0, 3], True)

@@ -113,6 +113,13 @@ class GradientAccumulator:
             if self._complete is None and not self._hooks.exist:
                 _faults.enter(place := "hook")
         except BaseException as error:
+            is_other = not isinstance(error, UsageError) and not is_out_of_memory(error)
+            if number > 1 and place == "forward" and is_other:
+                error.add_note(
+                    f"in a part of at most {size} examples, of {number} that split made; if the "
+                    "first dimension of a batch is not its examples, or the loss takes whole "
+                    "batches only, pass split= or a micro-batch of the batch's size"
+                )
             failure = failure_from(error, place)
         # The frames of the attempt have ended, so that what they allocated is free.
         self._ranks.finish(None if failure is not None else count)

@@ -215,7 +215,7 @@ class WorkloadLoop:
             step = math.lcm(self.plan.sizes.step, self.step.multiple)
             size = max(replace(self.plan.sizes, step=step).at_most(most), step)
         if size != self.step.micro_batch_size:
-            self.attributes.restore()
+            self.attributes.restore_tensors()
         generator = torch.Generator().manual_seed(self.plan.seed + self.state.steps)
         drawn = epoch_order(w, self.plan.seed, self.state.epoch)
         shuffled = torch.randperm(len(drawn), generator=generator).tolist()

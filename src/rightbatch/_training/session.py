@@ -122,7 +122,7 @@ class WorkloadSession:
     def _begin(self, batch_size: int) -> None:
         """Forget what the model keeps of batches of another size, as a hidden state."""
         if self._size != batch_size:
-            self._attributes.restore()
+            self._attributes.restore_tensors()
             self._size = batch_size
 
     def modules(self) -> Sequence[nn.Module]:

@@ -62,7 +62,7 @@ def train_branches(
         for number, plan in enumerate(plans, start=1):
             show(f"branch {number} of {len(plans)}: batch size {plan.batch_size}")
             loop.load_state_dict(copy.deepcopy(before))
-            loop.attributes.restore()  # a hidden state has the size of the batch before
+            loop.attributes.restore_tensors()  # a hidden state has the size of the batch before
             factors = (plan.batch_factor, plan.learning_rate_factor)
             branch = WorkloadLoop(
                 plain,
@@ -101,7 +101,7 @@ def unseen_loss(loop: WorkloadLoop) -> float:
     chosen = [indices[position] for position in shuffled]
     size = min(loop.micro_batch_size or 1, _MICRO_BATCH)
     total, weight = 0.0, 0.0
-    loop.attributes.restore()
+    loop.attributes.restore_tensors()
     set_training(loop.model, False)
     for start in range(0, len(chosen), size):
         batch = w.collate([data[index] for index in chosen[start : start + size]])
