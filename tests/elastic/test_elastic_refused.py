@@ -88,3 +88,26 @@ def test_noise_with_a_scaler_raises_an_error_with_the_alternative() -> None:
     scaler = torch.amp.GradScaler("cpu")
     with pytest.raises(rb.UsageError, match="bf16"):
         rb.Elastic(model, optimizer, loss, scaler=scaler, noise=rb.NoiseScale(model))
+
+
+@pytest.mark.parametrize(
+    "criterion", [nn.CrossEntropyLoss(), nn.functional.cross_entropy, nn.MSELoss()]
+)
+def test_a_criterion_of_outputs_and_targets_is_refused_by_name(criterion: Any) -> None:
+    model = nn.Linear(4, 2)
+    with pytest.raises(rb.UsageError, match=r"\(model, batch\).*criterion\(model\(batch\[0\]\)"):
+        rb.Elastic(model, OPTIMIZERS["SGD"](model), criterion)
+
+
+def test_an_error_in_a_part_says_that_the_batch_was_split() -> None:
+    """A batch whose first dimension is time, as long as the batch has examples."""
+    model = nn.GRU(4, 2)
+    labels = torch.randint(2, (6,))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0])[0][-1], batch[1])
+
+    step = rb.Elastic(model, OPTIMIZERS["SGD"](model), loss, micro_batch_size=3)
+    with pytest.raises(ValueError, match="batch_size") as raised:
+        step((torch.rand(6, 6, 4), labels))
+    assert "part of at most 3 examples, of 2 that split made" in raised.value.__notes__[0]

@@ -228,6 +228,42 @@ def test_objects_that_could_not_be_read_again_are_refused_at_the_start(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+class Preconditioner:
+    """An object in the state of an optimizer, as Shampoo's has them."""
+
+    def __init__(self, gradient: torch.Tensor) -> None:
+        self.total = gradient.square()
+
+
+class WithObjects(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["preconditioner"] = Preconditioner(parameter.grad)
+
+
+def test_optimizer_state_that_could_not_be_read_again_is_refused_after_an_update(
+    tmp_path: Path,
+) -> None:
+    """It is made by the first update, and a resume after days would find it unreadable."""
+
+    def workload() -> rb.Workload:
+        model = torch.nn.Linear(4, 2)
+        return rb.Workload(
+            model=model,
+            loss=lambda model, batch: model(batch[0]).square().mean(),
+            optimizer=WithObjects(model.parameters(), lr=0.1),
+            data=torch.utils.data.TensorDataset(torch.randn(16, 4)),
+        )
+
+    options = {"batch": 8, "out": tmp_path, "device": "cpu", "progress": False}
+    with pytest.raises(rb.UsageError, match=r"Preconditioner.*return numbers, text, lists"):
+        rb.train(workload, epochs=100, checkpoint_seconds=3600, **options)
+    state = torch.load(tmp_path / "last.pt", weights_only=False)
+    assert state["loop"]["state"]["steps"] == 0
+
+
 def test_a_folder_that_cannot_be_made_is_refused(genuine: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

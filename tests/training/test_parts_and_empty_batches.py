@@ -63,7 +63,7 @@ def test_an_epoch_without_any_batch_is_refused_by_name() -> None:
     training = WorkloadTraining(lambda: workload([torch.ones(3)] * 8, nothing))
     with (
         training.loop(plan, ALONE, []) as loop,
-        pytest.raises(UsageError, match="None for every batch"),
+        pytest.raises(UsageError, match="every batch of the epoch is empty"),
     ):
         loop.run()
 

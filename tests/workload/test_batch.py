@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import UserDict, namedtuple
+from collections import UserDict, defaultdict, namedtuple
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -476,3 +476,48 @@ class Native:
 
 def test_a_batch_of_an_extension_is_moved_without_further_arguments() -> None:
     assert to_device(Native(), "cpu") == "moved"
+
+
+class Slotted:
+    """As attrs makes them: without a `__dict__`."""
+
+    __slots__ = ("__hidden", "image", "name")
+
+    def __init__(self, image: torch.Tensor, name: str) -> None:
+        self.image, self.name, self.__hidden = image, name, image + 1
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        return self.__hidden
+
+
+def test_a_class_with_slots_is_counted_split_and_moved() -> None:
+    batch = Slotted(torch.arange(5), "scans")
+    assert count_examples(batch) == 5
+    parts = split_batch(batch, 3)
+    assert [part.image.tolist() for part in parts] == [[0, 1, 2], [3, 4]]
+    assert [part.hidden.tolist() for part in parts] == [[1, 2, 3], [4, 5]]
+    assert {part.name for part in parts} == {"scans"}
+    assert to_device(batch, "meta").image.is_meta and not batch.image.is_meta
+
+
+class Table(dict[str, Any]):
+    def __init__(self, name: str, columns: dict[str, Any]) -> None:
+        super().__init__(columns)
+        self.name = name
+
+
+def test_parts_of_a_mapping_have_its_class_and_attributes() -> None:
+    columns = {"image": torch.arange(5)}
+    batches: tuple[Any, ...] = (
+        Table("scans", columns),
+        defaultdict(list, columns),
+        UserDict(columns),
+    )
+    for batch in batches:
+        first, last = split_batch(batch, 3)
+        assert type(first) is type(batch)
+        assert (first["image"].tolist(), last["image"].tolist()) == ([0, 1, 2], [3, 4])
+        assert getattr(first, "name", "scans") == "scans"
+        assert len(batch["image"]) == 5
+    assert first.get("boxes") is None

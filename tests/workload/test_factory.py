@@ -143,3 +143,50 @@ def test_a_built_workload_raises_an_error_with_the_reason() -> None:
     for given in (built, 3, None, ["train.py:workload"]):
         with pytest.raises(UsageError, match=f"builds it.*got {type(given).__name__}"):
             resolve(given)
+
+
+ARGUMENTS = """\
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--width", type=int, {})
+width = parser.parse_args().width
+
+def workload():
+    return width
+"""
+
+
+def test_a_file_that_parses_arguments_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verbs that run in the process of the command line have arguments of their own."""
+    arguments = ["rightbatch", "train", "file.py:workload", "--width", "9"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    file = tmp_path / "arguments.py"
+    file.write_text(ARGUMENTS.format("default=3"))
+    assert FileFactory(file, "workload")() == 3
+    assert sys.argv == arguments
+
+
+def test_a_file_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "arguments.py"
+    file.write_text(ARGUMENTS.format("required=True"))
+    with pytest.raises(UsageError, match=r"arguments.py ended the process.*2.*defaults.*__main__"):
+        FileFactory(file, "workload")()
+
+
+def test_a_file_in_a_package_imports_relatively(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "projectx" / "inner"
+    folder.mkdir(parents=True)
+    for each in (folder, folder.parent):
+        (each / "__init__.py").touch()
+    (folder.parent / "nets.py").write_text("WORD = 'above'\n")
+    (folder / "beside.py").write_text("WORD = 'beside'\n")
+    (folder / "train.py").write_text(
+        "from ..nets import WORD\nfrom .beside import WORD as OTHER\n"
+        "def workload():\n    return WORD, OTHER\n"
+    )
+    assert FileFactory(folder / "train.py", "workload")() == ("above", "beside")

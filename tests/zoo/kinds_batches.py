@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +52,64 @@ def own_class_without_methods():
 
     return trained(
         network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b.image)
+    )
+
+
+class Slotted:
+    """As attrs and msgspec make them: without a `__dict__`."""
+
+    __slots__ = ("image", "label")
+
+    def __init__(self, image, label):
+        self.image, self.label = image, label
+
+
+def slotted_classes():
+    def collate(items):
+        return Slotted(*default_collate(items))
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch.image), batch.label)
+
+    return trained(
+        network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b.image)
+    )
+
+
+class Table(dict):
+    """A mapping with an attribute, and a constructor of its own."""
+
+    def __init__(self, name, columns):
+        super().__init__(columns)
+        self.name = name
+
+
+def mappings_with_attributes():
+    def collate(items):
+        images, labels = default_collate(items)
+        return Table("scans", {"image": images, "label": labels})
+
+    def loss(model, batch):
+        assert batch.name == "scans"
+        return nn.functional.cross_entropy(model(batch["image"]), batch["label"])
+
+    return trained(
+        network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b["image"])
+    )
+
+
+def default_dictionaries():
+    def collate(items):
+        batch = defaultdict(list)
+        batch["image"], batch["label"] = default_collate(items)
+        return batch
+
+    def loss(model, batch):
+        assert batch["boxes"] == []
+        return nn.functional.cross_entropy(model(batch["image"]), batch["label"])
+
+    return trained(
+        network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b["image"])
     )
 
 
@@ -306,6 +364,9 @@ KINDS = {
     for function in (
         own_class,
         own_class_without_methods,
+        slotted_classes,
+        mappings_with_attributes,
+        default_dictionaries,
         graphs,
         named_tuples,
         dataclasses,

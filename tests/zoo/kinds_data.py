@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from rightbatch import Workload
 
@@ -153,6 +153,23 @@ def streams_of_batches():
     return trained(network(), cross_entropy, Stream(make, 30), collate=lambda batches: batches[0])
 
 
+def batches_as_items():
+    """A data set whose items are whole batches, of which the collate takes the first."""
+
+    def make(index):
+        return default_collate([pair(16 * index + place) for place in range(16)])
+
+    return trained(network(), cross_entropy, Items(make, 30), collate=lambda batches: batches[0])
+
+
+def loaders_as_data():
+    return trained(network(), cross_entropy, DataLoader(Items(pair), 4))
+
+
+def dictionaries_of_data():
+    return trained(network(), cross_entropy, {"train": Items(pair), "test": Items(pair)})
+
+
 def fewer_examples_than_a_batch():
     return trained(network(), cross_entropy, Items(pair, 3))
 
@@ -205,6 +222,9 @@ KINDS = {
         streams,
         endless_streams,
         streams_of_batches,
+        batches_as_items,
+        loaders_as_data,
+        dictionaries_of_data,
         fewer_examples_than_a_batch,
         one_example,
         random_collate,

@@ -251,6 +251,55 @@ def recurrent():
     return trained(Net(), cross_entropy, Items(lambda index: (torch.randn(8, 8), index % 2)))
 
 
+class Remembered(nn.Module):
+    """The hidden state of one batch is where the next one starts; it is an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 2)
+        self.hidden = None
+
+    def forward(self, x):
+        out, hidden = self.rnn(x, self.hidden)
+        self.hidden = hidden.detach()
+        return self.head(out[:, -1])
+
+
+def hidden_states():
+    """udacity/deep-learning-v2-pytorch#398: the state has the size of the last batch."""
+    data = Items(lambda index: (torch.randn(8, 8), index % 2))
+    return trained(Remembered(), cross_entropy, data, drop_last=True)
+
+
+def exported():
+    """pytorch/pytorch#151726: such a model has one mode, and here one batch size."""
+    model = torch.export.export(network(), (torch.randn(6, 64),)).module()
+    return trained(model, cross_entropy, Items(pair))
+
+
+def scripted():
+    return trained(torch.jit.script(network()), cross_entropy, Items(pair))
+
+
+def ignored_batches():
+    """Whole batches have no token that counts."""
+
+    def make(index):
+        tokens = torch.full((8,), index % 20)
+        return tokens, torch.full((8,), -100) if index < 60 else (tokens + 1) % 20
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    return trained(
+        nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 20)),
+        loss,
+        Items(make),
+        count=lambda batch: float((batch[1] != -100).sum()),
+        order=lambda seed, epoch: range(96),
+    )
+
+
 def ignored_labels():
     """A third of the examples has no token that counts."""
 
@@ -362,6 +411,10 @@ KINDS = {
         data_parallel,
         bf16_weights,
         recurrent,
+        hidden_states,
+        exported,
+        scripted,
+        ignored_batches,
         ignored_labels,
         contrastive,
         summed,

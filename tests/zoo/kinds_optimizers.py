@@ -194,6 +194,43 @@ def rate_as_tensor():
     )
 
 
+class Rateless(torch.optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=0.01)
+
+
+def without_a_rate():
+    return with_optimizer(lambda model: Rateless(model.parameters()))
+
+
+def rates_of_its_own():
+    """huggingface/transformers#11612: this Adafactor has lr=None."""
+    from transformers import Adafactor
+
+    return with_optimizer(
+        lambda model: Adafactor(model.parameters(), relative_step=True, warmup_init=True)
+    )
+
+
+class Schedule:
+    def step(self):
+        pass
+
+
+def schedules_of_ones_own():
+    return with_optimizer(
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        scheduler=lambda optimizer, steps: Schedule(),
+    )
+
+
 def parameters_left_out():
     """The optimizer holds a part of the parameters that require gradients."""
     return with_optimizer(lambda model: torch.optim.SGD(model[2].parameters(), lr=0.01))
@@ -251,6 +288,9 @@ KINDS = {
         in_backward,
         adam_fused,
         rate_as_tensor,
+        without_a_rate,
+        rates_of_its_own,
+        schedules_of_ones_own,
         parameters_left_out,
         by_plateau,
         one_cycle_of_fixed_steps,

@@ -14,6 +14,7 @@ from typing import Any
 
 import kinds_batches
 import kinds_data
+import kinds_losses
 import kinds_models
 import kinds_optimizers
 import pytest
@@ -31,6 +32,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     **kinds_data.KINDS,
     **kinds_batches.KINDS,
     **kinds_models.KINDS,
+    **kinds_losses.KINDS,
     **kinds_optimizers.KINDS,
 }
 SIZES = (6, 12)
@@ -80,17 +82,27 @@ def follow(factory: Callable[[], Any]) -> None:
 
 
 VERBS = {each.__name__: each for each in (fit, inference, train, follow)}
+BATCHES = "items are whole batches.*rightbatch fit --"
+OUTSIDE = "parameters that are not the model's.*model.criterion = criterion"
 CLOSURE = r"needs a closure.*rightbatch fit --"
 SCALAR = r"loss\(model, batch\) returns a scalar tensor, not"
 REFUSED: dict[str, dict[str, str]] = {
     "streams": {"train": "map-style data set.*rightbatch.Elastic"},
     "endless_streams": {"train": "map-style data set.*rightbatch.Elastic"},
     "streams_of_batches": {
-        "fit": "items are whole batches.*rightbatch fit --",
-        "inference": "items are whole batches.*rightbatch fit --",
-        "follow": "items are whole batches.*rightbatch fit --",
+        "fit": BATCHES,
+        "inference": BATCHES,
+        "follow": BATCHES,
         "train": "map-style data set.*rightbatch.Elastic",
     },
+    "batches_as_items": dict.fromkeys(VERBS, BATCHES),
+    "loaders_as_data": dict.fromkeys(VERBS, "data=loader.dataset and collate=loader.collate_fn"),
+    "dictionaries_of_data": dict.fromkeys(VERBS, r"keys 'train', 'test'.*data\[\"train\"\]"),
+    "weights_of_the_loss": dict.fromkeys(["fit", "train", "follow"], OUTSIDE),
+    "learned_factors": dict.fromkeys(["fit", "train", "follow"], OUTSIDE),
+    "criteria_as_losses": dict.fromkeys(VERBS, r"CrossEntropyLoss.*criterion\(model\(batch"),
+    "exported": {"inference": r"size\(\)\[0\] == 6.*pass predict="},
+    "schedules_of_ones_own": {"train": "Schedule, which has no state_dict.*LambdaLR"},
     "tensors_of_other_lengths": {"train": r"leading dimensions \[7, 12\].*count=.*split="},
     "on_meta": dict.fromkeys(VERBS, "meta device.*to_empty"),
     "data_parallel": {"train": "nn.DataParallel; use DistributedDataParallel"},
@@ -106,6 +118,11 @@ REFUSED: dict[str, dict[str, str]] = {
 """What a refusal says, by kind and verb; the other cells are answered."""
 OWN_ERROR: dict[str, dict[str, str]] = {
     "queues_that_batches_divide": dict.fromkeys(["fit", "train", "follow"], "divide the queue"),
+    "exported": {
+        "fit": r"size\(\)\[0\] == 6",
+        "train": r"size\(\)\[0\] == 6",
+        "follow": r"size\(\)\[0\] == 6",
+    },
     "never_finite": {"train": "nan"},
 }
 """The kinds' own errors at these sizes, which are right."""

@@ -12,6 +12,7 @@ from rightbatch import _faults
 from rightbatch._device.caches import release
 from rightbatch._elastic.gradients import Failure, failure_from, nothing_fits
 from rightbatch._workload.batch import Batch, to_device
+from rightbatch._workload.without_gradients import without_gradients
 
 
 def evaluate_parts(
@@ -57,9 +58,8 @@ def _evaluate(
     device: torch.device,
 ) -> tuple[Any, float] | Failure:
     try:
-        with torch.no_grad():
-            _faults.enter("evaluation")
-            batch = to_device(part, device)
-            return function(model, batch), float(count(batch))
+        _faults.enter("evaluation")
+        batch = to_device(part, device)
+        return without_gradients(function, model, batch), float(count(batch))
     except BaseException as error:
         return failure_from(error, "evaluation")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._device.random_state import random_state
+from rightbatch._elastic.gradient_hooks import GradientHooks
 from rightbatch._workload.batch import Batch
 from rightbatch._workload.normalization import has_batch_norm
 
@@ -51,11 +52,13 @@ def compare_gradients(
     split: Callable[[Batch, int], Any],
     count: Callable[[Batch], float],
     device: torch.device,
+    restore: Callable[[], object] = lambda: None,
 ) -> Exactness | None:
     """Compare the gradients of a small batch, at once and in two parts, with dropout disabled.
 
     Returns None for fewer than `MIN_EXAMPLES` examples, or if the loss draws random numbers even
-    without dropout, because parts then draw different ones. Leaves no gradients.
+    without dropout, because parts then draw different ones. `restore` undoes what a pass changes
+    besides gradients. Leaves no gradients.
     """
     number = len(split(batch, 1))
     if number < MIN_EXAMPLES:
@@ -66,6 +69,7 @@ def compare_gradients(
         whole = _gradients(model, loss, [batch], count)
         if not _is_same_state(before, random_state(device)):
             return None
+        restore()
         pieces = _gradients(model, loss, parts, count)
     total = sum(float(g.double().square().sum()) for g in whole if g is not None)
     squared = sum(
@@ -86,11 +90,14 @@ def _gradients(
     count: Callable[[Batch], float],
 ) -> list[Tensor | None]:
     parameters = [p for p in model.parameters() if p.requires_grad]
+    hooks = GradientHooks(parameters)
     _clear(parameters)
     counts = [count(part) for part in parts]
     for part, n in zip(parts, counts, strict=True):
         if n > 0:
-            (loss(model, part) * (n / sum(counts))).backward()
+            weighted = loss(model, part) * (n / sum(counts))
+            with hooks.postponed():
+                weighted.backward()
     found = [p.grad for p in parameters]
     _clear(parameters)
     return found
@@ -154,5 +161,6 @@ def _likely_cause(model: nn.Module) -> str:
     return (
         "the loss is not a mean over count(batch): pass count=. If it is, the loss compares "
         "examples with each other (contrastive losses), divides by a sum over the batch "
-        "(detection), or is computed at a lower precision"
+        "(detection), or is computed at a lower precision; or the model keeps a state from one "
+        "call to the next (a hidden state)"
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rightbatch import _faults
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import allocator_retries
+from rightbatch._elastic.gradient_hooks import GradientHooks
 from rightbatch._elastic.ranks import Ranks
 from rightbatch._errors import NothingFitsError, UsageError
 from rightbatch._noise import NoiseScale
@@ -72,6 +73,7 @@ class GradientAccumulator:
         self._ranks = ranks
         self._device = device
         self._noise = noise
+        self._hooks = GradientHooks([p for p in model.parameters() if p.requires_grad])
         self._needs_two = has_batch_norm(model)
         self._retries = allocator_retries(device)
 
@@ -101,15 +103,23 @@ class GradientAccumulator:
                 _faults.enter(place := "forward")
                 weighted = self._loss(self._model, to_device(part, self._device)) * (n / count)
                 _faults.enter(place := "backward")
-                with nullcontext() if left else self._ranks.sending(count):
+                sending = nullcontext() if left else self._ranks.sending(count)
+                with sending, self._hooks.postponed():
                     self._backward(weighted)
                 if self._noise is not None:
                     self._noise.micro_batch(n, n / count)
                 loss = loss + weighted.detach()
             _faults.enter(place := "synchronization")
-            if self._complete is None:
+            if self._complete is None and not self._hooks.exist:
                 _faults.enter(place := "hook")
         except BaseException as error:
+            is_other = not isinstance(error, UsageError) and not is_out_of_memory(error)
+            if number > 1 and place == "forward" and is_other:
+                error.add_note(
+                    f"in a part of at most {size} examples, of {number} that split made; if the "
+                    "first dimension of a batch is not its examples, or the loss takes whole "
+                    "batches only, pass split= or a micro-batch of the batch's size"
+                )
             failure = failure_from(error, place)
         # The frames of the attempt have ended, so that what they allocated is free.
         self._ranks.finish(None if failure is not None else count)
@@ -133,10 +143,11 @@ class GradientAccumulator:
         if self._noise is not None:
             self._noise.complete(share=count / total * self._ranks.world_size)
         norm: Tensor | None = None
-        if self._complete is not None:
+        if self._complete is not None or self._hooks.exist:
             try:
                 _faults.enter("hook")
-                norm = self._complete()
+                self._hooks.apply()
+                norm = self._complete() if self._complete is not None else None
             except BaseException as error:
                 failure = failure_from(error, "hook")
             if self._ranks.total(float(failure is not None))[0]:

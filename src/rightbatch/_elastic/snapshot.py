@@ -1,4 +1,4 @@
-"""Snapshots of what an attempt changes besides gradients: buffers and random states."""
+"""Snapshots of what an attempt changes besides gradients: buffers, attributes, random states."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._device.random_state import random_state, set_random_state
+from rightbatch._workload.module_attributes import ModuleAttributes
 
 
 class Snapshot:
-    """The model's buffers and all random states, copied by `take` and put back by `restore`.
+    """The model's buffers and attributes and all random states, kept by `take` for `restore`.
 
-    A forward pass updates the running statistics of BatchNorm, and dropout advances the random
-    state; a repeated attempt must start from the same values.
+    A forward pass updates the running statistics of BatchNorm and the hidden state of a recurrent
+    network, and dropout advances the random state; a repeated attempt must start from the same
+    values.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -23,9 +25,10 @@ class Snapshot:
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         self._copies: list[Tensor] = []
         self._random: dict[str, Any] = {}
+        self._attributes: ModuleAttributes | None = None
 
     def take(self) -> None:
-        """Copy the buffers and random states."""
+        """Copy the buffers, attributes and random states."""
         buffers = [
             (module, name, buffer)
             for module in self._model.modules()
@@ -42,10 +45,13 @@ class Snapshot:
             else:
                 self._buffers = buffers
                 self._copies = [buffer.clone() for _, _, buffer in buffers]
+        self._attributes = ModuleAttributes(self._model)
         self._random = random_state(self._device)
 
     def restore(self) -> None:
-        """Restore the buffers and random states of the last `take`."""
+        """Restore the buffers, attributes and random states of the last `take`."""
+        if self._attributes is not None:
+            self._attributes.restore()
         with torch.no_grad():
             for (module, name, buffer), copy in zip(self._buffers, self._copies, strict=True):
                 buffer.copy_(copy)

@@ -30,7 +30,7 @@ from rightbatch._errors import UsageError
 from rightbatch._noise import NoiseScale
 from rightbatch._units import parse_bytes
 from rightbatch._workload.batch import Batch, count_examples, split_batch
-from rightbatch._workload.loss import with_scalar_result
+from rightbatch._workload.loss import check_loss, with_scalar_result
 from rightbatch._workload.normalization import min_examples
 
 
@@ -105,6 +105,7 @@ class Elastic:
                 "noise requires gradients of a constant scale, which a GradScaler changes: train "
                 "in bf16 or fp32, or use NoiseScale with weight=scaler.get_scale() in your own loop"
             )
+        check_loss(loss)
         self._model = bare_model(model)
         parameters = trained_parameters(self._model, refuse_hooks=check)
         self._sizes = SizeControl(micro_batch_size, min_examples(self._model), on_event)

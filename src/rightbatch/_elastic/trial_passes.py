@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._elastic.exactness import EXAMPLES, Exactness, compare_gradients
+from rightbatch._elastic.gradient_hooks import GradientHooks
 from rightbatch._elastic.gradients import Loss
 from rightbatch._elastic.initial_size import InitialSize, find_initial_size
 from rightbatch._errors import UsageError
@@ -52,7 +53,13 @@ class TrialPasses:
         try:
             few = to_device(self._split(batch, EXAMPLES)[0], self._device)
             found = compare_gradients(
-                self._model, self._loss, few, self._split, self._count, self._device
+                self._model,
+                self._loss,
+                few,
+                self._split,
+                self._count,
+                self._device,
+                self._restore,
             )
         except UsageError:
             raise
@@ -74,7 +81,9 @@ class TrialPasses:
 
         def run(n: int) -> None:
             part = to_device(self._split(batch, n)[0], self._device)
-            self._loss(self._model, part).backward()
+            loss = self._loss(self._model, part)
+            with GradientHooks(list(self._model.parameters())).postponed():
+                loss.backward()
             self._restore()
 
         return find_initial_size(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rightbatch._device import is_out_of_memory, open_device
 from rightbatch._errors import UsageError
 from rightbatch._predict.known_values import fake_with_value
 from rightbatch._predict.unfilled import Unfilled
+from rightbatch._workload.held_modules import held_modules
 from rightbatch._workload.lazy import materialize
 from rightbatch._workload.workload import Workload
 
@@ -70,7 +71,7 @@ def build_fake(factory: Callable[[], Any], mode: FakeTensorMode) -> Workload:
             raise
         workload = _build_filled(factory, error)
     replaced: dict[int, Tensor] = {}
-    for module in workload.model.modules():
+    for module in all_modules(workload):
         for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
             for name, tensor in own.items():
                 if tensor is not None:
@@ -99,6 +100,12 @@ def _build_filled(factory: Callable[[], Any], error: Exception) -> Workload:
     return workload
 
 
+def all_modules(workload: Workload) -> Iterator[nn.Module]:
+    """Iterate over the modules of the model, and of those that its loss uses beside it."""
+    for module in (workload.model, *held_modules(workload)):
+        yield from module.modules()
+
+
 def limit_building() -> None:
     """Make building more than `BUILD_LIMIT` bytes fail, if the system can enforce a limit."""
     device = open_device("cpu")
@@ -117,6 +124,8 @@ def parameter_bytes(workload: Workload) -> int:
         return sum(int(tensor.nbytes) for tensor in of)
 
     model, defaults = workload.model, workload.optimizer.defaults
+    held = held_modules(workload)
     copies = 2 if "betas" in defaults else 1 if defaults.get("momentum") else 0
     trained = total(p for p in model.parameters() if p.requires_grad)
-    return total(model.parameters()) + trained * (1 + copies) + total(model.buffers())
+    fixed = sum(total(m.parameters()) + total(m.buffers()) for m in (model, *held))
+    return fixed + trained * (1 + copies)

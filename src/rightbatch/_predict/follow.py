@@ -51,7 +51,9 @@ from rightbatch._predict.variant import (
     optimizer_as,
 )
 from rightbatch._workload.batch import Batch, count_examples, map_tensors
+from rightbatch._workload.held_modules import check_optimizer, held_modules
 from rightbatch._workload.lazy import materialize
+from rightbatch._workload.module_attributes import ModuleAttributes
 from rightbatch._workload.order import drawn_indices, epoch_length
 from rightbatch._workload.workload import Workload
 from rightbatch._workload.worst import WorstExamples, check_items
@@ -90,7 +92,7 @@ class Follower:
         w = self.workload
         drawn = drawn_indices(w, self._seed)
         examples = WorstExamples(w.data, w.collate, w.size, self._seed, drawn)
-        check_items(w.count, w.collate, examples)
+        check_items(w.count, w.collate, examples.largest)
         return examples
 
     @cached_property
@@ -178,9 +180,12 @@ class Follower:
 
     def _trace(self, batch_size: int, variant: Variant, *, has_values: bool = False) -> Trace:
         """With `has_values`, batches of any size are collated, for steps that read their values."""
+        if not variant.inference:
+            check_optimizer(self.workload)
         w = self._sharded(variant)
         w.optimizer.zero_grad(set_to_none=True)
         state_of(w.optimizer).clear()
+        attributes = ModuleAttributes(w.model)
         batch = self._batch(self._examples, batch_size, has_values)
         unseen = None
         if self._evaluation_examples is not None and not variant.inference:
@@ -214,12 +219,14 @@ class Follower:
             stack.enter_context(recorder)
             if variant.sharding is not None:
                 stack.enter_context(recorder.sharded())
-            for name, tensor in list(in_order_of_moving(w.model)):
+            moved = (w.model, *held_modules(w))
+            for name, tensor in [pair for each in moved for pair in in_order_of_moving(each)]:
                 kind = "parameters" if isinstance(tensor, nn.Parameter) else "other"
                 recorder.hold([tensor], kind, name)
             move = OneBatch() if self._reuses_batch else None
             record_step(w, parts, unseen, variant, recorder, move=move)
             trace = recorder.trace()
+        attributes.restore()
         w.optimizer.zero_grad(set_to_none=True)
         state_of(w.optimizer).clear()
         if self._is_sharded:

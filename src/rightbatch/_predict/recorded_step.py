@@ -14,6 +14,7 @@ from rightbatch._predict.sharding import state_of
 from rightbatch._predict.variant import Variant, autocast
 from rightbatch._training.step import PlainStep
 from rightbatch._workload.batch import Batch, map_tensors
+from rightbatch._workload.modes import set_training
 from rightbatch._workload.workload import Workload
 
 STEPS = 2  # the first creates the optimizer's state
@@ -44,7 +45,7 @@ def record_step(
         foreach=True if variant.capability is not None else None,  # as CUDA's default is
     )
     if not variant.inference:
-        w.model.train()
+        set_training(w.model, True)
         for _ in range(STEPS):
             recorder.phase("zero gradients")
             w.optimizer.zero_grad()
@@ -62,7 +63,7 @@ def record_step(
             recorder.phase("optimizer")
             step.update()
             classify_state(w.optimizer, variant, recorder)
-    w.model.eval()
+    set_training(w.model, False)
     for _ in range(STEPS if variant.inference else 1):
         recorder.phase("evaluation")
         moved = move(parts[0] if unseen is None else unseen)

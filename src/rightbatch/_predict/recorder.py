@@ -157,6 +157,8 @@ class Recorder(OperatorMode):
         """Record the module whose forward pass makes an allocation, inside the context."""
         handles = []
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             handles.append(module.register_forward_pre_hook(self._push_module(name or "model")))
             handles.append(module.register_forward_hook(self._pop_module, always_call=True))
         try:

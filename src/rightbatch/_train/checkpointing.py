@@ -59,10 +59,11 @@ class Checkpointing(Observer):
             self._save(loop)
 
     def on_step(self, loop: WorkloadLoop, report: StepLoss) -> None:
-        """Save if a checkpoint is due.
+        """Save if a checkpoint is due, and after the first update, which makes optimizer state.
 
         Raises:
             KeyboardInterrupt: after a checkpoint, if any process was interrupted.
+            UsageError: if a checkpoint does not store the optimizer's state.
         """
         if loop.processes.any(self._signal is not None):
             self._save(loop)
@@ -70,7 +71,7 @@ class Checkpointing(Observer):
                 f"interrupted after {loop.state.steps} updates "
                 f"({format_seconds(loop.state.seconds)}); continue with --resume"
             )
-        if self._checkpoints.is_due:
+        if self._checkpoints.is_due or loop.state.steps == 1:
             self._save(loop)
 
     def on_epoch(self, loop: WorkloadLoop) -> None:

@@ -225,11 +225,12 @@ def _workload_errors() -> Iterator[None]:
     except RightbatchError:
         raise
     except Exception as error:
+        notes = getattr(error, "__notes__", ())
         what: dict[str, Any] = {
             "error_type": type(error).__name__,
             "error_message": str(error),
         }
-        said = f"{type(error).__name__}: {error}"
+        said = " (".join([f"{type(error).__name__}: {error}", *notes]) + ")" * len(notes)
         if is_out_of_memory(error):
             raise NothingFitsError(f"out of memory outside of a step: {said}", **what) from error
         trace = "".join(traceback.format_exception(error))

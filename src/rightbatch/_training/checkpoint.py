@@ -29,7 +29,6 @@ class Checkpoints:
         self._path = folder / NAME
         self._every = every
         self._due = time.perf_counter() + every
-        self._is_checked = False  # whether what was written can be read again
 
     @property
     def exist(self) -> bool:
@@ -54,9 +53,7 @@ class Checkpoints:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            if not self._is_checked:  # once: later states hold the same types
-                self._check_written(partial)
-                self._is_checked = True
+            self._check_written(partial)
             partial.replace(self._path)
         except OSError as error:
             raise UsageError(

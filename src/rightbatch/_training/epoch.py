@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from rightbatch._training.distributed import Processes
 from rightbatch._workload.batch import Batch
+from rightbatch._workload.loader import data_loader
 from rightbatch._workload.normalization import has_batch_norm
 from rightbatch._workload.workload import Workload
 
@@ -58,11 +58,11 @@ def batches(
 ) -> Iterator[tuple[Batch, int]]:
     """Yield this process' share of every batch, with the number of examples of the whole batch."""
     chosen = [list(order[start:stop]) for start, stop in where]
-    loader: DataLoader[Any] = DataLoader(
+    loader = data_loader(
         workload.data,
+        workers=workload.workers,
+        collate=_Collate(workload.collate),
         batch_sampler=[processes.share_of(batch) for batch in chosen],
-        num_workers=workload.workers,
-        collate_fn=_Collate(workload.collate),
         generator=_generator(seed, epoch, processes.rank),  # seeds the workers
     )
     for batch, (start, stop) in zip(loader, where, strict=True):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from rightbatch import _faults
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import release
 from rightbatch._elastic import Elastic
 from rightbatch._workload.callbacks import WorkloadCallbacks
+from rightbatch._workload.loader import data_loader
+from rightbatch._workload.modes import set_training
+from rightbatch._workload.without_gradients import without_gradients
 from rightbatch._workload.workload import Workload
 
 
@@ -32,14 +33,14 @@ def evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> d
 
 def _evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    w.model.eval()
+    set_training(w.model, False)
     if w.evaluation_data is not None:
         total, count = 0.0, 0.0
-        loader: DataLoader[Any] = DataLoader(
+        loader = data_loader(
             w.evaluation_data,
+            workers=w.workers,
+            collate=w.collate,
             batch_size=step.micro_batch_size or 1,
-            num_workers=w.workers,
-            collate_fn=w.collate,
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -49,7 +50,7 @@ def _evaluated(w: Workload, step: Elastic, ran_out: Callable[[str], object]) -> 
         metrics["evaluation_loss"] = total / count if count else float("nan")
     if w.evaluate is not None:
         metrics |= {name: float(value) for name, value in _users(w, ran_out).items()}
-    w.model.train()
+    set_training(w.model, True)
     return metrics
 
 
@@ -58,12 +59,10 @@ def _users(w: Workload, ran_out: Callable[[str], object]) -> Mapping[str, float]
     assert w.evaluate is not None
     try:
         _faults.enter("evaluation")
-        with torch.no_grad():
-            return w.evaluate(w.model)
+        return without_gradients(w.evaluate, w.model)  # type: ignore[no-any-return]
     except BaseException as error:
         if not is_out_of_memory(error):
             raise
     release(next(w.model.parameters()).device)
     ran_out("out of memory in the workload's evaluate; emptied the cache and tried again")
-    with torch.no_grad():
-        return w.evaluate(w.model)
+    return without_gradients(w.evaluate, w.model)  # type: ignore[no-any-return]

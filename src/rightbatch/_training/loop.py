@@ -22,14 +22,19 @@ from rightbatch._training.evaluation import evaluated
 from rightbatch._training.facts import TrainingFacts, facts_of
 from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import LoopPlan, Observer
-from rightbatch._training.scaling import scale_optimizer
+from rightbatch._training.scaling import learning_rate_of, scale_optimizer
 from rightbatch._training.state import TrainingState
 from rightbatch._training.step import PlainStep, move_state, resize_buffers
 from rightbatch._workload.batch import to_device
 from rightbatch._workload.callbacks import TrainingRun, WorkloadCallbacks
+from rightbatch._workload.held_modules import check_optimizer, move_modules
+from rightbatch._workload.item import first_items
 from rightbatch._workload.lazy import materialize
+from rightbatch._workload.modes import set_training
+from rightbatch._workload.module_attributes import ModuleAttributes
 from rightbatch._workload.order import epoch_length, training_indices
 from rightbatch._workload.workload import Workload
+from rightbatch._workload.worst import check_items
 
 
 class WorkloadLoop:
@@ -56,8 +61,11 @@ class WorkloadLoop:
             raise UsageError("the workload's data is empty")
         self.examples = epoch_length(workload, plan.seed)
         self.device, self.optimizer = processes.device, workload.optimizer
+        check_optimizer(workload)
         materialize(workload)
-        self.model = workload.model.to(self.device)
+        move_modules(workload, self.device)
+        self.model = workload.model
+        self.attributes = ModuleAttributes(self.model)
         move_state(workload.optimizer, self.device)
         processes.share([*self.model.parameters(), *self.model.buffers()])
         steps_per_epoch = len(cuts(workload, self.examples, plan.batch_size))
@@ -77,6 +85,8 @@ class WorkloadLoop:
         )
         schedule = workload.scheduler
         self.scheduler = schedule(workload.optimizer, self._scheduled) if schedule else None
+        self._check_schedule()
+        self._schedule_steps = 0
         self.state = TrainingState(plan.batch_size)
         self._observers = Observers(observers)
         self._plain = PlainStep(workload, self.device)
@@ -91,8 +101,36 @@ class WorkloadLoop:
         if plan.factors is not None:  # after the schedule is made, since it may set learning rates
             batch_factor, rate_factor = plan.factors(workload.optimizer.defaults.get("betas"))
             scale_optimizer(workload.optimizer, batch_factor, rate_factor, self.scheduler)
-        self.learning_rate = float(workload.optimizer.param_groups[0]["lr"])
+        self.learning_rate = learning_rate_of(workload.optimizer)
         self._stopped = ""
+        self._are_checked = False
+
+    def _check_schedule(self) -> None:
+        missing = [
+            name
+            for name in ("step", "state_dict", "load_state_dict")
+            if self.scheduler is not None and not callable(getattr(self.scheduler, name, None))
+        ]
+        if missing:
+            raise UsageError(
+                f"scheduler(optimizer, steps) returned {type(self.scheduler).__name__}, which has "
+                f"no {', no '.join(missing)}; return a schedule of torch.optim.lr_scheduler "
+                "(LambdaLR takes any function of the step), or one with these methods"
+            )
+
+    def _check_items(self, batch: Any, examples: int) -> None:
+        """Check that items are examples, if the first batch does not have as many as it has items.
+
+        Raises:
+            UsageError: if they are whole batches.
+        """
+        self._are_checked = True
+        w, before = self.workload, random_state(self.device)
+        if len(w.split(batch, 1)) == len(self.processes.share_of(range(examples))):
+            return
+        for item in first_items(w.data, 1):
+            check_items(w.count, w.collate, item)
+        set_random_state(before, self.device)
 
     @cached_property
     def population(self) -> int | None:
@@ -160,11 +198,24 @@ class WorkloadLoop:
             set_random_state(before, self.device)
 
     def micro_batches(self, most: int | None = None) -> Iterator[Part]:
-        """Yield micro-batches of at most `most` examples, each example at most once, shuffled."""
+        """Yield micro-batches of at most `most` examples, each example at most once, shuffled.
+
+        What the model keeps in attributes is restored at the end; parts of another size than those
+        of the training start as the model was built, since a hidden state has the size of a part.
+        """
+        now = ModuleAttributes(self.model)
+        try:
+            yield from self._micro_batches(most)
+        finally:
+            now.restore()
+
+    def _micro_batches(self, most: int | None) -> Iterator[Part]:
         w, size = self.workload, self.step.micro_batch_size or 1
         if most is not None and size > most:
             step = math.lcm(self.plan.sizes.step, self.step.multiple)
             size = max(replace(self.plan.sizes, step=step).at_most(most), step)
+        if size != self.step.micro_batch_size:
+            self.attributes.restore_tensors()
         generator = torch.Generator().manual_seed(self.plan.seed + self.state.steps)
         drawn = epoch_order(w, self.plan.seed, self.state.epoch)
         shuffled = torch.randperm(len(drawn), generator=generator).tolist()
@@ -207,6 +258,7 @@ class WorkloadLoop:
         self.step.load_state_dict(state["elastic"])
         self._callbacks.load_state_dict(state.get("callbacks", {}))
         self.state = TrainingState(**state["state"])
+        self._schedule_steps = self._due_steps
 
     def _check_same(self, state: dict[str, Any]) -> None:
         saved, own = (s["param_groups"] for s in (state["optimizer"], self.optimizer.state_dict()))
@@ -227,7 +279,7 @@ class WorkloadLoop:
     def _epoch(self) -> None:
         at, seed = self.state, self.plan.seed
         self._observers.begin_epoch()
-        self.model.train()
+        set_training(self.model, True)
         order = epoch_order(self.workload, seed, at.epoch)
         index = at.position // at.batch_size
         self._callbacks.on_epoch_start(at.epoch)
@@ -236,9 +288,11 @@ class WorkloadLoop:
             for batch, examples in batches(
                 self.workload, order, where, self.processes, seed, at.epoch
             ):
-                if batch is None and self.processes.group is None:
-                    self._skip(examples)  # the collate left out all of its items
+                if self.processes.group is None and self._is_empty(batch):
+                    self._skip(examples)
                     continue
+                if not self._are_checked and batch is not None:
+                    self._check_items(batch, examples)
                 self._callbacks.on_step_start(batch, index)
                 report = self.step(batch)
                 self._count(report, examples)
@@ -250,7 +304,9 @@ class WorkloadLoop:
                 if at.batch_size != size:
                     break
         if not at.loss_count:
-            raise UsageError("the collate returned None for every batch of the epoch")
+            raise UsageError(
+                "every batch of the epoch is empty: the collate returned None, or count(batch) is 0"
+            )
         loss = self.processes.mean(float(at.loss_sum) / at.loss_count)
         at.loss_sum, at.loss_count = 0.0, 0.0
         at.metrics = {"loss": loss} | self._observers.epoch_metrics(self)
@@ -260,6 +316,13 @@ class WorkloadLoop:
         at.epoch, at.position = at.epoch + 1, 0
         at.seconds += self._observers.seconds()
         self._observers.epoch(self)
+
+    def _is_empty(self, batch: Any) -> bool:
+        """Whether the collate left out all items, or nothing counts that the loss averages over.
+
+        A mean over nothing would be NaN, and make the weights NaN.
+        """
+        return batch is None or not self.workload.count(batch)
 
     def _skip(self, examples: int) -> None:
         self.state.examples += examples
@@ -289,10 +352,15 @@ class WorkloadLoop:
         """Step the schedule to its due step, never beyond its end, where some schedules raise."""
         if self.scheduler is None or self._has_plateau:
             return
+        while self._schedule_steps < self._due_steps:
+            self.scheduler.step()
+            self._schedule_steps += 1
+
+    @property
+    def _due_steps(self) -> int:
         at = self.state
         due = at.examples // self.plan.batch_size if self.plan.schedule_by_examples else at.steps
-        while self.scheduler.last_epoch < min(due, self._scheduled - 1):
-            self.scheduler.step()
+        return max(min(due, self._scheduled - 1), 0)
 
     def _on_evaluation_out_of_memory(self, reason: str) -> None:
         size = self.step.micro_batch_size or 0

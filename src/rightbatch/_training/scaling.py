@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rightbatch._errors import UsageError
+
 _LEAST_LEFT = 0.01
 """Smallest 1 − κ(1−β2) that is used as the new β2; below, β2 is taken to the power κ."""
 
@@ -68,14 +70,24 @@ def scale_optimizer(
     """Change the learning rate, and β2 and ε if there are any, in place, by the rule of `scaling`.
 
     A `scheduler` and the schedulers inside it continue from the new rate.
+
+    Raises:
+        UsageError: if the rate changes and the optimizer has none, because it sets its own.
     """
+    if rate_factor != 1 and learning_rate_of(optimizer) is None:
+        raise UsageError(
+            f"{type(optimizer).__name__} has no learning rate to multiply by {rate_factor:.3g} for "
+            "another batch size, because it sets its own; give it a rate (lr=), train at a size of "
+            "your own (`train --batch N`), or compare sizes with `study --rule none`"
+        )
     for schedule in _schedules(scheduler):
         for name in ("base_lrs", "max_lrs"):  # cyclic schedulers have both
             if hasattr(schedule, name):
                 rates = [rate * rate_factor for rate in getattr(schedule, name)]
                 setattr(schedule, name, rates)
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * rate_factor
+        if rate_factor != 1:
+            group["lr"] = group["lr"] * rate_factor
         for name in (
             "initial_lr",
             "max_lr",
@@ -88,6 +100,12 @@ def scale_optimizer(
             group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))
             if "eps" in group:
                 group["eps"] = group["eps"] / math.sqrt(batch_factor)
+
+
+def learning_rate_of(optimizer: Optimizer) -> float | None:
+    """Return the learning rate of the first group; None for optimizers that set their own."""
+    rate = optimizer.param_groups[0].get("lr")
+    return None if rate is None else float(rate)
 
 
 def _schedules(scheduler: LRScheduler | None) -> list[LRScheduler]:

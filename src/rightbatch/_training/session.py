@@ -8,18 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import count, islice, pairwise
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from rightbatch._device import is_out_of_memory
 from rightbatch._device.caches import synchronize
 from rightbatch._errors import UsageError
 from rightbatch._training.step import PlainStep, move_state
 from rightbatch._workload.batch import Batch, to_device
+from rightbatch._workload.held_modules import check_optimizer, move_modules
 from rightbatch._workload.lazy import materialize
+from rightbatch._workload.loader import data_loader
+from rightbatch._workload.modes import set_training
+from rightbatch._workload.module_attributes import ModuleAttributes
 from rightbatch._workload.order import drawn_indices, epoch_length
 from rightbatch._workload.workload import Precision, StepSeconds, Workload
 from rightbatch._workload.worst import (
@@ -40,20 +42,27 @@ class WorkloadSession:
         self._workload = workload
         self._device = device
         self._seed = seed
+        self._check(workload)
         materialize(workload)
-        self._model = workload.model.to(device)
+        move_modules(workload, device)
+        self._model = workload.model
         move_state(workload.optimizer, device)
         self._examples = WorstExamples(
             workload.data, workload.collate, workload.size, seed, drawn_indices(workload, seed)
         )
-        check_items(workload.count, workload.collate, self._examples)
+        check_items(workload.count, workload.collate, self._examples.largest)
         self._step = PlainStep(workload, device)
+        self._attributes = ModuleAttributes(workload.model)
+        self._size = 0
         self._batches: tuple[int, Iterator[Batch]] | None = None
         self._place = 0
         # The batch and the loss stay alive while the next batch is loaded, as in `for batch in
         # loader`, and are part of the peak.
         self._batch: Batch = None
         self._loss: torch.Tensor | None = None
+
+    def _check(self, workload: Workload) -> None:
+        check_optimizer(workload)
 
     @property
     def examples(self) -> int | None:
@@ -71,7 +80,8 @@ class WorkloadSession:
         return [note] if note else []
 
     def step(self, batch_size: int) -> None:
-        self._model.train()
+        self._begin(batch_size)
+        set_training(self._model, True)
         self._batch = to_device(self._next(batch_size), self._device)
         try:
             self._gradient(self._step)
@@ -91,7 +101,8 @@ class WorkloadSession:
         if precision is not None:
             step = PlainStep(replace(w, precision=precision), self._device)
         device = torch.device(self._device)
-        self._model.train()
+        self._begin(batch_size)
+        set_training(self._model, True)
         times = [time.perf_counter()]
         examples = self._examples
         batch = _present(
@@ -108,6 +119,12 @@ class WorkloadSession:
         times.append(time.perf_counter())
         return StepSeconds(*(stop - start for start, stop in pairwise(times)))
 
+    def _begin(self, batch_size: int) -> None:
+        """Forget what the model keeps of batches of another size, as a hidden state."""
+        if self._size != batch_size:
+            self._attributes.restore_tensors()
+            self._size = batch_size
+
     def modules(self) -> Sequence[nn.Module]:
         return [self._model]
 
@@ -118,12 +135,13 @@ class WorkloadSession:
 
     def evaluate(self, batch_size: int) -> int:
         w = self._workload
+        self._begin(batch_size)
         examples = self._evaluation_examples
         batch = to_device(examples.batch(examples.worst(batch_size), w.collate), self._device)
         was_training = self._model.training
-        self._model.eval()
+        set_training(self._model, False)
         self._step.evaluate(batch)
-        self._model.train(was_training)
+        set_training(self._model, was_training)
         return batch_size
 
     @cached_property
@@ -152,11 +170,11 @@ class WorkloadSession:
             self._place = 0
             _forget_compiled()
             w = self._workload
-            loader: DataLoader[Any] = DataLoader(
+            loader = data_loader(
                 self._examples.data,
+                workers=w.workers,
+                collate=w.collate,
                 batch_sampler=_Batches(self._examples, batch_size, w.drop_last),
-                num_workers=w.workers,
-                collate_fn=w.collate,
             )
             self._batches = (batch_size, iter(loader))
         return self._batches[1]
@@ -165,11 +183,15 @@ class WorkloadSession:
 class InferenceSession(WorkloadSession):
     """A session without training: `evaluate` runs `predict`, or the model on the batch's inputs."""
 
+    def _check(self, workload: Workload) -> None:
+        """Nothing is trained."""
+
     def step(self, batch_size: int) -> None:
         raise UsageError("an inference session does not train")
 
     def evaluate(self, batch_size: int) -> int:
-        self._model.eval()
+        self._begin(batch_size)
+        set_training(self._model, False)
         self._batch = to_device(self._next(batch_size), self._device)
         self._output = self._step.infer(self._batch)
         return batch_size

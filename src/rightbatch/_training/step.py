@@ -19,6 +19,7 @@ from rightbatch._workload.batch import Batch
 from rightbatch._workload.forward import forward
 from rightbatch._workload.loss import scalar_loss
 from rightbatch._workload.precision import autocast, scaler
+from rightbatch._workload.without_gradients import without_gradients
 from rightbatch._workload.workload import Workload
 
 
@@ -70,8 +71,8 @@ class PlainStep:
     def evaluate(self, batch: Batch) -> Any:
         """Run a batch without gradients: `predict` if the workload has it, else the loss."""
         w = self.workload
-        with torch.no_grad(), self._autocasting():
-            return w.predict(w.model, batch) if w.predict is not None else w.loss(w.model, batch)
+        with self._autocasting():
+            return without_gradients(w.predict or w.loss, w.model, batch)
 
     def infer(self, batch: Batch) -> Any:
         """Run inference without gradients: `predict` if the workload has it, else the model.
@@ -80,8 +81,8 @@ class PlainStep:
             UsageError: if the model does not run on the batch's inputs.
         """
         w = self.workload
-        with torch.no_grad(), self._autocasting():
-            return (w.predict or forward)(w.model, batch)
+        with self._autocasting():
+            return without_gradients(w.predict or forward, w.model, batch)
 
     def elastic(
         self,

@@ -18,7 +18,10 @@ from rightbatch._tune.pilot import UNBOUNDED
 from rightbatch._tune.plan import Branch
 from rightbatch._workload.batch import to_device
 from rightbatch._workload.callbacks import StepCallbacks
+from rightbatch._workload.modes import set_training
+from rightbatch._workload.module_attributes import ModuleAttributes
 from rightbatch._workload.order import training_indices
+from rightbatch._workload.without_gradients import without_gradients
 
 _HELD_OUT = 512
 """Examples of the evaluation that compares branches."""
@@ -47,7 +50,7 @@ def train_branches(
     All branches see the same examples in the same order, without the workload's schedule. The state
     of `loop` is restored.
     """
-    before = copy.deepcopy(loop.state_dict())
+    before, now = copy.deepcopy(loop.state_dict()), ModuleAttributes(loop.model)
     callbacks = loop.workload.callbacks
     plain = replace(
         loop.workload,
@@ -59,6 +62,7 @@ def train_branches(
         for number, plan in enumerate(plans, start=1):
             show(f"branch {number} of {len(plans)}: batch size {plan.batch_size}")
             loop.load_state_dict(copy.deepcopy(before))
+            loop.attributes.restore_tensors()  # a hidden state has the size of the batch before
             factors = (plan.batch_factor, plan.learning_rate_factor)
             branch = WorkloadLoop(
                 plain,
@@ -80,6 +84,7 @@ def train_branches(
             found.append(Branch(plan.batch_size, unseen_loss(loop), seconds, at.examples))
     finally:
         loop.load_state_dict(before)
+        now.restore()
     return tuple(found)
 
 
@@ -96,15 +101,16 @@ def unseen_loss(loop: WorkloadLoop) -> float:
     chosen = [indices[position] for position in shuffled]
     size = min(loop.micro_batch_size or 1, _MICRO_BATCH)
     total, weight = 0.0, 0.0
-    loop.model.eval()
-    with torch.no_grad():
-        for start in range(0, len(chosen), size):
-            batch = w.collate([data[index] for index in chosen[start : start + size]])
-            count = float(w.count(batch)) if batch is not None else 0.0
-            if count:
-                total += float(step.loss(loop.model, to_device(batch, loop.device))) * count
-                weight += count
-    loop.model.train()
+    loop.attributes.restore_tensors()
+    set_training(loop.model, False)
+    for start in range(0, len(chosen), size):
+        batch = w.collate([data[index] for index in chosen[start : start + size]])
+        count = float(w.count(batch)) if batch is not None else 0.0
+        if count:
+            here = to_device(batch, loop.device)
+            total += float(without_gradients(step.loss, loop.model, here)) * count
+            weight += count
+    set_training(loop.model, True)
     return total / weight if weight else float("nan")
 
 

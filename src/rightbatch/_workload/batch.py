@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -220,10 +221,25 @@ def _attributes(batch: Batch) -> dict[str, Any]:
 
 
 def _own_attributes(value: Any) -> dict[str, Any]:
-    own = getattr(value, "__dict__", None)
-    if not isinstance(own, dict) or isinstance(value, type | nn.Module) or callable(value):
+    own, slots = getattr(value, "__dict__", None), _slots(type(value))  # type: ignore[arg-type]
+    if not slots and not isinstance(own, dict):
         return {}
-    return own
+    if isinstance(value, type | nn.Module) or callable(value):
+        return {}
+    found = own if isinstance(own, dict) else {}
+    return found | {name: getattr(value, name) for name in slots if hasattr(value, name)}
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the attributes that instances have instead of a `__dict__`, as those of attrs do."""
+    found: list[str] = []
+    for each in kind.__mro__:
+        declared = vars(each).get("__slots__", ())
+        names = (declared,) if isinstance(declared, str) else tuple(declared)
+        private = f"_{each.__name__.lstrip('_')}"
+        found += [f"{private}{n}" if n.startswith("__") else n for n in names]
+    return tuple(n for n in found if not n.endswith("__"))
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
@@ -258,15 +274,24 @@ def _is_nesting(part: Any) -> bool:
     return isinstance(part, Mapping | list | tuple) or dataclasses.is_dataclass(part)
 
 
+def _mapping_like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return a mapping of the batch's class, with its attributes, and with other values."""
+    try:
+        made: Any = copy.copy(batch)
+        made.update(items)
+        return cast("Mapping[Any, Any]", made)
+    except Exception:  # one that does not change, or checks its values
+        pass
+    try:
+        return cast(Any, type(batch))(items)  # type: ignore[no-any-return]
+    except TypeError:
+        return items
+
+
 def _rebuild(batch: Batch, function: Callable[[Any], Any]) -> Batch:
     if isinstance(batch, Mapping):
         rebuilt = {key: function(value) for key, value in batch.items()}
-        if type(batch) is dict:
-            return rebuilt
-        try:  # transformers' BatchEncoding and similar types are constructed from a dict
-            return cast(Any, type(batch))(rebuilt)
-        except TypeError:
-            return rebuilt
+        return rebuilt if type(batch) is dict else _mapping_like(batch, rebuilt)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(function(part) for part in batch))
     if isinstance(batch, list | tuple):

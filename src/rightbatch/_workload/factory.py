@@ -8,14 +8,19 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rightbatch._errors import UsageError
 
 Factory = Callable[[], Any]
+
+FILES: dict[str, Path] = {}
+"""The files that were imported, by the name of their module, which no other process can import."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,12 @@ class FileFactory:
         """Run the file and return the function.
 
         Raises:
-            UsageError: if the file does not define the function.
+            UsageError: if the file does not define the function, or ends the process.
         """
-        folder = str(self.path.parent)
-        if folder not in sys.path:  # like a script, the file can import modules beside it
-            sys.path.insert(0, folder)
-        name = f"_rightbatch_{self.path.stem}"
-        spec = importlib.util.spec_from_file_location(name, self.path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # loader workers and dataclasses look up their module
-        spec.loader.exec_module(module)
+        module = import_file(self.path)
         found = getattr(module, self.function, None)
         if not callable(found):
+            name = module.__name__
             known = [key for key, value in vars(module).items() if _is_own_function(value, name)]
             raise UsageError(
                 f"{self.path.name} has no function {self.function!r}; "
@@ -50,7 +48,55 @@ class FileFactory:
         return found  # type: ignore[no-any-return]
 
     def __call__(self) -> Any:
-        return self.load()()
+        function = self.load()
+        with _as_script(self.path):
+            return function()
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file as a module, and return it; like a script, it can import modules beside it.
+
+    In a package, which has an `__init__.py`, its relative imports work as with `python -m`.
+
+    Raises:
+        UsageError: if the file ends the process.
+    """
+    root, package = path.parent, ""
+    while (root / "__init__.py").is_file() and root.name.isidentifier():
+        root, package = root.parent, f"{root.name}.{package}"
+    for folder in (str(root), str(path.parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    name = f"{package}_rightbatch_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # loader workers and dataclasses look up their module
+    with _as_script(path):
+        spec.loader.exec_module(module)
+    FILES[name] = path
+    return module
+
+
+@contextmanager
+def _as_script(path: Path) -> Iterator[None]:
+    """Give a file the arguments of a script without any, instead of those of rightbatch.
+
+    Raises:
+        UsageError: if it ends the process, as `argparse` does where an argument is missing.
+    """
+    before = sys.argv
+    sys.argv = [str(path)]
+    try:
+        yield
+    except SystemExit as error:
+        raise UsageError(
+            f"{path.name} ended the process (SystemExit: {error.code}) when it was imported or its "
+            "workload was built. It is imported without arguments: give those of argparse "
+            'defaults, and put what only a script does under `if __name__ == "__main__":`'
+        ) from error
+    finally:
+        sys.argv = before
 
 
 @dataclass(frozen=True)

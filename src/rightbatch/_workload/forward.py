@@ -11,6 +11,7 @@ from rightbatch._device import is_out_of_memory
 from rightbatch._errors import UsageError
 from rightbatch._workload.batch import Batch
 from rightbatch._workload.signature import accepts
+from rightbatch._workload.without_gradients import needs_gradients
 
 _LABELS = {"label", "labels", "label_ids", "target", "targets", "y"}
 
@@ -37,7 +38,7 @@ def forward(model: nn.Module, batch: Batch) -> Any:
             return model(**inputs)
         return model(batch[0] if isinstance(batch, list | tuple) else batch)
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or needs_gradients(error):
             raise
         without = f" without {', '.join(left_out)}" if left_out else ""
         raise UsageError(

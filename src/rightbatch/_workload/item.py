@@ -1,15 +1,26 @@
-"""The size of one item of a data set, before it is collated."""
+"""Items of a data set, before they are collated: the first ones, and the size of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from rightbatch._workload.leaf import bytes_of
 
 _DEPTH = 6
+
+
+def first_items(data: Any, number: int) -> list[Any]:
+    """Return the first `number` items that can be read; an unreadable one is None."""
+    if isinstance(data, IterableDataset):
+        items = iter(data)
+    else:
+        items = (data[index] for index in range(len(data)))
+    return list(islice((item for item in items if item is not None), number))
 
 
 def item_bytes(item: Any, depth: int = _DEPTH) -> int:

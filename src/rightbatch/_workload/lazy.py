@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import Any
-
 import torch
 from torch.nn.parameter import is_lazy
-from torch.utils.data import IterableDataset
 
 from rightbatch._errors import UsageError
 from rightbatch._workload.batch import to_device
+from rightbatch._workload.item import first_items
+from rightbatch._workload.modes import set_training
+from rightbatch._workload.without_gradients import without_gradients
 from rightbatch._workload.workload import Workload
 
 _EXAMPLES = 2
@@ -36,25 +35,15 @@ def materialize(workload: Workload) -> None:
                 'model.to_empty(device="cpu") and initialize them in the factory'
             )
         return
-    batch = workload.collate(_examples(workload.data))
+    batch = workload.collate(first_items(workload.data, _EXAMPLES))
     was_training = model.training
-    model.eval()
+    set_training(model, False)
     device = next((p.device for p in parameters if not is_lazy(p)), torch.device("cpu"))
-    with torch.no_grad():
-        workload.loss(model, to_device(batch, device))
-    model.train(was_training)
+    without_gradients(workload.loss, model, to_device(batch, device))
+    set_training(model, was_training)
     names = [name for name, p in model.named_parameters() if is_lazy(p)]
     if names:
         raise UsageError(
             f"lazy parameters have no shape after a forward pass of {_EXAMPLES} examples: "
             f"{', '.join(names[:4])}; run a batch through the whole model in the factory"
         )
-
-
-def _examples(data: Any) -> list[Any]:
-    """Return the first items that can be read."""
-    if isinstance(data, IterableDataset):
-        items = iter(data)
-    else:
-        items = (data[index] for index in range(len(data)))
-    return list(islice((item for item in items if item is not None), _EXAMPLES))

@@ -1,4 +1,4 @@
-"""What a loss function must return."""
+"""What a loss function must take and return."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ def scalar_loss(value: Any) -> Tensor:
             "under no_grad or from parameters that are all frozen"
         )
     return value.squeeze() if value.ndim else value
+
+
+def check_loss(loss: Callable[..., Any]) -> None:
+    """Check that a loss function takes the model and a batch, not outputs and targets.
+
+    Raises:
+        UsageError: for a criterion of torch.
+    """
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, nn.modules.loss._Loss) or getattr(nn.functional, name, None) is loss:
+        raise UsageError(
+            f"the loss is a function of (model, batch), and {name} is one of outputs and targets; "
+            "for batches (inputs, targets) pass "
+            "loss=lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
 
 
 def with_scalar_result(

@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from rightbatch._errors import UsageError
 from rightbatch._workload.batch import Batch, count_examples, split_batch
 from rightbatch._workload.callbacks import WorkloadCallbacks
+from rightbatch._workload.loss import check_loss
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS = get_args(Precision)
@@ -89,6 +90,18 @@ class Workload:
         if not callable(self.loss):
             raise UsageError(
                 f"Workload.loss must be a function of (model, batch), got {_describe(self.loss)}"
+            )
+        check_loss(self.loss)
+        if isinstance(self.data, DataLoader):
+            raise UsageError(
+                "Workload.data must be a Dataset of examples, got a DataLoader, whose batch size "
+                "is fixed: pass data=loader.dataset and collate=loader.collate_fn"
+            )
+        if isinstance(self.data, Mapping) and 0 not in self.data:
+            raise UsageError(
+                f"Workload.data must be a Dataset of examples, got {type(self.data).__name__} "
+                f"with the keys {', '.join(map(repr, list(self.data)[:4]))}: pass one of its "
+                'values, for example data["train"]'
             )
         if not isinstance(self.data, Dataset) and not hasattr(self.data, "__getitem__"):
             raise UsageError(

@@ -104,6 +104,11 @@ class WorstExamples:
         """Return the collated items of these indices."""
         return collate([self.data[index] for index in indices])
 
+    @property
+    def largest(self) -> Any:
+        """The item that needs the most memory."""
+        return self.data[self._ordered[0]]
+
     def worst(self, batch_size: int) -> list[int]:
         """Return the indices of the batch that needs the most memory.
 
@@ -135,14 +140,13 @@ class WorstExamples:
 
 
 def check_items(
-    count: Callable[[Any], float], collate: Callable[[list[Any]], Any], examples: WorstExamples
+    count: Callable[[Any], float], collate: Callable[[list[Any]], Any], item: Any
 ) -> None:
-    """Check that the data's items are examples.
+    """Check that the data's items, of which one is given, are examples.
 
     Raises:
         UsageError: if a batch of many items counts as many examples as a batch of one.
     """
-    item = examples.data[examples.worst(1)[0]]
 
     def counted(items: int) -> float:
         return float(count(collate([item] * items)))

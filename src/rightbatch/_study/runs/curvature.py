@@ -19,6 +19,7 @@ from rightbatch._device.random_state import random_state, set_random_state
 from rightbatch._errors import MissingExtraError
 from rightbatch._training.loop import WorkloadLoop
 from rightbatch._workload.batch import to_device
+from rightbatch._workload.modes import set_training
 from rightbatch._workload.order import training_indices
 
 EXAMPLES = 512
@@ -64,7 +65,7 @@ def largest_eigenvalue(loop: WorkloadLoop) -> float:
 
     w, model = loop.workload, loop.model
     before = random_state(loop.device)
-    model.eval()  # batch statistics and dropout would change the function each time
+    set_training(model, False)  # batch statistics and dropout would change the function each time
     try:
         operator = HessianLinearOperator(
             _Loss(model, w.loss),
@@ -79,7 +80,7 @@ def largest_eigenvalue(loop: WorkloadLoop) -> float:
     except ArpackNoConvergence as unfinished:
         found = unfinished.eigenvalues
     finally:
-        model.train()
+        set_training(model, True)
         set_random_state(before, loop.device)
     return float(found[0]) if len(found) else float("nan")
 

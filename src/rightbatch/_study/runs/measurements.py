@@ -18,6 +18,7 @@ from rightbatch._study.records import Point, Target
 from rightbatch._study.runs.spacing import next_point, period
 from rightbatch._training.noise_windows import noise_windows
 from rightbatch._training.protocol import Observer, StepLoss, TrainingLoop
+from rightbatch._training.scaling import learning_rate_of
 from rightbatch._training.targets import is_better
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class Measurements(Observer):
         if self._waiting and self._waiting[-1][0].steps == at.steps:
             before, known = self._waiting.pop()
             values, losses = {**before.values, **values}, known + losses
-        values["learning_rate"] = float(loop.optimizer.param_groups[0]["lr"])
+        rate = learning_rate_of(loop.optimizer)
+        if rate is not None:
+            values["learning_rate"] = rate
         epochs = at.examples / loop.examples
         point = Point(at.steps, at.examples, at.seconds, epochs, values, time.time())
         self._waiting.append((point, losses))
@@ -239,8 +242,9 @@ class Measurements(Observer):
         began = time.perf_counter()
         value = largest_eigenvalue(cast("WorkloadLoop", loop))  # guaranteed by `Ability.CURVATURE`
         self._window_seconds += time.perf_counter() - began
-        rate = float(loop.optimizer.param_groups[0]["lr"])
-        return {"sharpness": value, "sharpness_times_rate": value * rate}
+        rate = learning_rate_of(loop.optimizer)
+        found = {"sharpness": value}
+        return found if rate is None else found | {"sharpness_times_rate": value * rate}
 
 
 def _is_finite(model: nn.Module) -> bool:

@@ -53,8 +53,8 @@ class Guard:
     def check(self, path: Any, *, is_file: bool = False, temporary: Any = None) -> None:
         """End the trial if the file, or one in the folder, existed before it began.
 
-        Who opens a folder as a file makes a temporary file in it, which has no name. The `temporary`
-        file that was to replace it is removed, since nothing of the script runs after.
+        Who opens a folder as a file makes a temporary file in it, which has no name. The
+        `temporary` file that was to replace it is removed, since nothing of the script runs after.
         """
         if self._is_checking or not isinstance(path, (str, bytes, os.PathLike)):
             return
