@@ -26,7 +26,7 @@ EVERYWHERE = {"torch", "rightbatch", "__future__"} | sys.stdlib_module_names
 # work it does. The examples show frameworks as a user has them.
 HOMES = {
     "PIL": (
-        "_serve/pipeline.py",
+        "_serve/snapshots.py",
         "_serve/sources/",
         "_serve/web/",
         "integrations/_yolo_outputs.py",
