@@ -90,7 +90,8 @@ def _in_forks(
     forks = min(len(tasks), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     if forks < 2:
         return [answer(task) for task in tasks]
-    readers, children = [], []
+    readers: list[int] = []
+    children: list[int] = []
     for fork in range(forks):
         reader, writer = os.pipe()
         with warnings.catch_warnings():
@@ -98,6 +99,8 @@ def _in_forks(
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:
+            for unread in (*readers, reader):  # a write must fail once nobody reads
+                os.close(unread)
             _run_fork(answer, tasks[fork::forks], writer)
         os.close(writer)
         readers.append(reader)
