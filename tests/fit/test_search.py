@@ -83,6 +83,22 @@ def search(
     raise AssertionError(f"no end: {[(p.batch_size, p.outcome) for p in probes]}")
 
 
+@dataclass
+class Restless(Machine):
+    """Takes `jump` bytes once, not for a size: between the small probes, and later if `always`."""
+
+    jump: float = 80 * MIB
+    always: bool = False
+
+    def run(self, run: Run, process: int) -> Probe:
+        extra = self.jump if (process == 1 and run.batch_size > 1) or self.always else 0.0
+        quiet, self.needed = self.needed, lambda size: quiet(size) + extra
+        try:
+            return super().run(run, process)
+        finally:
+            self.needed = quiet
+
+
 lines = st.tuples(st.floats(1, 1200), st.floats(0.01, 400)).map(
     lambda pair: lambda size: (pair[0] + pair[1] * size) * MIB
 )
@@ -336,3 +352,19 @@ def test_the_last_process_takes_the_middle_and_goes_on_from_there() -> None:
     assert isinstance(following, Run)
     assert 43 < following.batch_size < 47
     assert not following.fresh
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("slope", [0.001, 0.1, 1.0, 4.0])
+@pytest.mark.parametrize("largest", [32, 1000])
+def test_a_thread_that_starts_between_two_sizes_is_not_taken_for_their_difference(
+    slope: float, always: bool, largest: int
+) -> None:
+    machine = Restless(lambda size: (8 + slope * size) * MIB, ceiling=285 * MIB, always=always)
+    found, probes = search(machine, largest=largest, slack=True)
+    room = 285 - 8 - (80 if always else 0)
+    edge = min(largest, int(room / slope))
+    assert found.batch_size is not None
+    assert found.batch_size >= (1 - 2 * TOLERANCE) * edge, [
+        (p.batch_size, p.outcome, p.process) for p in probes
+    ]

@@ -29,6 +29,8 @@ SMALL_SHARE = 0.25
 """No small probe is expected to need more than this share of the room over the intercept."""
 STRAIGHT = 0.03
 """Slopes between successive small probes that differ by less make a line."""
+REFUTING = 0.75
+"""A survivor that claims less than this share of what the small probes promised refutes them."""
 HELD_SHARE = 0.17
 """What glibc's malloc holds beyond the line when a ceiling is nearly reached, as a share of the
 room over the intercept: 13 to 25% on the workloads of benchmarks/fit.py. With a smaller
@@ -126,6 +128,14 @@ def _chord(probes: Sequence[Probe], best: Probe) -> Line:
         return Line(best.needed_bytes / best.batch_size, 0.0)
     slope = (best.needed_bytes - first.needed_bytes) / steps
     return Line(slope, best.needed_bytes - slope * best.batch_size)
+
+
+def _refutes(best: Probe, line: Line) -> bool:
+    """Whether a survivor needs so little that the line through the small probes is wrong.
+
+    Something else than the size took memory in their process, as a thread that was started.
+    """
+    return best.process > 1 and best.claimed_bytes < REFUTING * line.at(best.batch_size)
 
 
 def is_straight(probes: Sequence[Probe]) -> bool:
@@ -236,7 +246,9 @@ def _small(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> 
 def _large(probes: Sequence[Probe], q: Question, low: int, high: int | None) -> Run | None:
     """Return the next size for an ordinary process; None if the largest survivor is the answer."""
     best = [p for p in probes if p.batch_size == low and p.is_ok][-1]
-    line = fit_line(probes) or _chord(probes, best)
+    line = fit_line(probes)
+    if line is None or _refutes(best, line):
+        line = _chord(probes, best)
     is_settled = best.whole and (best.process > 1 or not q.slack)
     has_room = best.claimed_bytes <= 2 * SMALL_SHARE * q.ceiling_bytes
     if low == q.largest and (is_settled or has_room):
