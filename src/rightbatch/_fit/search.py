@@ -133,9 +133,11 @@ def _chord(probes: Sequence[Probe], best: Probe) -> Line:
 def _refutes(best: Probe, line: Line) -> bool:
     """Whether a survivor needs so little that the line through the small probes is wrong.
 
-    Something else than the size took memory in their process, as a thread that was started.
+    Something else than the size took memory in their process, as a thread that was started. What a
+    brief run was charged says little, since more steps may add to it.
     """
-    return best.process > 1 and best.claimed_bytes < REFUTING * line.at(best.batch_size)
+    is_ordinary = best.process > 1 and best.whole
+    return is_ordinary and best.claimed_bytes < REFUTING * line.at(best.batch_size)
 
 
 def is_straight(probes: Sequence[Probe]) -> bool:
