@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from rightbatch._training.scaling import scale_optimizer, scaling
+from rightbatch._training.scaling import betas_of, scale_optimizer, scaling
 
 
 @pytest.mark.parametrize("noise_scale", [1.0, 30.0, 1e6])
@@ -32,6 +34,55 @@ def test_adam_scales_by_the_square_root_with_beta2_and_epsilon() -> None:
     assert rule.learning_rate_factor == 2
     assert rule.beta2 == pytest.approx(1 - 4 * 0.001)
     assert rule.epsilon_factor == pytest.approx(0.5)
+
+
+ADAPTIVE: dict[str, tuple[float, float] | None] = {
+    "SGD": None,
+    "ASGD": None,
+    "Adam": (0.9, 0.999),
+    "NAdam": (0.9, 0.999),
+    "Adamax": (0.9, 0.999),
+    "RMSprop": (0.0, 0.99),
+    "Adadelta": (0.0, 0.9),
+    "Adagrad": (0.0, 1.0),
+    "Adafactor": (0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_optimizers_that_divide_by_mean_squares_are_adaptive(name: str) -> None:
+    """RMSprop is in Malladi's theorem; they differ from SGD in what noise does to a step."""
+    from rightbatch.integrations.command.launch import SITE
+
+    optimizer = getattr(torch.optim, name)([nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert betas_of(optimizer) == ADAPTIVE[name]
+    sys.path.insert(0, str(SITE))
+    try:
+        decays = importlib.import_module("_rightbatch_agent.decays")
+    finally:
+        sys.path.remove(str(SITE))
+    found = decays.betas_of(optimizer, optimizer.param_groups[0])
+    assert (None if found is None else tuple(found)) == ADAPTIVE[name]
+
+
+def test_rmsprop_scales_by_the_square_root_with_alpha_and_epsilon() -> None:
+    optimizer = torch.optim.RMSprop([nn.Parameter(torch.zeros(1))], lr=0.1, alpha=0.99, eps=1e-8)
+    rule = scaling(betas_of(optimizer), 16, 64, 100.0)
+    scale_optimizer(optimizer, rule.batch_factor, rule.learning_rate_factor)
+    group = optimizer.param_groups[0]
+    assert group["lr"] == pytest.approx(0.2)
+    assert group["alpha"] == rule.beta2 == pytest.approx(1 - 4 * 0.01)
+    assert group["eps"] == pytest.approx(0.5e-8)
+
+
+def test_adagrad_scales_by_the_square_root_alone() -> None:
+    optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))], lr=0.1)
+    rule = scaling(betas_of(optimizer), 16, 64, 100.0)
+    assert (rule.learning_rate_factor, rule.beta2, rule.epsilon_factor) == (2, None, None)
+    assert "adaptive" in rule.rule
+    before = dict(optimizer.param_groups[0], lr=0.2)
+    scale_optimizer(optimizer, rule.batch_factor, rule.learning_rate_factor)
+    assert optimizer.param_groups[0] == before
 
 
 def test_beta2_never_loses_its_memory() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class TrainingFacts:
     """Properties of a loop's model, optimizer and loader.
 
-    `betas` are those of Adam and its variants, None for others. `gradient_bytes` is what
+    `betas` are those of `scaling.betas_of`, None for SGD. `gradient_bytes` is what
     distributed processes exchange per update. `precision` is None if the framework sets it.
     `parts_differ` is the relative difference between the gradients of a few examples in two parts
     and at once, 0 if it is rounding, and `parts_reason` its likely cause
@@ -46,13 +46,13 @@ def facts_of(
     exactness: Exactness | None = None,
 ) -> TrainingFacts:
     """Return the facts of a model and its optimizer; the keywords are properties of the loop."""
+    from rightbatch._training.scaling import betas_of
     from rightbatch._workload.normalization import has_batch_norm
 
-    betas = optimizer.defaults.get("betas")
     differs = exactness is not None and not exactness.is_exact
     return TrainingFacts(
         optimizer=type(optimizer).__name__,
-        betas=tuple(betas) if betas else None,
+        betas=betas_of(optimizer),
         batch_norm=has_batch_norm(model),
         gradient_bytes=sum(p.nbytes for p in model.parameters() if p.requires_grad),
         workers=workers,

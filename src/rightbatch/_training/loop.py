@@ -22,7 +22,7 @@ from rightbatch._training.evaluation import evaluated
 from rightbatch._training.facts import TrainingFacts, facts_of
 from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import LoopPlan, Observer
-from rightbatch._training.scaling import learning_rate_of, scale_optimizer
+from rightbatch._training.scaling import betas_of, learning_rate_of, scale_optimizer
 from rightbatch._training.state import TrainingState
 from rightbatch._training.step import PlainStep, move_state, resize_buffers
 from rightbatch._workload.batch import to_device
@@ -99,7 +99,7 @@ class WorkloadLoop:
             margin=plan.margin,
         )
         if plan.factors is not None:  # after the schedule is made, since it may set learning rates
-            batch_factor, rate_factor = plan.factors(workload.optimizer.defaults.get("betas"))
+            batch_factor, rate_factor = plan.factors(betas_of(workload.optimizer))
             scale_optimizer(workload.optimizer, batch_factor, rate_factor, self.scheduler)
         self.learning_rate = learning_rate_of(workload.optimizer)
         self._stopped = ""

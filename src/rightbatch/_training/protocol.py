@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rightbatch._workload.workload import Precision, StepSeconds
 
 Betas = tuple[float, float] | None
-"""The betas of Adam and its variants; None for SGD."""
+"""The decays of an adaptive optimizer (`scaling.betas_of`); None for SGD."""
 
 
 class Ability(Enum):

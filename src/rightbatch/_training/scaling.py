@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, RMSprop
 from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch._errors import UsageError
@@ -15,14 +15,19 @@ _LEAST_LEFT = 0.01
 
 _SGD = "gain of AdaScale (Johnson 2020, arXiv 2007.05105; McCandlish 2018, arXiv 1812.06162)"
 _ADAM = "square root of the batch size, with beta2 and eps (Malladi 2022, arXiv 2205.10287)"
+_ADAPTIVE = "square root of the batch size, as for adaptive optimizers (Malladi 2022, 2205.10287)"
+_DECAYS = {"RMSprop": "alpha", "RMSpropTF": "alpha", "Adadelta": "rho"}
+"""What adaptive optimizers without betas call the decay of their mean of squares."""
+_WITHOUT_DECAY = {"Adagrad", "Adafactor"}
+"""Adaptive optimizers that have none, or one of their own that changes from step to step."""
 
 
 @dataclass(frozen=True)
 class Scaling:
     """How an optimizer changes for a batch that is `batch_factor` times as large.
 
-    `beta2` is the new value, `epsilon_factor` the factor on ε; None unless for Adam and its
-    variants. `rule` names the rule and its source.
+    `beta2` is the new value (RMSprop's `alpha`), `epsilon_factor` the factor on ε; None unless for
+    optimizers that have such a decay. `rule` names the rule and its source.
     """
 
     batch_factor: float
@@ -35,12 +40,12 @@ class Scaling:
 def scaling(
     betas: tuple[float, float] | None, before: int, after: int, noise_scale: float
 ) -> Scaling:
-    """Scale an optimizer from batch size `before` to `after`; `betas` are None for SGD.
+    """Scale an optimizer from batch size `before` to `after`; `betas` are those of `betas_of`.
 
     SGD: the gain of AdaScale (Johnson 2020, arXiv 2007.05105), which is the law of McCandlish et
     al. (2018): the best rate is proportional to 1/(1 + φ/B), linear far below the noise scale φ and
-    constant far above; it is linear if `noise_scale` is infinite. Adam and its variants: the square
-    root (Malladi 2022, arXiv 2205.10287), with β2 and ε; see `scaled_beta2`. β1 stays.
+    constant far above; it is linear if `noise_scale` is infinite. Adam, RMSprop and their variants:
+    the square root (Malladi 2022, arXiv 2205.10287), with β2 and ε; see `scaled_beta2`. β1 stays.
     """
     factor = after / before
     if betas is None:
@@ -49,7 +54,27 @@ def scaling(
             rate = (1 + noise_scale / before) / (1 + noise_scale / after)
         return Scaling(factor, rate, None, None, _SGD)
     root = math.sqrt(factor)
+    if betas[1] == 1:
+        return Scaling(factor, root, None, None, _ADAPTIVE)
     return Scaling(factor, root, scaled_beta2(betas[1], factor), 1 / root, _ADAM)
+
+
+def betas_of(optimizer: Optimizer) -> tuple[float, float] | None:
+    """Return the decays of an adaptive optimizer's means of gradients and of squares.
+
+    Those of Adam and its variants are `betas`. Others that divide by the root of mean squares have
+    (0, decay), with 1 where there is no decay. None for SGD and all that are not known.
+    """
+    group = optimizer.defaults | next(iter(optimizer.param_groups), {})
+    if group.get("betas"):
+        first, second, *_ = group["betas"]
+        return float(first), float(second)
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _WITHOUT_DECAY:
+            return 0.0, 1.0
+        if kind.__name__ in _DECAYS:
+            return 0.0, float(group[_DECAYS[kind.__name__]])
+    return None
 
 
 def scaled_beta2(beta2: float, batch_factor: float) -> float:
@@ -98,8 +123,13 @@ def scale_optimizer(
         if "betas" in group:
             beta1, beta2 = group["betas"]
             group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))
-            if "eps" in group:
-                group["eps"] = group["eps"] / math.sqrt(batch_factor)
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in _DECAYS:
+                name = _DECAYS[kind.__name__]
+                group[name] = scaled_beta2(group[name], batch_factor)
+        is_scaled = "betas" in group or isinstance(optimizer, RMSprop)
+        if is_scaled and "eps" in group:
+            group["eps"] = group["eps"] / math.sqrt(batch_factor)
 
 
 def learning_rate_of(optimizer: Optimizer) -> float | None:

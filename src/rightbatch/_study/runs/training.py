@@ -213,7 +213,7 @@ def factors_of(training: Training, plan: RunPlan, betas: Betas) -> tuple[float, 
     is_known = plan.noise_scale is not None or training.base_batch is not None
     if betas is None and not is_known:
         raise UsageError(
-            f"scaling SGD's learning rate from batch size {base} to {size} depends on the noise "
+            f"scaling the learning rate from batch size {base} to {size} depends on the noise "
             f"scale, which a run at {base} measures: add {base} to the batches, give the size that "
             "the learning rate was chosen for with --base-batch, give --noise-scale, or keep the "
             "rate with --rule none"

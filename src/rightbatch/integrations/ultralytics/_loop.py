@@ -22,7 +22,7 @@ from rightbatch._training.distributed import Processes
 from rightbatch._training.facts import TrainingFacts, facts_of
 from rightbatch._training.observers import Observers
 from rightbatch._training.protocol import BatchTooLargeError, LoopPlan, Observer
-from rightbatch._training.scaling import scale_optimizer
+from rightbatch._training.scaling import betas_of, scale_optimizer
 from rightbatch._training.state import TrainingState
 from rightbatch.integrations.ultralytics._arguments import averaging, loop_arguments
 from rightbatch.integrations.ultralytics._data import missing_data_refused
@@ -236,8 +236,7 @@ class UltralyticsLoop:
         self.device = trainer.device
         rate = 1.0
         if self.plan.factors is not None:
-            betas = trainer.optimizer.param_groups[0].get("betas")
-            batch_factor, rate = self.plan.factors(betas)
+            batch_factor, rate = self.plan.factors(betas_of(trainer.optimizer))
             scale_optimizer(trainer.optimizer, batch_factor, rate, trainer.scheduler)
             trainer.args.warmup_bias_lr *= rate
             trainer.ema.decay = averaging(trainer.ema.decay, batch_factor)

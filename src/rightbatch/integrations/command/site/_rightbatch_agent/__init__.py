@@ -10,6 +10,7 @@ error of its own never reaches the command: the agent reports it and stops obser
     imports      a callback after `import torch`
     watcher      steps, micro-batches, losses, and the time spent waiting for data
     optimizers   which calls of which optimizers are one update
+    decays       of adaptive optimizers
     loaders      how many examples loaders return
     inputs       how many examples modules get, without a loader
     noise        gradient statistics of sampled steps

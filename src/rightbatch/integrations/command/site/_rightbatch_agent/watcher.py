@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Callable
 
 from . import connection as _connection
+from .decays import betas_of
 from .inputs import Inputs
 from .loaders import Loaders
 from .memory import Memory, shared
@@ -204,12 +205,12 @@ class Watcher:
         self._noise.restart()
         # Before a schedule changes it: the rate that the script was given.
         group: dict[str, Any] = next(iter(optimizer.param_groups), {})
-        rate, betas = group.get("lr"), group.get("betas")
+        rate = group.get("lr")
         self._send(
             event="training",
             world=self._world(),
             learning_rate=None if rate is None else float(rate),
-            betas=[float(beta) for beta in betas] if betas else None,
+            betas=betas_of(optimizer, group),
         )
 
     def _on_batch(
