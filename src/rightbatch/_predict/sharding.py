@@ -138,7 +138,10 @@ def only_memory_shown(resized: Callable[[torch.UntypedStorage, int], None]) -> I
     """
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
-    propagate, resize = ShardingPropagator._propagate_tensor_meta_non_cached, _Storage.resize_
+    propagator: Any = ShardingPropagator
+    name = "_propagate_tensor_meta_non_cached"  # older ones have the cached one only
+    name = name if hasattr(propagator, name) else "_propagate_tensor_meta"
+    propagate, resize = getattr(propagator, name), _Storage.resize_
 
     def unseen(*args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
@@ -150,9 +153,9 @@ def only_memory_shown(resized: Callable[[torch.UntypedStorage, int], None]) -> I
         return result
 
     _Storage.resize_ = shown
-    ShardingPropagator._propagate_tensor_meta_non_cached = unseen  # type: ignore[method-assign]
+    setattr(propagator, name, unseen)
     try:
         yield
     finally:
         _Storage.resize_ = resize
-        ShardingPropagator._propagate_tensor_meta_non_cached = propagate  # type: ignore[method-assign]
+        setattr(propagator, name, propagate)
