@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 GALLERY = Path(__file__).parent / "gallery"
 
@@ -43,3 +46,15 @@ class Done:
     code: int
     out: str
     err: str
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Processes that run in a folder, as those of its commands do."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from command_scripts import GALLERY, Done
+from command_scripts import GALLERY, Done, processes_of
 
 import rightbatch as rb
 from rightbatch._training.trial import TrialRequest
@@ -22,18 +21,6 @@ from rightbatch._training.trial import TrialRequest
 Rightbatch = Callable[..., Done]
 PYTHON = sys.executable
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Processes that run in a folder, as those of its commands do."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
 
 
 @pytest.mark.slow

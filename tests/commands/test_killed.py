@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from command_scripts import processes_of
 
 WAITS = """
 import pathlib, time
@@ -35,17 +35,6 @@ def wait_for(condition: Callable[[], object]) -> None:
     assert condition()
 
 
-def processes_in(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("verb", ["fit", "study"])
@@ -66,6 +55,6 @@ def test_a_shell_does_not_go_on_after_a_kill(folder: Path, number: int, verb: st
         assert process.poll() is None, process.stdout and process.stdout.read()
         process.send_signal(number)
         assert process.wait(60) == -number
-        wait_for(lambda: not processes_in(folder))
+        wait_for(lambda: not processes_of(folder))
     assert not (folder / "after").exists()
     wait_for(lambda: not list(temporary.glob("r*b*-*")))  # its temporary folders

@@ -294,3 +294,14 @@ def test_steps_that_read_values_are_refused_when_sharded() -> None:
 def test_an_optimizer_that_cannot_be_rebuilt_is_refused_with_the_way_round() -> None:
     with pytest.raises(rb.UsageError, match=r"zero1 cannot rebuild Picky.*zero2 and zero3 keep"):
         predict("zero1", picky)
+
+
+def test_blocks_that_share_a_parameter_are_refused_with_the_way_round() -> None:
+    def tied() -> rb.Workload:
+        made = workload()
+        blocks: Any = made.model.blocks
+        blocks[2].wide.weight = blocks[0].wide.weight
+        return replace(made, optimizer=torch.optim.AdamW(made.model.parameters()))
+
+    with pytest.raises(rb.UsageError, match=r"is shared with .* predict it with zero1"):
+        predict("zero3", tied)

@@ -29,9 +29,8 @@ class Bare:
     """A batch of one's own class without any method."""
 
 
-def own_class():
-    def collate(items):
-        return Sample(*default_collate(items))
+def with_attributes(collate):
+    """Batches whose image and label are attributes."""
 
     def loss(model, batch):
         return nn.functional.cross_entropy(model(batch.image), batch.label)
@@ -39,6 +38,13 @@ def own_class():
     return trained(
         network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b.image)
     )
+
+
+def own_class():
+    def collate(items):
+        return Sample(*default_collate(items))
+
+    return with_attributes(collate)
 
 
 def own_class_without_methods():
@@ -47,12 +53,7 @@ def own_class_without_methods():
         batch.image, batch.label = default_collate(items)
         return batch
 
-    def loss(model, batch):
-        return nn.functional.cross_entropy(model(batch.image), batch.label)
-
-    return trained(
-        network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b.image)
-    )
+    return with_attributes(collate)
 
 
 class Slotted:
@@ -68,12 +69,7 @@ def slotted_classes():
     def collate(items):
         return Slotted(*default_collate(items))
 
-    def loss(model, batch):
-        return nn.functional.cross_entropy(model(batch.image), batch.label)
-
-    return trained(
-        network(), loss, Items(pair), collate=collate, predict=lambda model, b: model(b.image)
-    )
+    return with_attributes(collate)
 
 
 class Table(dict):

@@ -41,7 +41,8 @@ def shard(
     entries of the outermost lists of modules.
 
     Raises:
-        UsageError: if the optimizer cannot be built for a part of the parameters.
+        UsageError: if the optimizer cannot be built for a part of the parameters, or FSDP2 refuses
+            the model, as where two blocks share a parameter.
     """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -72,7 +73,17 @@ def _fully_shard(
     with mode:
         for module in (*blocks_of(model), model):
             if any(True for _ in module.parameters()):
-                apply(module)
+                _apply(apply, module)
+
+
+def _apply(shard_one: Callable[..., object], module: nn.Module) -> None:
+    try:
+        shard_one(module)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"FSDP2 does not shard this model block by block ({error}); predict it with zero1, or "
+            "without sharding"
+        ) from error
 
 
 def _partitioned(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

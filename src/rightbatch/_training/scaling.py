@@ -69,12 +69,16 @@ def betas_of(optimizer: Optimizer) -> tuple[float, float] | None:
     if group.get("betas"):
         first, second, *_ = group["betas"]
         return float(first), float(second)
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in _WITHOUT_DECAY:
-            return 0.0, 1.0
-        if kind.__name__ in _DECAYS:
-            return 0.0, float(group[_DECAYS[kind.__name__]])
-    return None
+    decay = _decay_name(optimizer)
+    if decay is not None:
+        return 0.0, float(group[decay])
+    is_adaptive = any(kind.__name__ in _WITHOUT_DECAY for kind in type(optimizer).__mro__)
+    return (0.0, 1.0) if is_adaptive else None
+
+
+def _decay_name(optimizer: Optimizer) -> str | None:
+    names = (kind.__name__ for kind in type(optimizer).__mro__)
+    return next((_DECAYS[name] for name in names if name in _DECAYS), None)
 
 
 def scaled_beta2(beta2: float, batch_factor: float) -> float:
@@ -110,6 +114,7 @@ def scale_optimizer(
             if hasattr(schedule, name):
                 rates = [rate * rate_factor for rate in getattr(schedule, name)]
                 setattr(schedule, name, rates)
+    decay = _decay_name(optimizer)
     for group in optimizer.param_groups:
         if rate_factor != 1:
             group["lr"] = group["lr"] * rate_factor
@@ -123,12 +128,9 @@ def scale_optimizer(
         if "betas" in group:
             beta1, beta2 = group["betas"]
             group["betas"] = (beta1, scaled_beta2(beta2, batch_factor))
-        for kind in type(optimizer).__mro__:
-            if kind.__name__ in _DECAYS:
-                name = _DECAYS[kind.__name__]
-                group[name] = scaled_beta2(group[name], batch_factor)
-        is_scaled = "betas" in group or isinstance(optimizer, RMSprop)
-        if is_scaled and "eps" in group:
+        elif decay is not None:
+            group[decay] = scaled_beta2(group[decay], batch_factor)
+        if ("betas" in group or isinstance(optimizer, RMSprop)) and "eps" in group:
             group["eps"] = group["eps"] / math.sqrt(batch_factor)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,18 @@ from urllib.parse import urlsplit
 
 import pytest
 from films import PATIENCE, reserved_port, wait_for
-from sites import JSON, StandIn, ask, encoded, heights, http_threads, picture, site, stand_in
+from sites import (
+    JSON,
+    Answer,
+    StandIn,
+    ask,
+    encoded,
+    heights,
+    http_threads,
+    picture,
+    site,
+    stand_in,
+)
 
 from rightbatch._errors import UsageError
 
@@ -59,21 +72,33 @@ def test_it_stops_and_the_port_is_free_again(server: StandIn) -> None:
             assert ask(url, "/health").status == 200
 
 
-def test_what_is_being_answered_when_it_stops_is_answered() -> None:
+@contextlib.contextmanager
+def stopped_while_running(
+    model: Callable[[list[Any]], list[int]], seconds: float
+) -> Iterator[Answer]:
+    """The answer to a picture that the model has begun with when the server is told to stop."""
     is_running = threading.Event()
 
-    def slow(images: list[Any]) -> list[int]:
+    def running(images: list[Any]) -> list[int]:
         is_running.set()
-        time.sleep(0.1)
-        return [1] * len(images)
+        return model(images)
 
-    with stand_in(slow) as server:
+    with stand_in(running) as server:
         listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
             assert is_running.wait(PATIENCE)
-            listening.stop(PATIENCE)  # the calibration takes several seconds
-            assert asked.result().status == 200
+            listening.stop(seconds)
+            yield asked.result()
+
+
+def test_what_is_being_answered_when_it_stops_is_answered() -> None:
+    def slow(images: list[Any]) -> list[int]:
+        time.sleep(0.1)
+        return [1] * len(images)
+
+    with stopped_while_running(slow, PATIENCE) as answer:  # calibration takes several seconds
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0])
@@ -81,21 +106,15 @@ def test_what_is_not_answered_when_the_time_to_stop_is_over_gets_503(
     caplog: pytest.LogCaptureFixture, seconds: float
 ) -> None:
     """A model that hangs: no connection that is cut off, and no traceback."""
-    is_running, go = threading.Event(), threading.Event()
+    go = threading.Event()
 
     def hangs(images: list[Any]) -> list[int]:
-        is_running.set()
         go.wait(PATIENCE)
         return [1] * len(images)
 
-    with stand_in(hangs) as server:
-        listening = HttpServer().start(make_app(server), "127.0.0.1", 0)
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(ask, listening.url, "/predict", encoded(picture()))
-            assert is_running.wait(PATIENCE)
-            listening.stop(seconds)
-            assert asked.result().status == 503
-            assert "stopped" in asked.result().content["error"]
+    with stopped_while_running(hangs, seconds) as answer:
+        assert answer.status == 503
+        assert "stopped" in answer.content["error"]
         go.set()
     assert "Exception" not in caplog.text
 
