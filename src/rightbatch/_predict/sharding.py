@@ -13,7 +13,7 @@ The peers' names of what is sharded: `zero1` is `ZeroRedundancyOptimizer` (the o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,8 +41,8 @@ def shard(
     entries of the outermost lists of modules.
 
     Raises:
-        UsageError: if the optimizer cannot be built for a part of the parameters, or FSDP2 refuses
-            the model, as where two blocks share a parameter.
+        UsageError: if the optimizer cannot be built for a part of the parameters, or two
+            blocks share a parameter.
     """
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -66,24 +66,30 @@ def _fully_shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    blocks = blocks_of(model)
+    _check_unshared(model, blocks)
     mesh = init_device_mesh("cpu", (ranks,))  # reads ranks from a tensor
     apply = partial(fully_shard, mesh=mesh)
     if keeps_gathered:
         apply = partial(apply, reshard_after_forward=False)
     with mode:
-        for module in (*blocks_of(model), model):
+        for module in (*blocks, model):
             if any(True for _ in module.parameters()):
-                _apply(apply, module)
+                apply(module)
 
 
-def _apply(shard_one: Callable[..., object], module: nn.Module) -> None:
-    try:
-        shard_one(module)
-    except (ValueError, AssertionError) as error:
-        raise UsageError(
-            f"FSDP2 does not shard this model block by block ({error}); predict it with zero1, or "
-            "without sharding"
-        ) from error
+def _check_unshared(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Check that no two units of FSDP2 have a parameter together, which it does not shard."""
+    unit_of = {id(m): number for number, block in enumerate(blocks) for m in block.modules()}
+    first: dict[int, int | None] = {}
+    for name, module in model.named_modules():
+        unit = unit_of.get(id(module))
+        for own, parameter in module._parameters.items():
+            if parameter is not None and first.setdefault(id(parameter), unit) != unit:
+                raise UsageError(
+                    f"{name}.{own} is shared with another block, and FSDP2 shards block by block; "
+                    "predict it with zero1, or without sharding"
+                )
 
 
 def _partitioned(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
